@@ -1,0 +1,65 @@
+//! Whose tokens are accepted: decided once, before anything starts.
+
+use secrecy::SecretString;
+
+/// Everything that the verifier is built from.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Whose tokens are accepted.
+    pub issuer: Issuer,
+    /// Set when sessions are also checked for revocation.
+    pub revocation: Option<Revocation>,
+}
+
+/// The issuer of the ID tokens.
+#[derive(Debug, Clone)]
+pub enum Issuer {
+    /// Firebase Authentication, by the rules that Google publishes for third-party libraries
+    /// (<https://firebase.google.com/docs/auth/admin/verify-id-tokens#verify_id_tokens_using_a_third-party_jwt_library>).
+    Firebase {
+        /// Audience, and the last part of the issuer.
+        project_id: String,
+        /// Where the keys come from instead of Google's endpoint.
+        jwks_url: Option<String>,
+    },
+    /// The Firebase Auth emulator, whose tokens are not signed.
+    Emulator {
+        /// Audience, and the last part of the issuer.
+        project_id: String,
+        /// `HOST:PORT` of the emulator.
+        host: String,
+    },
+    /// Any other OpenID Connect issuer that signs with RS256 or ES256.
+    OpenId {
+        /// `iss`, exactly.
+        issuer: String,
+        /// `aud`, or one of its values.
+        audience: String,
+        /// The issuer's JWK set (RFC 7517).
+        jwks_url: String,
+    },
+}
+
+/// How to ask whether a session was revoked.
+#[derive(Debug, Clone)]
+pub enum Revocation {
+    /// Google's Identity Toolkit, as this service account.
+    Google(ServiceAccount),
+    /// The emulator in [`Issuer::Emulator`], which asks for no credentials.
+    Emulator,
+}
+
+/// The parts of a service account's JSON file that are needed.
+#[derive(Debug, Clone)]
+pub struct ServiceAccount {
+    /// `project_id`
+    pub project_id: String,
+    /// `client_email`
+    pub client_email: String,
+    /// `private_key`, PEM (PKCS #8)
+    pub private_key: SecretString,
+    /// `private_key_id`
+    pub private_key_id: Option<String>,
+    /// `token_uri`
+    pub token_uri: String,
+}

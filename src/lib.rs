@@ -1,0 +1,4 @@
+//! duorelay
+
+pub mod auth;
+pub mod relay;
