@@ -1,4 +1,6 @@
 //! duorelay
 
 pub mod auth;
+pub mod config;
 pub mod relay;
+pub mod telemetry;
