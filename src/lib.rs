@@ -1,4 +1,5 @@
 //! duorelay
 
 pub mod auth;
+pub mod demo;
 pub mod relay;
