@@ -64,6 +64,16 @@ pub struct Seat {
     outbox: RefCell<Outbox>,
     waker: RefCell<Option<Waker>>,
     renew_at: Cell<Instant>,
+    drain: Cell<Option<Drain>>,
+}
+
+/// This instance is leaving: when this connection should come back elsewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Drain {
+    /// Its turn.
+    pub at: Instant,
+    /// When it is closed with 1012 if it is still here.
+    pub deadline: Instant,
 }
 
 impl std::fmt::Debug for Seat {
@@ -109,6 +119,12 @@ impl Seat {
     pub fn close_now(&self, close: Close) {
         self.with_outbox(|outbox| outbox.close_now(None, close));
         self.wake();
+    }
+
+    /// When this connection should leave, if the instance is leaving.
+    #[must_use]
+    pub fn drain(&self) -> Option<Drain> {
+        self.drain.get()
     }
 
     /// The name of the classic room: the e-mail address, or the uid.
@@ -174,6 +190,7 @@ pub struct Hub {
     backplane: Rc<dyn Backplane>,
     metrics: Arc<Metrics>,
     is_down: Cell<bool>,
+    leaving: Cell<Option<Instant>>,
 }
 
 impl Hub {
@@ -197,6 +214,7 @@ impl Hub {
                 backplane,
                 metrics,
                 is_down: Cell::new(false),
+                leaving: Cell::new(None),
             }
         })
     }
@@ -254,6 +272,7 @@ impl Hub {
             outbox: RefCell::default(),
             waker: RefCell::default(),
             renew_at: Cell::new(Instant::now() + self.settings.lease),
+            drain: Cell::new(None),
         });
         let known = {
             let mut room = seat.room.borrow_mut();
@@ -331,6 +350,15 @@ impl Hub {
                     },
                 );
             }
+        }
+        if let Some(deadline) = self.leaving.get() {
+            // Its handshake was let in before the end of the drain delay.
+            let now = Instant::now();
+            let at = now
+                + deadline
+                    .saturating_duration_since(now)
+                    .mul_f64(0.8 * fastrand::f64());
+            seat.drain.set(Some(Drain { at, deadline }));
         }
         self.apply(effects);
         self.settle(seat);
@@ -749,6 +777,21 @@ impl Hub {
             );
             self.apply(effects);
             self.settle(&seat);
+        }
+    }
+
+    /// This instance is leaving: connections come back elsewhere, spread evenly with jitter until
+    /// shortly before the deadline.
+    pub fn drain(&self, now: Instant, deadline: Instant) {
+        self.leaving.set(Some(deadline));
+        let seats = self.seats();
+        // The last clients need time to move, too.
+        let step = deadline.saturating_duration_since(now).mul_f64(0.8)
+            / u32::try_from(seats.len().max(1)).unwrap_or(u32::MAX);
+        for (turn, seat) in (0u32..).zip(&seats) {
+            let at = now + step * turn + step.mul_f64(fastrand::f64());
+            seat.drain.set(Some(Drain { at, deadline }));
+            seat.wake();
         }
     }
 

@@ -253,6 +253,12 @@ impl Outbox {
         self.goodbye.is_some()
     }
 
+    /// True when only the goodbye is left.
+    #[must_use]
+    pub fn is_empty_but_goodbye(&self) -> bool {
+        self.goodbye.is_some() && self.is_drained()
+    }
+
     /// True when nothing waits, not even a goodbye.
     #[must_use]
     pub fn is_empty(&self) -> bool {

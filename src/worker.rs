@@ -1,0 +1,327 @@
+//! One worker: a thread with a single-threaded runtime, its share of the hub, and the sockets of its
+//! users.
+//!
+//! A user belongs to one worker by a hash of the uid, so that a room's two sockets in a process meet on
+//! one thread: the frame path has no lock and wakes no other thread.
+
+use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{MissedTickBehavior, timeout};
+use tracing::{debug, error};
+use uuid::Uuid;
+
+use crate::auth::Verifier;
+use crate::backplane::{Backplane, InstanceInfo, RoomSnapshot, Sink};
+use crate::edge::limits::Admission;
+use crate::edge::socket::{Socket, SocketSettings};
+use crate::edge::stream::MovingStream;
+use crate::hub::{Hub, HubSettings, Joining, Seat};
+use crate::metrics::Metrics;
+use crate::relay::ids::{ConnectionId, Device, UserId};
+use crate::relay::refusal::Refusal;
+
+/// Commands that may wait for a worker.
+const COMMANDS: usize = 1024;
+/// How long a worker takes to begin with a command, and a client to take its upgrade.
+const HAND_OVER_LIMIT: Duration = Duration::from_secs(10);
+/// How often a worker looks for slots to renew.
+const RENEW_TICK: Duration = Duration::from_secs(1);
+
+/// A socket on its way from the thread that accepted it.
+#[derive(Debug)]
+pub struct Moving {
+    /// The socket.
+    pub stream: MovingStream,
+    /// What the client sent right behind its handshake.
+    pub early: Bytes,
+}
+
+/// A signed-in connection that asks for its slot.
+#[derive(Debug)]
+pub struct Join {
+    /// Who, and which slot.
+    pub joining: Joining,
+    /// Its place among the connections of this instance.
+    pub admission: Admission,
+    /// Gets the answer to the handshake.
+    pub answer: oneshot::Sender<Result<(), Refusal>>,
+    /// Brings the socket, once the handshake was answered.
+    pub socket: oneshot::Receiver<Moving>,
+}
+
+/// What the edge asks of a worker.
+#[derive(Debug)]
+pub enum Command {
+    /// A new connection.
+    Join(Box<Join>),
+    /// Who is in a room?
+    Look(UserId, oneshot::Sender<Result<RoomSnapshot, Refusal>>),
+    /// A message from an operator.
+    Tell(
+        UserId,
+        Vec<Device>,
+        Bytes,
+        oneshot::Sender<Result<usize, Refusal>>,
+    ),
+    /// An operator disconnects devices.
+    Disconnect(UserId, Vec<Device>, oneshot::Sender<Result<usize, Refusal>>),
+    /// Which instances are there?
+    Instances(oneshot::Sender<Vec<InstanceInfo>>),
+    /// This instance leaves until then.
+    Drain(Instant),
+    /// Everything is closed: end.
+    Stop,
+}
+
+/// What all workers are made from.
+#[derive(Clone)]
+pub struct WorkerSettings {
+    /// The hub's.
+    pub hub: HubSettings,
+    /// Verifies fresh tokens in-band.
+    pub verifier: Verifier,
+    /// Where they are verified.
+    pub verify_on: tokio::runtime::Handle,
+    /// The largest message.
+    pub message_bytes: usize,
+    /// Close with 4003 when a token expires.
+    pub enforce_expiry: bool,
+    /// Ask sockets to come back after this time.
+    pub max_lifetime: Option<Duration>,
+    /// How long a socket that was asked to come back may stay.
+    pub leave_within: Duration,
+    /// What this process counts.
+    pub metrics: Arc<Metrics>,
+    /// Makes a worker's share of the backplane, on the worker's thread.
+    pub backplane: Arc<dyn Fn(Sink) -> Rc<dyn Backplane> + Send + Sync>,
+}
+
+/// A running worker.
+#[derive(Debug)]
+pub struct Worker {
+    commands: mpsc::Sender<Command>,
+    thread: thread::JoinHandle<()>,
+}
+
+/// All workers of a process.
+#[derive(Debug, Clone)]
+pub struct Workers(Arc<[mpsc::Sender<Command>]>);
+
+impl Worker {
+    /// Starts a thread.
+    ///
+    /// # Errors
+    /// When the system gives no thread or no epoll.
+    pub fn start(number: usize, settings: WorkerSettings) -> io::Result<Self> {
+        let (commands, receiver) = mpsc::channel(COMMANDS);
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let thread = thread::Builder::new()
+            .name(format!("worker-{number}"))
+            .spawn(move || {
+                let local = tokio::task::LocalSet::new();
+                local.block_on(&runtime, run(settings, receiver));
+            })?;
+        Ok(Self { commands, thread })
+    }
+
+    /// Waits for the thread to end.
+    pub fn join(self) {
+        drop(self.commands);
+        if self.thread.join().is_err() {
+            error!("a worker panicked");
+        }
+    }
+}
+
+impl Workers {
+    /// The way to these workers.
+    #[must_use]
+    pub fn of(workers: &[Worker]) -> Self {
+        Self(
+            workers
+                .iter()
+                .map(|worker| worker.commands.clone())
+                .collect(),
+        )
+    }
+
+    /// The worker to which a user belongs.
+    fn of_user(&self, user: &UserId) -> Option<&mpsc::Sender<Command>> {
+        let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(user);
+        let index = usize::try_from(hash % (self.0.len().max(1) as u64)).unwrap_or(0);
+        self.0.get(index)
+    }
+
+    /// Hands a command to the worker of a user. `false` when the worker is overloaded or gone.
+    pub async fn send(&self, user: &UserId, command: Command) -> bool {
+        let Some(worker) = self.of_user(user) else {
+            return false;
+        };
+        timeout(crate::backplane::CALL_LIMIT, worker.send(command))
+            .await
+            .is_ok_and(|sent| sent.is_ok())
+    }
+
+    /// Hands a command to the worker of a user and waits for its answer.
+    ///
+    /// # Errors
+    /// The worker's refusal, or [`Refusal::Full`] when it is overloaded.
+    pub async fn ask<T>(
+        &self,
+        user: &UserId,
+        command: impl FnOnce(oneshot::Sender<Result<T, Refusal>>) -> Command,
+    ) -> Result<T, Refusal> {
+        let (answer, answered) = oneshot::channel();
+        if !self.send(user, command(answer)).await {
+            return Err(Refusal::Full);
+        }
+        match timeout(HAND_OVER_LIMIT, answered).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) | Err(_) => Err(Refusal::Full),
+        }
+    }
+
+    /// Hands a command to every worker.
+    pub async fn tell_all(&self, command: impl Fn() -> Command) {
+        for worker in self.0.iter() {
+            // A worker that is gone needs to be told nothing.
+            let _ = timeout(HAND_OVER_LIMIT, worker.send(command())).await;
+        }
+    }
+
+    /// The instances of which the workers know.
+    pub async fn instances(&self) -> Vec<InstanceInfo> {
+        let Some(worker) = self.0.first() else {
+            return Vec::new();
+        };
+        let (answer, answered) = oneshot::channel();
+        if !timeout(HAND_OVER_LIMIT, worker.send(Command::Instances(answer)))
+            .await
+            .is_ok_and(|sent| sent.is_ok())
+        {
+            return Vec::new();
+        }
+        timeout(HAND_OVER_LIMIT, answered)
+            .await
+            .ok()
+            .and_then(Result::ok)
+            .unwrap_or_default()
+    }
+}
+
+async fn run(settings: WorkerSettings, mut commands: mpsc::Receiver<Command>) {
+    let hub = Hub::new(settings.hub, settings.metrics, |sink| {
+        (settings.backplane)(sink)
+    });
+    let sockets = Rc::new(SocketSettings {
+        verifier: settings.verifier,
+        verify_on: settings.verify_on,
+        message_bytes: settings.message_bytes,
+        enforce_expiry: settings.enforce_expiry,
+        max_lifetime: settings.max_lifetime,
+        leave_within: settings.leave_within,
+    });
+    let renewing = tokio::task::spawn_local(renew(Rc::clone(&hub)));
+    while let Some(command) = commands.recv().await {
+        match command {
+            Command::Join(join) => {
+                tokio::task::spawn_local(connect(Rc::clone(&hub), Rc::clone(&sockets), join));
+            }
+            Command::Look(user, answer) => {
+                answer_with(
+                    answer,
+                    &hub,
+                    move |hub| async move { hub.look(&user).await },
+                );
+            }
+            Command::Tell(user, devices, data, answer) => {
+                answer_with(answer, &hub, move |hub| async move {
+                    hub.tell_user(&user, &devices, data).await
+                });
+            }
+            Command::Disconnect(user, devices, answer) => {
+                answer_with(answer, &hub, move |hub| async move {
+                    hub.disconnect_user(&user, &devices).await
+                });
+            }
+            Command::Instances(answer) => {
+                // An asker that has gone needs no answer.
+                let _ = answer.send(hub.backplane().instances());
+            }
+            Command::Drain(deadline) => hub.drain(Instant::now(), deadline),
+            Command::Stop => break,
+        }
+    }
+    renewing.abort();
+    hub.backplane().close().await;
+}
+
+fn answer_with<T: 'static, F: Future<Output = T> + 'static>(
+    answer: oneshot::Sender<T>,
+    hub: &Rc<Hub>,
+    ask: impl FnOnce(Rc<Hub>) -> F,
+) {
+    let asked = ask(Rc::clone(hub));
+    tokio::task::spawn_local(async move {
+        // An asker that has gone needs no answer.
+        let _ = answer.send(asked.await);
+    });
+}
+
+async fn renew(hub: Rc<Hub>) {
+    let mut ticks = tokio::time::interval(RENEW_TICK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        hub.renew().await;
+    }
+}
+
+/// A connection's way into its room. Its task ends here; the socket gets one of its own, so that nothing
+/// of the handshake stays in memory.
+async fn connect(hub: Rc<Hub>, settings: Rc<SocketSettings>, join: Box<Join>) {
+    let Join {
+        joining,
+        admission,
+        answer,
+        socket,
+    } = *join;
+    let expires_at = joining.expires_at;
+    let connection = ConnectionId(Uuid::now_v7());
+    let seat = match hub.join(joining, connection).await {
+        Ok(seat) => seat,
+        Err(refusal) => {
+            let _ = answer.send(Err(refusal));
+            return;
+        }
+    };
+    // From here on the connection counts as connected until its socket has ended.
+    let give_up = |seat: &Rc<Seat>| {
+        debug!(connection.id = %seat.connection, "the client went away during its handshake");
+        hub.leave(seat);
+        hub.metrics().disconnected(seat.device, seat.protocol);
+    };
+    if answer.send(Ok(())).is_err() {
+        return give_up(&seat);
+    }
+    let Ok(Ok(Moving { stream, early })) = timeout(HAND_OVER_LIMIT, socket).await else {
+        return give_up(&seat);
+    };
+    let Ok(stream) = stream.arrive() else {
+        return give_up(&seat);
+    };
+    let socket = Socket::new(hub, seat, settings, stream, &early, expires_at);
+    tokio::task::spawn_local(async move {
+        socket.run().await;
+        drop(admission);
+    });
+}
