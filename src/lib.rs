@@ -8,5 +8,6 @@ pub mod edge;
 pub mod hub;
 pub mod metrics;
 pub mod relay;
+pub mod server;
 pub mod telemetry;
 pub mod worker;

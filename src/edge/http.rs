@@ -1,0 +1,271 @@
+//! The public port: upgrades, `GET /v1/session`, health, and what a page may read of it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{any, get};
+use http::header::{
+    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
+    ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, CACHE_CONTROL, CONTENT_TYPE, ORIGIN,
+    RETRY_AFTER, SEC_WEBSOCKET_VERSION, UPGRADE, VARY,
+};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use serde::Serialize;
+
+use super::limits::Gate;
+use super::upgrade;
+use crate::auth::{Verifier, unix_now};
+use crate::metrics::Metrics;
+use crate::relay::handshake;
+use crate::relay::protocol::Member;
+use crate::relay::refusal::Refusal;
+use crate::worker::{Command, Workers};
+
+/// What every request may need.
+#[derive(Debug)]
+pub struct Edge {
+    /// Who may come in.
+    pub gate: Arc<Gate>,
+    /// Who they are.
+    pub verifier: Verifier,
+    /// Where their rooms are.
+    pub workers: Workers,
+    /// What this process counts.
+    pub metrics: Arc<Metrics>,
+    /// The backplane's first probe is back, and no later one is missing.
+    pub backplane_ready: Arc<AtomicBool>,
+}
+
+/// Where a request's TCP connection comes from.
+#[derive(Debug, Clone, Copy)]
+pub struct PeerAddress(pub SocketAddr);
+
+/// The public port. `page` is served where no upgrade is asked for at `/`, and beside it.
+pub fn public(edge: Arc<Edge>, page: Option<Router>) -> Router {
+    let routes = Router::new()
+        .route("/ws", any(upgrade_only))
+        .route("/v1/session", get(session).options(preflight))
+        .merge(health_routes());
+    let routes = match page {
+        None => routes.route("/", any(upgrade_only)),
+        Some(page) => {
+            let page_at_root = page.clone();
+            let root = any(move |State(edge): State<Arc<Edge>>, request: Request| {
+                let page = page_at_root.clone();
+                async move {
+                    if upgrade::is_upgrade(&request) {
+                        upgrade::upgrade(edge, request).await
+                    } else {
+                        tower_service::Service::call(&mut page.clone(), request)
+                            .await
+                            .into_response()
+                    }
+                }
+            });
+            routes.route("/", root).fallback_service(page)
+        }
+    };
+    routes.with_state(edge)
+}
+
+/// `GET /healthz/live`, `GET /healthz/ready`, and App Engine's names for them.
+pub fn health_routes() -> Router<Arc<Edge>> {
+    Router::new()
+        .route("/healthz/live", get(live))
+        .route("/liveness_check", get(live))
+        .route("/healthz/ready", get(ready))
+        .route("/readiness_check", get(ready))
+}
+
+async fn upgrade_only(State(edge): State<Arc<Edge>>, request: Request) -> Response {
+    upgrade::upgrade(edge, request).await
+}
+
+/// The process works. Redis has no part in it: restarting every instance does not bring Redis back.
+async fn live() -> Response {
+    health(StatusCode::OK, "live")
+}
+
+async fn ready(State(edge): State<Arc<Edge>>) -> Response {
+    if edge.gate.is_draining() {
+        health(StatusCode::SERVICE_UNAVAILABLE, "draining")
+    } else if !edge.backplane_ready.load(Ordering::Acquire) {
+        health(StatusCode::SERVICE_UNAVAILABLE, "no backplane")
+    } else {
+        health(StatusCode::OK, "ready")
+    }
+}
+
+fn health(status: StatusCode, text: &'static str) -> Response {
+    (status, [(CACHE_CONTROL, "no-store")], text).into_response()
+}
+
+/// RFC 9457.
+#[derive(Serialize)]
+struct Problem {
+    r#type: &'static str,
+    title: &'static str,
+    status: u16,
+    code: &'static str,
+    detail: &'static str,
+}
+
+/// A refusal as an `application/problem+json` document.
+#[must_use]
+pub fn problem(refusal: Refusal) -> Response {
+    let status =
+        StatusCode::from_u16(refusal.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let problem = Problem {
+        r#type: "about:blank",
+        title: status.canonical_reason().unwrap_or_default(),
+        status: refusal.status(),
+        code: refusal.code(),
+        detail: refusal.detail(),
+    };
+    // Serialising fixed strings cannot fail.
+    let body = serde_json::to_vec(&problem).unwrap_or_default();
+    let mut response = (status, [(CONTENT_TYPE, "application/problem+json")], body).into_response();
+    let headers = response.headers_mut();
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    if let Some(seconds) = refusal.retry_after() {
+        headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    if refusal == Refusal::UpgradeRequired {
+        headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+        headers.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+        headers.insert(
+            http::header::CONNECTION,
+            HeaderValue::from_static("upgrade"),
+        );
+    }
+    response
+}
+
+#[derive(Serialize)]
+struct Session<'a> {
+    uid: &'a str,
+    email: Option<&'a str>,
+    expires_at: u64,
+    room: Slots,
+}
+
+#[derive(Serialize)]
+struct Slots {
+    desktop: Option<Member>,
+    mobile: Option<Member>,
+}
+
+/// Why was a handshake refused? A browser cannot read it from the handshake itself.
+async fn session(State(edge): State<Arc<Edge>>, request: Request) -> Response {
+    let peer = peer_of(&request);
+    let (parts, _) = request.into_parts();
+    let mut response = match read_session(&edge, peer, &parts.headers).await {
+        Ok(response) => response,
+        Err(refusal) => problem(refusal),
+    };
+    allow_origin(&edge, &parts.headers, response.headers_mut());
+    response
+}
+
+async fn read_session(
+    edge: &Edge,
+    peer: SocketAddr,
+    headers: &HeaderMap,
+) -> Result<Response, Refusal> {
+    // The admission ends with this request: it only asks for what a handshake would be told.
+    let _admission = edge.gate.admit(peer, headers)?;
+    let token = handshake::bearer(headers)?.ok_or(Refusal::MissingToken)?;
+    let identity = edge.verifier.verify(token, unix_now()).await?;
+    let user = identity.user.clone();
+    let [desktop, mobile] = edge
+        .workers
+        .ask(&identity.user, |answer| Command::Look(user, answer))
+        .await?;
+    let session = Session {
+        uid: identity.user.as_str(),
+        email: identity.email.as_ref().map(|email| email.as_str()),
+        expires_at: identity.expires_at,
+        room: Slots {
+            desktop: desktop.map(|held| held.holder.member),
+            mobile: mobile.map(|held| held.holder.member),
+        },
+    };
+    let mut response = axum::Json(session).into_response();
+    response
+        .headers_mut()
+        .insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    Ok(response)
+}
+
+/// Where a request comes from.
+pub(super) fn peer_of(request: &Request) -> SocketAddr {
+    let unknown = SocketAddr::from(([0, 0, 0, 0], 0));
+    request
+        .extensions()
+        .get::<PeerAddress>()
+        .map_or(unknown, |peer| peer.0)
+}
+
+/// Cross-origin resource sharing (Fetch standard, section 3.3) for the origins that may connect.
+async fn preflight(State(edge): State<Arc<Edge>>, request: Request) -> Response {
+    let mut response = StatusCode::NO_CONTENT.into_response();
+    let headers = response.headers_mut();
+    if allow_origin(&edge, request.headers(), headers) {
+        headers.insert(
+            ACCESS_CONTROL_ALLOW_METHODS,
+            HeaderValue::from_static("GET"),
+        );
+        headers.insert(
+            ACCESS_CONTROL_ALLOW_HEADERS,
+            HeaderValue::from_static("authorization"),
+        );
+        headers.insert(ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("7200"));
+    }
+    response
+}
+
+fn allow_origin(edge: &Edge, asked: &HeaderMap, headers: &mut HeaderMap) -> bool {
+    headers.insert(VARY, HeaderValue::from_static("origin"));
+    let Some(origin) = asked
+        .get(ORIGIN)
+        .filter(|origin| edge.gate.allows(origin.as_bytes()))
+    else {
+        return false;
+    };
+    let origin = if edge.gate.allows_any_origin() {
+        HeaderValue::from_static("*")
+    } else {
+        origin.clone()
+    };
+    headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+    headers.insert(
+        ACCESS_CONTROL_EXPOSE_HEADERS,
+        HeaderValue::from_static("retry-after"),
+    );
+    true
+}
+
+/// An empty answer with these headers.
+pub(super) fn empty(status: StatusCode, headers: &[(HeaderName, HeaderValue)]) -> Response {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = status;
+    for (name, value) in headers {
+        response.headers_mut().insert(name.clone(), value.clone());
+    }
+    response
+}
+
+/// The methods of an HTTP/1.1 upgrade and of an HTTP/2 tunnel.
+#[must_use]
+pub fn is_tunnel(request: &Request) -> bool {
+    request.method() == Method::CONNECT
+        && request
+            .extensions()
+            .get::<hyper::ext::Protocol>()
+            .is_some_and(|protocol| protocol.as_str() == "websocket")
+}

@@ -1,0 +1,146 @@
+//! From a handshake to a socket on its user's worker.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::Request;
+use axum::response::Response;
+use bytes::Bytes;
+use http::header::{
+    CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, UPGRADE,
+};
+use http::{HeaderValue, StatusCode};
+use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper_util::rt::TokioIo;
+use hyper_util::server::conn::auto::upgrade::{Parts, downcast};
+use tokio::net::TcpStream;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+use tracing::{Instrument as _, debug, info_span};
+use tungstenite::handshake::derive_accept_key;
+
+use super::http::{Edge, empty, is_tunnel, peer_of, problem};
+use super::socket::label_of;
+use super::stream::MovingStream;
+use crate::auth::unix_now;
+use crate::hub::Joining;
+use crate::relay::handshake;
+use crate::relay::refusal::Refusal;
+use crate::worker::{Command, Join, Moving};
+
+/// How long a client may take to receive the answer to its handshake.
+const UPGRADE_LIMIT: Duration = Duration::from_secs(10);
+
+/// Does this request ask for a WebSocket, well or badly?
+#[must_use]
+pub fn is_upgrade(request: &Request) -> bool {
+    request.headers().contains_key(UPGRADE) || is_tunnel(request)
+}
+
+/// Answers a handshake: 101 (200 inside HTTP/2), or a refusal.
+pub async fn upgrade(edge: Arc<Edge>, mut request: Request) -> Response {
+    let metrics = Arc::clone(&edge.metrics);
+    let span = info_span!("handshake");
+    match accept(&edge, &mut request).instrument(span).await {
+        Ok(response) => {
+            metrics.handshake("accepted");
+            response
+        }
+        Err(refusal) => {
+            metrics.handshake(refusal.code());
+            debug!(code = refusal.code(), "a handshake was refused");
+            problem(refusal)
+        }
+    }
+}
+
+async fn accept(edge: &Edge, request: &mut Request) -> Result<Response, Refusal> {
+    let admission = edge.gate.admit(peer_of(request), request.headers())?;
+    let tunnel = is_tunnel(request);
+    let query = request.uri().query().unwrap_or_default();
+    let handshake = handshake::read(request.method(), query, request.headers(), tunnel)?;
+    let on_upgrade = request
+        .extensions_mut()
+        .remove::<OnUpgrade>()
+        .ok_or(Refusal::UpgradeRequired)?;
+    let identity = edge.verifier.verify(&handshake.token, unix_now()).await?;
+
+    let (answer, answered) = oneshot::channel();
+    let (socket, comes) = oneshot::channel();
+    let joining = Joining {
+        user: identity.user.clone(),
+        device: handshake.device,
+        client: handshake.client,
+        protocol: handshake.protocol,
+        label: label_of(&identity),
+        expires_at: identity.expires_at,
+    };
+    let join = Join {
+        joining,
+        admission,
+        answer,
+        socket: comes,
+    };
+    if !edge
+        .workers
+        .send(&identity.user, Command::Join(Box::new(join)))
+        .await
+    {
+        return Err(Refusal::Full);
+    }
+    // The worker answers within the backplane's time limit. If the client goes away meanwhile, this
+    // future is dropped, and with it `socket`: the worker then gives the slot back.
+    answered.await.unwrap_or(Err(Refusal::Full))?;
+
+    tokio::spawn(move_socket(on_upgrade, socket));
+    let mut headers = Vec::with_capacity(4);
+    if let Some(selected) = handshake.selected {
+        headers.push((SEC_WEBSOCKET_PROTOCOL, selected));
+    }
+    if tunnel {
+        return Ok(empty(StatusCode::OK, &headers));
+    }
+    let key = request
+        .headers()
+        .get(SEC_WEBSOCKET_KEY)
+        .map_or(&b""[..], HeaderValue::as_bytes);
+    let accept = HeaderValue::from_str(&derive_accept_key(key))
+        .map_err(|_| Refusal::BadRequest("bad key"))?;
+    headers.push((CONNECTION, HeaderValue::from_static("upgrade")));
+    headers.push((UPGRADE, HeaderValue::from_static("websocket")));
+    headers.push((SEC_WEBSOCKET_ACCEPT, accept));
+    Ok(empty(StatusCode::SWITCHING_PROTOCOLS, &headers))
+}
+
+/// Takes the socket out of hyper once the answer has left, and hands it to the worker that waits for it.
+async fn move_socket(on_upgrade: OnUpgrade, socket: oneshot::Sender<Moving>) {
+    let Ok(Ok(upgraded)) = timeout(UPGRADE_LIMIT, on_upgrade).await else {
+        return;
+    };
+    match take_out(upgraded) {
+        // A worker that does not wait any more has given the slot back.
+        Ok(moving) => drop(socket.send(moving)),
+        Err(error) => debug!(%error, "a socket could not be moved to its worker"),
+    }
+}
+
+fn take_out(upgraded: Upgraded) -> std::io::Result<Moving> {
+    match downcast::<TokioIo<TcpStream>>(upgraded) {
+        Ok(Parts { io, read_buf, .. }) => {
+            // Out of this thread's epoll; the worker registers it anew. The bytes are copied, so that hyper's
+            // read buffer does not live as long as the socket.
+            let stream = MovingStream::Tcp(io.into_inner().into_std()?);
+            Ok(Moving {
+                stream,
+                early: Bytes::copy_from_slice(&read_buf),
+            })
+        }
+        Err(upgraded) => {
+            let stream = MovingStream::Tunnel(Box::new(TokioIo::new(upgraded)));
+            Ok(Moving {
+                stream,
+                early: Bytes::new(),
+            })
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! One instance's life: start, serve, drain, stop.
+
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use axum::Router;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{MissedTickBehavior, sleep};
+use tracing::{info, warn};
+use uuid::Uuid;
+
+use crate::auth::{AuthError, Verifier};
+use crate::backplane::memory::Memory;
+use crate::backplane::{Backplane, InstanceInfo, Sink};
+use crate::config::Config;
+use crate::edge::http::{Edge, public};
+use crate::edge::limits::Gate;
+use crate::edge::listen;
+use crate::edge::operator::admin;
+use crate::hub::HubSettings;
+use crate::metrics::Metrics;
+use crate::relay::ids::InstanceId;
+use crate::relay::protocol::ClientLimits;
+use crate::worker::{Command, Worker, WorkerSettings, Workers};
+
+/// Why an instance cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// A port cannot be opened.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// Which one.
+        address: SocketAddr,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The verifier cannot start.
+    #[error("cannot verify tokens: {0}")]
+    Auth(#[from] AuthError),
+    /// No thread, no epoll, no signals.
+    #[error("the system refuses: {0}")]
+    System(#[from] io::Error),
+}
+
+/// After the drain's end, what is left to say goodbye and to release.
+const STOP_LIMIT: Duration = Duration::from_millis(1500);
+/// How often a drain looks whether anybody is left.
+const DRAIN_TICK: Duration = Duration::from_millis(50);
+/// How often the gate forgets addresses.
+const SWEEP: Duration = Duration::from_secs(60);
+
+/// Serves until SIGTERM or SIGINT, then leaves without a gap.
+///
+/// # Errors
+/// See [`ServerError`].
+pub async fn run(config: Config) -> Result<(), ServerError> {
+    let verifier = Verifier::start(config.auth.clone())?;
+    serve(config, verifier, None).await
+}
+
+/// Serves with this verifier, and a page at `/` if there is one.
+///
+/// # Errors
+/// See [`ServerError`].
+pub async fn serve(
+    config: Config,
+    verifier: Verifier,
+    page: Option<Router>,
+) -> Result<(), ServerError> {
+    let bind =
+        |address| listen::bind(address).map_err(|source| ServerError::Listen { address, source });
+    let (public_port, admin_port) = (bind(config.listen)?, bind(config.admin_listen)?);
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+
+    let instance = InstanceId(Uuid::new_v4());
+    let metrics = Arc::new(Metrics::default());
+    let limits = &config.limits;
+    let gate = Gate::new(
+        limits.max_connections,
+        limits.handshakes_per_second_per_ip,
+        config.trusted_proxies.clone(),
+        config.allowed_origins.clone(),
+    );
+    let lease_ms = u64::try_from(config.times.lease.as_millis()).unwrap_or(u64::MAX);
+    let backplane = move |sink: Sink| -> Rc<dyn Backplane> {
+        Rc::new(Memory::default()).attach(sink, lease_ms)
+    };
+    let settings = WorkerSettings {
+        hub: HubSettings {
+            instance,
+            limits: ClientLimits {
+                message_bytes: limits.message_bytes,
+                messages_per_second: limits.messages_per_second.unwrap_or(0),
+                queue_bytes: limits.queue_bytes,
+            },
+            heartbeat: config.times.heartbeat,
+            lease: config.times.lease,
+        },
+        verifier: verifier.clone(),
+        verify_on: tokio::runtime::Handle::current(),
+        message_bytes: limits.message_bytes,
+        enforce_expiry: config.enforce_expiry,
+        max_lifetime: config.times.max_lifetime,
+        leave_within: config.times.drain,
+        metrics: Arc::clone(&metrics),
+        backplane: Arc::new(backplane),
+    };
+    let workers: Vec<Worker> = (0..config.workers)
+        .map(|number| Worker::start(number, settings.clone()))
+        .collect::<Result<_, _>>()?;
+    let to_workers = Workers::of(&workers);
+    // The memory backplane is always there.
+    metrics.backplane_up.set(1);
+    let edge = Arc::new(Edge {
+        gate: Arc::clone(&gate),
+        verifier,
+        workers: to_workers.clone(),
+        metrics,
+        backplane_ready: Arc::new(AtomicBool::new(true)),
+    });
+    let started_at = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_millis();
+    let me = InstanceInfo {
+        instance,
+        connections: 0,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        started_at: u64::try_from(started_at).unwrap_or(u64::MAX),
+        draining: false,
+    };
+    let operators = admin(
+        Arc::clone(&edge),
+        config.admin_token.clone(),
+        me,
+        limits.message_bytes,
+    );
+    info!(
+        address = %public_port.local_addr()?,
+        admin.address = %admin_port.local_addr()?,
+        workers = config.workers,
+        instance.id = %instance,
+        "duorelay listens"
+    );
+    let serving = tokio::spawn(listen::serve(public_port, public(edge, page)));
+    let admin_serving = tokio::spawn(listen::serve(admin_port, operators));
+    let sweeping = tokio::spawn(sweep(Arc::clone(&gate)));
+
+    let hurry = tokio::select! {
+        _ = terminate.recv() => false,
+        // Somebody at a terminal: there is no balancer that has to notice first.
+        _ = interrupt.recv() => true,
+    };
+    let delay = if hurry {
+        Duration::ZERO
+    } else {
+        config.times.drain_delay
+    };
+    tokio::select! {
+        () = drain(&gate, &to_workers, delay, config.times.drain) => {}
+        _ = interrupt.recv() => warn!("interrupted again: stopping at once"),
+    }
+    serving.abort();
+    admin_serving.abort();
+    sweeping.abort();
+    to_workers.tell_all(|| Command::Stop).await;
+    drop(to_workers);
+    // The threads end once their backplane has let go; waiting for them must not block this runtime.
+    let joined = tokio::task::spawn_blocking(move || workers.into_iter().for_each(Worker::join));
+    if tokio::time::timeout(STOP_LIMIT, joined).await.is_err() {
+        warn!("a worker did not stop in time");
+    }
+    info!("duorelay has stopped");
+    Ok(())
+}
+
+/// Leaves without a gap: not ready at once; handshakes until balancers have noticed; then sockets come
+/// back elsewhere, spread over the drain time.
+async fn drain(gate: &Gate, workers: &Workers, delay: Duration, drain: Duration) {
+    gate.start_draining();
+    info!(connections = gate.connections(), "draining");
+    sleep(delay).await;
+    gate.close();
+    let deadline = Instant::now() + drain;
+    workers.tell_all(|| Command::Drain(deadline)).await;
+    let mut ticks = tokio::time::interval(DRAIN_TICK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    while gate.connections() > 0 && Instant::now() < deadline + STOP_LIMIT {
+        ticks.tick().await;
+    }
+}
+
+async fn sweep(gate: Arc<Gate>) {
+    let mut ticks = tokio::time::interval(SWEEP);
+    loop {
+        ticks.tick().await;
+        gate.sweep();
+    }
+}
