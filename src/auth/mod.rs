@@ -12,6 +12,10 @@ mod keys;
 mod revocation;
 pub mod settings;
 pub(crate) mod signer;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
