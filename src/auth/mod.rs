@@ -3,10 +3,10 @@
 //! [`Verifier`] is built once from [`settings::Settings`]; what a token must say is [`claims`] (pure),
 //! where the keys come from is `keys`, and whether the session still stands is `revocation`.
 
+mod calls;
 pub mod claims;
 mod emulator;
 mod firebase;
-mod http;
 mod jwks;
 mod keys;
 mod revocation;
@@ -144,21 +144,23 @@ impl Verifier {
                 jwks_url,
             } => Tokens::signed(Rules::openid(issuer, audience)?, &jwks_url)?,
         };
-        Ok(Self {
+        Ok(Self::new(tokens, revocation))
+    }
+
+    fn new(tokens: Tokens, revocation: Option<revocation::Checker>) -> Self {
+        // Named, so that a second back end among the dependencies' features cannot make the choice
+        // ambiguous. An error means that it was named before.
+        let _ = jsonwebtoken::crypto::aws_lc::DEFAULT_PROVIDER.install_default();
+        Self {
             inner: Arc::new(Inner { tokens, revocation }),
-        })
+        }
     }
 
     /// A verifier for Firebase-shaped tokens of a key that this process made itself.
     pub(crate) fn with_keys(project_id: &str, jwks: &str) -> Result<Self, AuthError> {
         let rules = firebase::rules(project_id)?;
         let keys = KeySource::Static(KeySet::parse(jwks.as_bytes(), rules.algorithms())?);
-        Ok(Self {
-            inner: Arc::new(Inner {
-                tokens: Tokens::Signed { rules, keys },
-                revocation: None,
-            }),
-        })
+        Ok(Self::new(Tokens::Signed { rules, keys }, None))
     }
 
     /// Whose token is this? `now` is in Unix seconds ([`unix_now`]).
