@@ -120,6 +120,16 @@ uuid_id! {
     InstanceId
 }
 
+impl ConnectionId {
+    /// No connection.
+    pub const NONE: Self = Self(Uuid::nil());
+}
+
+impl InstanceId {
+    /// An instance that has not been learned yet.
+    pub const UNKNOWN: Self = Self(Uuid::nil());
+}
+
 /// A number that a connection gets when it claims its slot: it grows with every claim of the
 /// room, stays below 2^53 (so that JSON and Lua keep it exactly), and the highest one holds the slot.
 #[derive(

@@ -11,3 +11,4 @@ pub mod outbox;
 pub mod protocol;
 pub mod record;
 pub mod refusal;
+pub mod room;

@@ -41,6 +41,14 @@ pub struct Member {
     pub generation: Generation,
 }
 
+impl Member {
+    /// Before any member.
+    pub const NONE: Self = Self {
+        connection: ConnectionId::NONE,
+        generation: Generation::NONE,
+    };
+}
+
 /// What a v1 client says in a text message.
 #[derive(Debug, PartialEq, Eq)]
 pub enum ClientMessage<'a> {

@@ -87,8 +87,8 @@ pub enum Renewed {
     Overwritten {
         /// The newer connection.
         by: Member,
-        /// True when it is the same client.
-        same_client: bool,
+        /// Who holds the slot now; nobody, if the newer connection has left since.
+        holder: Option<Holder>,
     },
 }
 
@@ -203,18 +203,10 @@ impl Record {
             .newest
             .filter(|newest| newest.generation > mine.member.generation)
         {
-            let same_client = slot
-                .held
-                .as_ref()
-                .is_some_and(|held| held.holder.is_same_client(mine));
-            return (
-                Renewed::Overwritten {
-                    by: newest,
-                    same_client,
-                },
-                false,
-            );
+            let holder = self.holder(device, now).map(|held| held.holder.clone());
+            return (Renewed::Overwritten { by: newest, holder }, false);
         }
+        let slot = self.slot_mut(device);
         let put_back = slot
             .held
             .as_ref()
@@ -382,9 +374,10 @@ mod tests {
         let mut record = Record::default();
         let first = claimed(record.claim(SECOND, LEASE, claim(1, None)));
         let second = claimed(record.claim(SECOND, LEASE, claim(2, None)));
+        let by = holder(2, second.generation);
         let overwritten = Renewed::Overwritten {
-            by: holder(2, second.generation).member,
-            same_client: false,
+            by: by.member,
+            holder: Some(by.clone()),
         };
         let (renewed, _) = record.renew(1001, LEASE, Device::Desktop, &holder(1, first.generation));
         assert_eq!(renewed, overwritten);
@@ -395,7 +388,16 @@ mod tests {
         );
         let (renewed, again) =
             record.renew(1002, LEASE, Device::Desktop, &holder(1, first.generation));
-        assert_eq!((renewed, again), (overwritten, false));
+        assert_eq!(
+            (renewed, again),
+            (
+                Renewed::Overwritten {
+                    by: by.member,
+                    holder: None
+                },
+                false
+            )
+        );
         assert!(record.holder(Device::Desktop, 1003).is_none());
     }
 

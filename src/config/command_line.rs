@@ -1,0 +1,116 @@
+//! The command line: which command, which flags. Values stay text, so that one bad value does not
+//! hide the next; clap only sees unknown flags, `--help` and `--version`.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+
+use clap::builder::Styles;
+use clap::builder::styling::AnsiColor;
+use clap::{Arg, ArgAction, ArgMatches};
+
+use super::table::{ALL, Fallback, Setting};
+
+/// The commands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Name {
+    /// The relay.
+    Serve,
+    /// The demo.
+    Demo,
+}
+
+/// Values of flags, by their setting's variable.
+pub(super) type Flags = BTreeMap<&'static str, String>;
+
+/// Which command is asked for, and its flags.
+pub(super) fn parse(
+    arguments: impl IntoIterator<Item = OsString>,
+) -> Result<(Name, Flags), clap::Error> {
+    let mut arguments: Vec<OsString> = arguments.into_iter().collect();
+    let first = arguments
+        .get(1)
+        .and_then(|first| first.to_str())
+        .unwrap_or("-");
+    if first.starts_with('-') && !["-h", "--help", "-V", "--version"].contains(&first) {
+        arguments.insert(1.min(arguments.len()), "serve".into());
+    }
+    let matches = program().try_get_matches_from(arguments)?;
+    Ok(match matches.subcommand() {
+        Some(("demo", given)) => (
+            Name::Demo,
+            flags(given, ALL.iter().filter(|s| s.group.is_for_demo())),
+        ),
+        Some((_, given)) => (Name::Serve, flags(given, ALL.iter())),
+        None => (Name::Serve, Flags::new()),
+    })
+}
+
+fn flags<'a>(given: &ArgMatches, settings: impl Iterator<Item = &'a &'static Setting>) -> Flags {
+    settings
+        .filter_map(|s| Some((s.variable, given.get_one::<String>(s.flag)?.clone())))
+        .collect()
+}
+
+/// The whole command line.
+pub(super) fn program() -> clap::Command {
+    let styles = Styles::styled()
+        .header(AnsiColor::Green.on_default().bold())
+        .usage(AnsiColor::Green.on_default().bold())
+        .literal(AnsiColor::Cyan.on_default().bold())
+        .placeholder(AnsiColor::Cyan.on_default());
+    clap::Command::new("duorelay")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("A private two-device WebSocket relay: one user's phone and desktop stream to each other")
+        .after_help("Without a command, `serve` is meant. `duorelay COMMAND --help` lists a command's settings.")
+        .styles(styles)
+        .max_term_width(110)
+        .disable_help_subcommand(true)
+        .subcommand(
+            command("serve", ALL.iter().copied())
+                .about("Run one instance of the relay")
+                .after_help(
+                    "A flag wins over its variable, and an empty value counts as not given.\n\
+                     Who may sign in has no default: set FIREBASE_PROJECT_ID or DUORELAY_ISSUER.",
+                ),
+        )
+        .subcommand(
+            command("demo", ALL.iter().copied().filter(|setting| setting.group.is_for_demo()))
+                .about("Try it out: one instance with its own sign-in and a page for desktop and phone")
+                .after_help("For development only: anyone who reaches the port can sign in."),
+        )
+}
+
+fn command(name: &'static str, settings: impl Iterator<Item = &'static Setting>) -> clap::Command {
+    let help = Arg::new("help")
+        .short('h')
+        .long("help")
+        .action(ArgAction::Help)
+        .help("Print this");
+    clap::Command::new(name)
+        .next_line_help(true)
+        .args_override_self(true)
+        .disable_help_flag(true)
+        .args(settings.map(flag))
+        .arg(help.help_heading("Help"))
+}
+
+fn flag(setting: &Setting) -> Arg {
+    let default = match setting.fallback {
+        Fallback::Value(text) | Fallback::Words(text) => format!(" [default: {text}]"),
+        Fallback::Nothing => String::new(),
+    };
+    let arg = Arg::new(setting.flag)
+        .long(setting.flag)
+        .value_name(setting.value_name)
+        .help(format!(
+            "{}{default} [env: {}]",
+            setting.help, setting.variable
+        ))
+        .help_heading(setting.group.heading())
+        .allow_negative_numbers(true);
+    if setting.value_name == "BOOL" {
+        arg.num_args(0..=1).default_missing_value("true")
+    } else {
+        arg
+    }
+}

@@ -1,0 +1,166 @@
+//! What was given, setting by setting, and what turned out to be wrong with it.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+
+use super::command_line::{Flags, Name};
+use super::table::{ALL, Fallback, Setting};
+use super::{Mistake, Notice};
+
+/// The given values, and the mistakes found so far.
+pub(super) struct Values {
+    flags: Flags,
+    variables: BTreeMap<String, String>,
+    mistakes: Vec<Mistake>,
+    notices: Vec<Notice>,
+}
+
+impl Values {
+    pub(super) fn new(
+        flags: Flags,
+        environment: impl IntoIterator<Item = (OsString, OsString)>,
+    ) -> Self {
+        let mut values = Self {
+            flags,
+            variables: BTreeMap::new(),
+            mistakes: Vec::new(),
+            notices: Vec::new(),
+        };
+        for (name, value) in environment {
+            let Some(name) = name.to_str() else { continue };
+            if !name.starts_with("DUORELAY_") && !ALL.iter().any(|setting| setting.variable == name)
+            {
+                continue;
+            }
+            match value.into_string() {
+                Ok(value) => {
+                    values.variables.insert(name.to_owned(), value);
+                }
+                Err(_) => values.mistakes.push(Mistake {
+                    setting: name.to_owned(),
+                    problem: "is not UTF-8".to_owned(),
+                }),
+            }
+        }
+        values
+    }
+
+    /// What the flag or the variable says, without white space around it; `None` when that is nothing.
+    pub(super) fn given(&self, setting: &Setting) -> Option<&str> {
+        let text = self
+            .flags
+            .get(setting.variable)
+            .or_else(|| self.variables.get(setting.variable))?;
+        Some(text.trim()).filter(|text| !text.is_empty())
+    }
+
+    /// Whether the value comes from the command line.
+    pub(super) fn is_flag(&self, setting: &Setting) -> bool {
+        self.flags.contains_key(setting.variable)
+    }
+
+    /// The checked value of a setting that may be absent: `None` only after a mistake.
+    pub(super) fn optional<T>(
+        &mut self,
+        setting: &Setting,
+        check: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<Option<T>> {
+        let default = match setting.fallback {
+            Fallback::Value(text) => Some(text),
+            Fallback::Words(_) | Fallback::Nothing => None,
+        };
+        match self.given(setting).or(default).map(check) {
+            None => Some(None),
+            Some(Ok(value)) => Some(Some(value)),
+            Some(Err(problem)) => {
+                self.mistake(setting, problem);
+                None
+            }
+        }
+    }
+
+    /// The checked value of a setting; `default` stands in where the table has no default value.
+    pub(super) fn required<T>(
+        &mut self,
+        setting: &Setting,
+        default: T,
+        check: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        self.optional(setting, check)
+            .map(|value| value.unwrap_or(default))
+    }
+
+    /// Notes what is wrong with a setting.
+    pub(super) fn mistake(&mut self, setting: &Setting, problem: impl Into<String>) {
+        let from = if self.is_flag(setting) {
+            format!(" (--{})", setting.flag)
+        } else {
+            String::new()
+        };
+        self.mistakes.push(Mistake {
+            setting: format!("{}{from}", setting.variable),
+            problem: problem.into(),
+        });
+    }
+
+    /// Notes what the log should say.
+    pub(super) fn notice(&mut self, notice: Notice) {
+        self.notices.push(notice);
+    }
+
+    /// All mistakes, and all that the log should say.
+    pub(super) fn finish(mut self, command: Name) -> (Vec<Mistake>, Vec<Notice>) {
+        for (name, value) in &self.variables {
+            let known = ALL.iter().find(|setting| setting.variable == name);
+            match known {
+                None => self.notices.push(Notice::UnknownVariable {
+                    name: name.clone(),
+                    suggestion: if is_service_link(name, value) {
+                        None
+                    } else {
+                        similar(name)
+                    },
+                }),
+                Some(setting)
+                    if command == Name::Demo
+                        && !setting.group.is_for_demo()
+                        && !value.trim().is_empty() =>
+                {
+                    self.notices.push(Notice::IgnoredByDemo(setting.variable));
+                }
+                Some(_) => {}
+            }
+        }
+        (self.mistakes, self.notices)
+    }
+}
+
+/// Kubernetes tells each container about the services of its namespace: a service called `duorelay`
+/// brings `DUORELAY_SERVICE_HOST`, `DUORELAY_PORT=tcp://…` and more
+/// (<https://kubernetes.io/docs/tutorials/services/connect-applications-service/#environment-variables>).
+fn is_service_link(name: &str, value: &str) -> bool {
+    name.contains("_SERVICE_HOST")
+        || name.contains("_SERVICE_PORT")
+        || name.contains("_TCP")
+        || value.contains("://")
+}
+
+/// The setting whose variable has nearly this name, with or without `DUORELAY_`.
+fn similar(name: &str) -> Option<&'static str> {
+    let bare = |name: &'_ str| {
+        name.strip_prefix("DUORELAY_")
+            .unwrap_or(name)
+            .to_ascii_uppercase()
+    };
+    let name = bare(name);
+    ALL.iter()
+        .map(|setting| {
+            (
+                strsim::damerau_levenshtein(&bare(setting.variable), &name),
+                setting.variable,
+            )
+        })
+        .min()
+        .filter(|&(distance, variable)| distance <= bare(variable).len() / 4)
+        .map(|(_, variable)| variable)
+}
