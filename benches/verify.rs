@@ -1,5 +1,7 @@
 //! What one sign-in costs: `cargo bench --bench verify`.
 
+#![expect(clippy::expect_used, reason = "a benchmark that cannot start should say so")]
+
 use std::time::Duration;
 
 use divan::Bencher;
