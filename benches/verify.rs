@@ -1,6 +1,9 @@
 //! What one sign-in costs: `cargo bench --bench verify`.
 
-#![expect(clippy::expect_used, reason = "a benchmark that cannot start should say so")]
+#![expect(
+    clippy::expect_used,
+    reason = "a benchmark that cannot start should say so"
+)]
 
 use std::time::Duration;
 

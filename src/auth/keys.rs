@@ -60,7 +60,7 @@ pub(super) struct Endpoint {
 
 impl Endpoint {
     pub(super) fn new(url: &str, algorithms: &'static [Algorithm]) -> Result<Self, AuthError> {
-        let url = calls::endpoint("the JWKS URL", url)?;
+        let url = calls::endpoint("DUORELAY_JWKS_URL", url)?;
         Ok(Self {
             client: calls::client(&url)?,
             url,

@@ -316,6 +316,18 @@ async fn a_redirect_is_not_followed() {
 }
 
 #[tokio::test]
+async fn https_is_never_spoken_in_the_clear() {
+    let server = Server::start(|_| ok(both_keys(), 60)).await;
+    let url = server.url.replace("http://", "https://");
+    let fetched = Endpoint::new(&url, RS256).unwrap().fetch().await;
+    assert!(matches!(
+        fetched,
+        Err(FetchError::Call(CallError::Failed(_)))
+    ));
+    assert_eq!(*server.asked.borrow(), 0);
+}
+
+#[tokio::test]
 async fn bad_answers_are_errors() {
     let huge = format!("{}{}", both_keys(), " ".repeat(300 * 1024));
     let server = Server::start(move |asked| match asked.number {

@@ -54,17 +54,14 @@ pub enum AuthError {
         host: String,
     },
     /// `FIREBASE_AUTH_EMULATOR_HOST` is not `HOST:PORT`.
-    #[error("the emulator's address is not HOST:PORT: {0}")]
+    #[error("FIREBASE_AUTH_EMULATOR_HOST is not HOST:PORT: {0}")]
     EmulatorHost(String),
     /// Revocation can be asked of Google for Firebase's users, and of the emulator for its own.
-    #[error("revocation cannot be checked for this issuer's users")]
+    #[error("DUORELAY_CHECK_REVOKED: revocation cannot be checked for this issuer's users")]
     RevocationIssuer,
-    /// The service account belongs to another project than the tokens.
-    #[error("the service account's project is not the tokens' project")]
-    ServiceAccountProject,
     /// `private_key` is not an RSA key in PKCS #8 PEM.
     #[error(
-        "the service account's private_key is not a PEM block \"PRIVATE KEY\" with an RSA key in it"
+        "GOOGLE_APPLICATION_CREDENTIALS: its private_key is not a PEM block \"PRIVATE KEY\" with an RSA key in it"
     )]
     PrivateKey,
     /// A set of keys that was given directly is not usable.

@@ -64,7 +64,7 @@ enum Access {
 }
 
 impl Checker {
-    /// Asks Google, as a service account of the same project.
+    /// Asks Google about this project's users. The account may belong to another project that was given the role.
     pub(super) fn google(account: &ServiceAccount, project_id: &str) -> Result<Self, AuthError> {
         Self::google_at(
             "https://identitytoolkit.googleapis.com",
@@ -78,9 +78,6 @@ impl Checker {
         account: &ServiceAccount,
         project_id: &str,
     ) -> Result<Self, AuthError> {
-        if account.project_id != project_id {
-            return Err(AuthError::ServiceAccountProject);
-        }
         Self::new(
             base,
             project_id,
@@ -245,7 +242,10 @@ fn secret<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SecretString, D:
 
 impl Grant {
     fn new(account: &ServiceAccount) -> Result<Self, AuthError> {
-        let token_uri = calls::endpoint("the service account's token_uri", &account.token_uri)?;
+        let token_uri = calls::endpoint(
+            "the token_uri in GOOGLE_APPLICATION_CREDENTIALS",
+            &account.token_uri,
+        )?;
         let kid = account.private_key_id.clone();
         Ok(Self {
             client: calls::client(&token_uri)?,

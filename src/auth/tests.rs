@@ -292,9 +292,34 @@ fn a_verifier_needs_a_runtime() {
 }
 
 #[test]
-fn a_verifier_goes_to_every_thread() {
+fn a_verifier_and_what_it_does_go_to_every_thread() {
     fn everywhere<T: Clone + Send + Sync + 'static>() {}
+    fn spawned(verifier: Verifier, identity: Identity) -> impl Future + Send {
+        async move {
+            (
+                verifier.verify("x", NOW).await,
+                verifier.check(&identity).await,
+            )
+        }
+    }
     everywhere::<Verifier>();
+    let _ = spawned;
+}
+
+#[tokio::test]
+async fn without_a_url_of_its_own_firebase_is_asked_at_google() {
+    let issuer = Issuer::Firebase {
+        project_id: PROJECT.into(),
+        jwks_url: None,
+    };
+    assert!(
+        Verifier::start(Settings {
+            issuer,
+            revocation: None
+        })
+        .is_ok()
+    );
+    assert!(firebase::JWKS_URL.starts_with("https://www.googleapis.com/"));
 }
 
 proptest! {
