@@ -162,7 +162,7 @@ impl Verifier {
 
     /// Whose token is this? `now` is in Unix seconds ([`unix_now`]).
     ///
-    /// Takes about 25 us of CPU; waits for the network only when the token names an unknown key
+    /// Takes about 17 us of CPU (`benches/verify.rs`); waits for the network only when the token names an unknown key
     /// (at most 3 s) and for the revocation check, where one is configured (at most 3 s).
     ///
     /// # Errors
