@@ -221,10 +221,10 @@ impl Rules {
 
     pub(super) fn openid(issuer: String, audience: String) -> Result<Self, AuthError> {
         if issuer.is_empty() {
-            return Err(AuthError::Empty("the issuer"));
+            return Err(AuthError::Empty("DUORELAY_ISSUER"));
         }
         if audience.is_empty() {
-            return Err(AuthError::Empty("the audience"));
+            return Err(AuthError::Empty("DUORELAY_AUDIENCE"));
         }
         Ok(Self {
             issuer,

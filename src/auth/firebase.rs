@@ -12,7 +12,7 @@ pub(super) const JWKS_URL: &str =
 /// (<https://firebase.google.com/docs/auth/admin/verify-id-tokens#verify_id_tokens_using_a_third-party_jwt_library>).
 pub(super) fn rules(project_id: &str) -> Result<Rules, AuthError> {
     if project_id.is_empty() {
-        return Err(AuthError::Empty("the Firebase project id"));
+        return Err(AuthError::Empty("FIREBASE_PROJECT_ID"));
     }
     Ok(Rules::firebase(issuer(project_id), project_id.to_owned()))
 }

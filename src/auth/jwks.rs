@@ -147,3 +147,121 @@ impl Key {
 fn bytes(base64url: &str) -> Option<Vec<u8>> {
     URL_SAFE_NO_PAD.decode(base64url).ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::auth::testing::{EC, rsa_jwk};
+
+    const BOTH: &[Algorithm] = &[Algorithm::RS256, Algorithm::ES256];
+
+    fn parse(keys: Vec<Value>, allowed: &[Algorithm]) -> Result<KeySet, KeySetError> {
+        KeySet::parse(json!({"keys": keys}).to_string().as_bytes(), allowed)
+    }
+
+    #[test]
+    fn a_key_for_another_purpose_is_passed_over() {
+        let ec = |changes: Value| {
+            let mut jwk = EC.jwk();
+            jwk.as_object_mut()
+                .unwrap()
+                .extend(changes.as_object().unwrap().clone());
+            jwk
+        };
+        let good = [
+            rsa_jwk(json!({})),
+            rsa_jwk(json!({"alg": null, "use": null})),
+            rsa_jwk(json!({"key_ops": ["verify"], "x5c": ["x"], "unknown": {}})),
+            EC.jwk(),
+        ];
+        for jwk in good {
+            assert!(parse(vec![jwk.clone()], BOTH).is_ok(), "{jwk}");
+        }
+        let bad = [
+            rsa_jwk(json!({"kty": "EC"})),
+            rsa_jwk(json!({"kty": "oct", "k": "AAAA"})),
+            rsa_jwk(json!({"kty": null})),
+            rsa_jwk(json!({"alg": "RS512"})),
+            rsa_jwk(json!({"alg": "PS256"})),
+            rsa_jwk(json!({"alg": "HS256"})),
+            rsa_jwk(json!({"alg": "ES256"})),
+            rsa_jwk(json!({"use": "enc"})),
+            rsa_jwk(json!({"key_ops": ["encrypt"]})),
+            rsa_jwk(json!({"kid": null})),
+            rsa_jwk(json!({"kid": 7})),
+            rsa_jwk(json!({"n": null})),
+            rsa_jwk(json!({"n": "!"})),
+            rsa_jwk(json!({"n": "AQAB"})),
+            rsa_jwk(json!({"n": "A".repeat(4000)})),
+            rsa_jwk(json!({"e": ""})),
+            rsa_jwk(json!({"e": "A".repeat(40)})),
+            ec(json!({"crv": "P-384"})),
+            ec(json!({"alg": "RS256"})),
+            ec(json!({"x": "AAAA"})),
+            ec(json!({"kty": "RSA"})),
+            json!(7),
+            json!(null),
+        ];
+        for jwk in bad {
+            assert_eq!(
+                parse(vec![jwk.clone()], BOTH).err(),
+                Some(KeySetError::NoneUsable),
+                "{jwk}"
+            );
+            let beside = parse(vec![jwk.clone(), rsa_jwk(json!({"kid": "good"}))], BOTH).unwrap();
+            assert!(
+                beside.contains("good") && !beside.contains("rsa-1"),
+                "{jwk}"
+            );
+        }
+        assert_eq!(
+            parse(vec![EC.jwk()], &[Algorithm::RS256]).err(),
+            Some(KeySetError::NoneUsable)
+        );
+    }
+
+    #[test]
+    fn what_is_not_a_set_is_an_error() {
+        for answer in [
+            "",
+            "{",
+            "null",
+            "[]",
+            "{}",
+            r#"{"keys":{}}"#,
+            r#"{"keys":7}"#,
+            "<html>",
+            "\u{feff}{}",
+        ] {
+            assert_eq!(
+                KeySet::parse(answer.as_bytes(), BOTH).err(),
+                Some(KeySetError::NotASet),
+                "{answer}"
+            );
+        }
+        assert_eq!(
+            KeySet::parse(&[0xff, 0xfe], BOTH).err(),
+            Some(KeySetError::NotASet)
+        );
+        assert_eq!(
+            KeySet::parse(&b"[".repeat(100_000), BOTH).err(),
+            Some(KeySetError::NotASet)
+        );
+        assert_eq!(parse(vec![], BOTH).err(), Some(KeySetError::NoneUsable));
+        assert_eq!(
+            parse(vec![json!({}); 101], BOTH).err(),
+            Some(KeySetError::TooMany)
+        );
+    }
+
+    #[test]
+    fn one_name_may_stand_for_several_keys() {
+        let mut ec = EC.jwk();
+        ec["kid"] = json!("rsa-1");
+        let keys = parse(vec![rsa_jwk(json!({})), ec, rsa_jwk(json!({}))], BOTH).unwrap();
+        assert_eq!(keys.with("rsa-1", Algorithm::RS256).count(), 2);
+        assert_eq!(keys.with("rsa-1", Algorithm::ES256).count(), 1);
+    }
+}

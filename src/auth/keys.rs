@@ -17,7 +17,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::AuthError;
-use super::http::{self, CALL_TIME, CallError};
+use super::calls::{self, CALL_TIME, CallError};
 use super::jwks::{KeySet, KeySetError};
 use crate::relay::refusal::Refusal;
 
@@ -60,9 +60,9 @@ pub(super) struct Endpoint {
 
 impl Endpoint {
     pub(super) fn new(url: &str, algorithms: &'static [Algorithm]) -> Result<Self, AuthError> {
-        let url = http::endpoint("the JWKS URL", url)?;
+        let url = calls::endpoint("DUORELAY_JWKS_URL", url)?;
         Ok(Self {
-            client: http::client(&url)?,
+            client: calls::client(&url)?,
             url,
             algorithms,
         })
@@ -78,7 +78,7 @@ impl Source for Endpoint {
             .await
             .map_err(CallError::from)?;
         let max_age = max_age(response.headers());
-        let keys = KeySet::parse(&http::body(response).await?, self.algorithms)?;
+        let keys = KeySet::parse(&calls::body(response).await?, self.algorithms)?;
         Ok(Fetched { keys, max_age })
     }
 }

@@ -7,7 +7,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::header::CONTENT_TYPE;
 use reqwest::{Client, StatusCode, Url};
 use secrecy::{ExposeSecret, SecretString};
@@ -16,8 +16,8 @@ use serde_json::json;
 use tokio::sync::{Mutex, Semaphore};
 use tokio::time::{Instant, timeout};
 
+use super::calls::{self, CALL_TIME, CallError};
 use super::claims::Identity;
-use super::http::{self, CALL_TIME, CallError};
 use super::settings::ServiceAccount;
 use super::signer::Signer;
 use super::{AuthError, unix_now};
@@ -35,6 +35,9 @@ const ASSERTION_SECONDS: u64 = 300;
 const ACCESS_MARGIN: Duration = Duration::from_secs(60);
 /// After a refused or failed grant, the pause before the next one.
 const GRANT_PAUSE: Duration = Duration::from_secs(1);
+
+/// What is escaped in a path segment; a project id has dashes.
+const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-');
 
 /// Asks one project's identity service about its users.
 pub(super) struct Checker {
@@ -61,7 +64,7 @@ enum Access {
 }
 
 impl Checker {
-    /// Asks Google, as a service account of the same project.
+    /// Asks Google about this project's users. The account may belong to another project that was given the role.
     pub(super) fn google(account: &ServiceAccount, project_id: &str) -> Result<Self, AuthError> {
         Self::google_at(
             "https://identitytoolkit.googleapis.com",
@@ -75,9 +78,6 @@ impl Checker {
         account: &ServiceAccount,
         project_id: &str,
     ) -> Result<Self, AuthError> {
-        if account.project_id != project_id {
-            return Err(AuthError::ServiceAccountProject);
-        }
         Self::new(
             base,
             project_id,
@@ -93,7 +93,7 @@ impl Checker {
     }
 
     fn new(base: &str, project_id: &str, access: Access) -> Result<Self, AuthError> {
-        let project = utf8_percent_encode(project_id, NON_ALPHANUMERIC);
+        let project = utf8_percent_encode(project_id, ESCAPED);
         let lookup = Url::parse(&format!("{base}/v1/projects/{project}/accounts:lookup")).map_err(
             |error| AuthError::Url {
                 what: "the identity service",
@@ -101,7 +101,7 @@ impl Checker {
             },
         )?;
         Ok(Self {
-            client: http::client(&lookup)?,
+            client: calls::client(&lookup)?,
             lookup,
             access,
             checks: Semaphore::new(CHECKS),
@@ -148,7 +148,7 @@ impl Checker {
         {
             grant.forget(&token).await;
         }
-        let found: Found = serde_json::from_slice(&http::body(response).await?)
+        let found: Found = serde_json::from_slice(&calls::body(response).await?)
             .map_err(|_| CallError::Nonsense("not a list of accounts"))?;
         Ok(found
             .users
@@ -242,10 +242,13 @@ fn secret<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SecretString, D:
 
 impl Grant {
     fn new(account: &ServiceAccount) -> Result<Self, AuthError> {
-        let token_uri = http::endpoint("the service account's token_uri", &account.token_uri)?;
+        let token_uri = calls::endpoint(
+            "the token_uri in GOOGLE_APPLICATION_CREDENTIALS",
+            &account.token_uri,
+        )?;
         let kid = account.private_key_id.clone();
         Ok(Self {
-            client: http::client(&token_uri)?,
+            client: calls::client(&token_uri)?,
             token_uri,
             account: account.client_email.clone(),
             signer: Signer::from_pem(account.private_key.expose_secret(), kid)
@@ -314,7 +317,7 @@ impl Grant {
             .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
             .send()
             .await?;
-        serde_json::from_slice(&http::body(response).await?)
+        serde_json::from_slice(&calls::body(response).await?)
             .map_err(|_| CallError::Nonsense("not an access token"))
     }
 }

@@ -59,8 +59,16 @@ impl Signer {
         if let Some(kid) = &self.kid {
             header["kid"] = json!(kid);
         }
-        let encode = |part: &Value| URL_SAFE_NO_PAD.encode(part.to_string());
-        let message = format!("{}.{}", encode(&header), encode(claims));
+        self.sign_parts(&header.to_string(), &claims.to_string())
+    }
+
+    /// A JWS in compact serialization (RFC 7515 section 7.1) of this header and payload.
+    pub(super) fn sign_parts(&self, header: &str, payload: &str) -> Result<String, SignError> {
+        let message = format!(
+            "{}.{}",
+            URL_SAFE_NO_PAD.encode(header),
+            URL_SAFE_NO_PAD.encode(payload)
+        );
         let mut signature = vec![0; self.pair.public_modulus_len()];
         self.pair
             .sign(
