@@ -8,6 +8,8 @@ mod command_line;
 mod read;
 mod sign_in;
 mod table;
+#[cfg(test)]
+mod tests;
 mod values;
 
 use std::ffi::OsString;

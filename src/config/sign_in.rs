@@ -186,13 +186,14 @@ fn service_account(values: &mut Values, file: &CredentialsFile) -> Option<Servic
     let project_id = field("project_id", file.project_id.as_ref());
     let client_email = field("client_email", file.client_email.as_ref());
     let private_key = field("private_key", file.private_key.as_ref());
-    if private_key.as_ref().is_some_and(|key| !is_rsa_key(key)) {
-        values.mistake(
-            &table::CREDENTIALS,
-            "the file's private_key is not an RSA key in PEM (PKCS #8)",
-        );
-        return None;
-    }
+    let private_key = private_key.filter(|key| {
+        let readable = is_rsa_key(key);
+        if !readable {
+            let problem = "the file's private_key is not an RSA key in PEM (PKCS #8)";
+            values.mistake(&table::CREDENTIALS, problem);
+        }
+        readable
+    });
     let token_uri = file
         .token_uri
         .as_deref()
