@@ -1,5 +1,14 @@
 //! The pure core: no await, no clock, no randomness, no socket, no environment.
 
+#![deny(clippy::disallowed_methods, clippy::wildcard_enum_match_arm)]
+
 pub mod close;
+pub mod envelope;
+pub mod handshake;
 pub mod ids;
+pub mod limits;
+pub mod outbox;
+pub mod protocol;
+pub mod record;
 pub mod refusal;
+pub mod room;

@@ -1,0 +1,320 @@
+//! What instances say to each other on a lane: a short MessagePack header, and the payload behind it as
+//! it is, so that it is neither copied nor parsed on its way.
+
+use std::borrow::Cow;
+use std::io::Cursor;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::ids::{ClientId, ConnectionId, Device, Generation, InstanceId};
+use super::protocol::{Member, Parcel};
+use super::record::Holder;
+
+/// One message on the lane of a device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Envelope {
+    /// From the current member of the other slot, for this device.
+    Parcel {
+        /// Who sent it, and under which generation: stale senders are fenced off by it.
+        from: Member,
+        /// What was sent.
+        parcel: Parcel,
+    },
+    /// A slot has a new holder (published on both lanes).
+    Claimed {
+        /// Which slot.
+        device: Device,
+        /// Who holds it now.
+        holder: Holder,
+    },
+    /// A slot became free (published on both lanes).
+    Released {
+        /// Which slot.
+        device: Device,
+        /// Who held it.
+        member: Member,
+    },
+    /// What its publisher sent on this lane before it has arrived.
+    Marker {
+        /// Who published it.
+        instance: InstanceId,
+        /// Which one.
+        nonce: u64,
+    },
+    /// From an operator, for this device.
+    ServerMessage {
+        /// JSON.
+        data: Bytes,
+    },
+    /// An operator disconnects this device.
+    Disconnect {
+        /// The connection that is meant.
+        connection: ConnectionId,
+    },
+}
+
+/// Bytes that are no envelope.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not an envelope of this version")]
+pub struct NotAnEnvelope;
+
+#[derive(Serialize, Deserialize)]
+enum Header<'a> {
+    #[serde(rename = "f")]
+    Frame(Member),
+    #[serde(rename = "s")]
+    Send(Member, Option<String>, Cow<'a, str>),
+    #[serde(rename = "t")]
+    Text(Member, Cow<'a, str>),
+    /// The generation is the payload, in decimal: the claim script appends it.
+    #[serde(rename = "c")]
+    Claimed(Device, ConnectionId, InstanceId, Option<ClientId>),
+    #[serde(rename = "r")]
+    Released(Device, Member),
+    #[serde(rename = "m")]
+    Marker(InstanceId, u64),
+    #[serde(rename = "o")]
+    ServerMessage(()),
+    #[serde(rename = "x")]
+    Disconnect(ConnectionId),
+}
+
+impl Header<'_> {
+    fn with(&self, payload: &[u8]) -> Bytes {
+        let mut bytes = Vec::with_capacity(64 + payload.len());
+        // Writing these types into memory cannot fail.
+        let _ = rmp_serde::encode::write(&mut bytes, self);
+        bytes.extend_from_slice(payload);
+        Bytes::from(bytes)
+    }
+}
+
+impl Envelope {
+    /// The bytes on the lane.
+    #[must_use]
+    pub fn encode(&self) -> Bytes {
+        match self {
+            Self::Parcel { from, parcel } => match parcel {
+                Parcel::Frame(bytes) => Header::Frame(*from).with(bytes),
+                Parcel::Send { data, id, label } => {
+                    Header::Send(*from, id.clone(), label.as_ref().into()).with(data)
+                }
+                Parcel::Text { text, label } => {
+                    Header::Text(*from, label.as_ref().into()).with(text)
+                }
+            },
+            Self::Claimed { device, holder } => {
+                let prefix = claimed_prefix(
+                    *device,
+                    holder.member.connection,
+                    holder.instance,
+                    holder.client.as_ref(),
+                );
+                let mut bytes = Vec::from(prefix);
+                bytes.extend_from_slice(holder.member.generation.to_string().as_bytes());
+                Bytes::from(bytes)
+            }
+            Self::Released { device, member } => Header::Released(*device, *member).with(&[]),
+            Self::Marker { instance, nonce } => Header::Marker(*instance, *nonce).with(&[]),
+            Self::ServerMessage { data } => Header::ServerMessage(()).with(data),
+            Self::Disconnect { connection } => Header::Disconnect(*connection).with(&[]),
+        }
+    }
+
+    /// Reads what came on a lane; payloads stay slices of `bytes`.
+    ///
+    /// # Errors
+    /// When `bytes` are not what [`Self::encode`] writes.
+    pub fn decode(bytes: &Bytes) -> Result<Self, NotAnEnvelope> {
+        let mut deserializer = rmp_serde::Deserializer::new(Cursor::new(&bytes[..]));
+        let header: Header<'_> =
+            Deserialize::deserialize(&mut deserializer).map_err(|_| NotAnEnvelope)?;
+        let read = usize::try_from(deserializer.position()).map_err(|_| NotAnEnvelope)?;
+        let rest = bytes.get(read..).ok_or(NotAnEnvelope)?;
+        let payload = || bytes.slice(read..);
+        let utf8 = || {
+            std::str::from_utf8(rest)
+                .map(|_| payload())
+                .map_err(|_| NotAnEnvelope)
+        };
+        Ok(match header {
+            Header::Frame(_) if rest.is_empty() => return Err(NotAnEnvelope),
+            Header::Frame(from) => Self::Parcel {
+                from,
+                parcel: Parcel::Frame(payload()),
+            },
+            Header::Send(from, id, label) => Self::Parcel {
+                from,
+                parcel: Parcel::Send {
+                    data: utf8()?,
+                    id,
+                    label: label.as_ref().into(),
+                },
+            },
+            Header::Text(from, label) => Self::Parcel {
+                from,
+                parcel: Parcel::Text {
+                    text: utf8()?,
+                    label: label.as_ref().into(),
+                },
+            },
+            Header::Claimed(device, connection, instance, client) => {
+                let number = std::str::from_utf8(rest)
+                    .ok()
+                    .and_then(|text| text.parse().ok());
+                let generation = Generation(number.ok_or(NotAnEnvelope)?);
+                let member = Member {
+                    connection,
+                    generation,
+                };
+                Self::Claimed {
+                    device,
+                    holder: Holder {
+                        member,
+                        instance,
+                        client,
+                    },
+                }
+            }
+            Header::Released(device, member) => Self::Released { device, member },
+            Header::Marker(instance, nonce) => Self::Marker { instance, nonce },
+            Header::ServerMessage(()) => Self::ServerMessage { data: utf8()? },
+            Header::Disconnect(connection) => Self::Disconnect { connection },
+        })
+    }
+}
+
+/// A `claimed` envelope without its generation, which the claim script appends in decimal.
+#[must_use]
+pub fn claimed_prefix(
+    device: Device,
+    connection: ConnectionId,
+    instance: InstanceId,
+    client: Option<&ClientId>,
+) -> Bytes {
+    Header::Claimed(device, connection, instance, client.cloned()).with(&[])
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn member(n: u64) -> Member {
+        Member {
+            connection: ConnectionId(Uuid::from_u128(n.into())),
+            generation: Generation(n),
+        }
+    }
+
+    #[test]
+    fn a_frame_is_a_header_and_its_bytes() {
+        let parcel = Parcel::Frame(Bytes::from_static(b"\x01face"));
+        let envelope = Envelope::Parcel {
+            from: member(7),
+            parcel,
+        };
+        let mut expected = vec![0x81, 0xa1, b'f', 0x92, 0xc4, 16];
+        expected.extend_from_slice(&7u128.to_be_bytes());
+        expected.push(7);
+        expected.extend_from_slice(b"\x01face");
+        assert_eq!(envelope.encode(), expected);
+    }
+
+    #[test]
+    fn the_claim_script_appends_the_generation() {
+        let client = ClientId::new("tab");
+        let instance = InstanceId(Uuid::from_u128(3));
+        let prefix = claimed_prefix(
+            Device::Mobile,
+            member(5).connection,
+            instance,
+            client.as_ref(),
+        );
+        let bytes = Bytes::from([&prefix[..], b"1800000000000000"].concat());
+        let member = Member {
+            connection: member(5).connection,
+            generation: Generation(1_800_000_000_000_000),
+        };
+        let envelope = Envelope::Claimed {
+            device: Device::Mobile,
+            holder: Holder {
+                member,
+                instance,
+                client,
+            },
+        };
+        assert_eq!(envelope.encode(), bytes);
+        assert_eq!(Envelope::decode(&bytes), Ok(envelope));
+    }
+
+    fn envelopes() -> impl Strategy<Value = Envelope> {
+        let member = || any::<u64>().prop_map(member);
+        let device = || prop_oneof![Just(Device::Desktop), Just(Device::Mobile)];
+        let instance = || any::<u128>().prop_map(|n| InstanceId(Uuid::from_u128(n)));
+        prop_oneof![
+            (member(), prop::collection::vec(any::<u8>(), 1..300)).prop_map(|(from, b)| {
+                Envelope::Parcel {
+                    from,
+                    parcel: Parcel::Frame(b.into()),
+                }
+            }),
+            (member(), ".*", prop::option::of(".*"), ".*").prop_map(|(from, data, id, label)| {
+                Envelope::Parcel {
+                    from,
+                    parcel: Parcel::Send {
+                        data: data.into(),
+                        id,
+                        label: label.into(),
+                    },
+                }
+            }),
+            (member(), ".*", ".*").prop_map(|(from, text, label)| Envelope::Parcel {
+                from,
+                parcel: Parcel::Text {
+                    text: text.into(),
+                    label: label.into()
+                }
+            }),
+            (
+                device(),
+                member(),
+                instance(),
+                prop::option::of("[a-z]{1,64}")
+            )
+                .prop_map(|(device, member, instance, c)| {
+                    let client = c.and_then(|c| ClientId::new(&c));
+                    Envelope::Claimed {
+                        device,
+                        holder: Holder {
+                            member,
+                            instance,
+                            client,
+                        },
+                    }
+                }),
+            (device(), member()).prop_map(|(device, member)| Envelope::Released { device, member }),
+            (instance(), any::<u64>())
+                .prop_map(|(instance, nonce)| Envelope::Marker { instance, nonce }),
+            ".*".prop_map(|data| Envelope::ServerMessage { data: data.into() }),
+            member().prop_map(|member| Envelope::Disconnect {
+                connection: member.connection
+            }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn every_envelope_comes_back(envelope in envelopes()) {
+            prop_assert_eq!(Envelope::decode(&envelope.encode()), Ok(envelope));
+        }
+
+        #[test]
+        fn no_bytes_panic_the_decoder(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = Envelope::decode(&Bytes::from(bytes));
+        }
+    }
+}

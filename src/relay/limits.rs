@@ -1,0 +1,268 @@
+//! What one connection may do: a rate of messages, and a number of errors.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use super::ids::StreamId;
+
+/// How long a client may stay past its rate without a break.
+pub const PAST_RATE: Duration = Duration::from_secs(10);
+/// A second in which nothing was held back is a break.
+const BREAK: Duration = Duration::from_secs(1);
+/// Errors that a connection may make in [`ERROR_WINDOW`].
+pub const ERRORS: usize = 20;
+/// The time over which errors are counted.
+pub const ERROR_WINDOW: Duration = Duration::from_secs(10);
+
+/// What to do with a message that has just been read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub enum Verdict {
+    /// It is within the rate.
+    Pass,
+    /// Past the rate: drop it if it is volatile, else hold it (and stop reading) until then.
+    Limited {
+        /// When the next message may pass.
+        until: Instant,
+        /// True at most once a second: tell the client `rate_limited`.
+        tell: bool,
+    },
+    /// Past the rate for too long: close with 1008.
+    Abuse,
+}
+
+/// A token bucket (one second's worth of messages) that knows for how long it has been overdrawn.
+#[derive(Debug)]
+pub struct Rate {
+    per_second: u32,
+    /// The bucket as a point in time (generic cell rate algorithm): it is full when this has passed.
+    full_at: Option<Instant>,
+    past_since: Option<Instant>,
+    last_limited: Option<Instant>,
+    last_told: Option<Instant>,
+}
+
+impl Rate {
+    /// A full bucket; 0 is no limit.
+    #[must_use]
+    pub const fn new(per_second: u32) -> Self {
+        Self {
+            per_second,
+            full_at: None,
+            past_since: None,
+            last_limited: None,
+            last_told: None,
+        }
+    }
+
+    /// One more message.
+    pub fn on_message(&mut self, now: Instant) -> Verdict {
+        if self.per_second == 0 {
+            return Verdict::Pass;
+        }
+        let one = Duration::from_secs(1) / self.per_second;
+        let full_at = self.full_at.map_or(now, |at| at.max(now)) + one;
+        let until = full_at
+            .checked_sub(Duration::from_secs(1).max(one))
+            .unwrap_or(now);
+        if until <= now {
+            self.full_at = Some(full_at);
+            return Verdict::Pass;
+        }
+        if self
+            .last_limited
+            .is_none_or(|last| now.duration_since(last) > BREAK)
+        {
+            self.past_since = Some(now);
+        }
+        self.last_limited = Some(now);
+        if self
+            .past_since
+            .is_some_and(|since| now.duration_since(since) >= PAST_RATE)
+        {
+            return Verdict::Abuse;
+        }
+        let tell = self
+            .last_told
+            .is_none_or(|told| now.duration_since(told) >= Duration::from_secs(1));
+        if tell {
+            self.last_told = Some(now);
+        }
+        Verdict::Limited { until, tell }
+    }
+
+    /// A message that was held has waited for its turn: it takes the place that has become free.
+    pub fn on_held(&mut self, now: Instant) {
+        if self.per_second > 0 {
+            let one = Duration::from_secs(1) / self.per_second;
+            self.full_at = Some(self.full_at.map_or(now, |at| at.max(now)) + one);
+        }
+    }
+}
+
+/// The times of a connection's last errors.
+#[derive(Debug, Default)]
+pub struct Errors(VecDeque<Instant>);
+
+impl Errors {
+    /// One more error; true when it is one too many (close with 1008).
+    #[must_use]
+    pub fn on_error(&mut self, now: Instant) -> bool {
+        while self
+            .0
+            .front()
+            .is_some_and(|first| now.duration_since(*first) >= ERROR_WINDOW)
+        {
+            self.0.pop_front();
+        }
+        self.0.push_back(now);
+        self.0.len() > ERRORS
+    }
+}
+
+/// When a sender was last told that nobody received a stream's frames.
+#[derive(Debug, Default)]
+pub struct AbsentNotices(Vec<(StreamId, Instant)>);
+
+impl AbsentNotices {
+    /// True at most once a second for each stream (at most 128 of them: only reliable ones ask).
+    pub fn is_due(&mut self, stream: StreamId, now: Instant) -> bool {
+        match self.0.iter_mut().find(|(known, _)| *known == stream) {
+            Some((_, told)) if now.duration_since(*told) < Duration::from_secs(1) => false,
+            Some((_, told)) => {
+                *told = now;
+                true
+            }
+            None => {
+                self.0.push((stream, now));
+                true
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    #[test]
+    fn a_burst_of_one_second_passes_and_the_next_waits_for_its_turn() {
+        let (mut rate, now) = (Rate::new(10), Instant::now());
+        for _ in 0..10 {
+            assert_eq!(rate.on_message(now), Verdict::Pass);
+        }
+        assert_eq!(
+            rate.on_message(now),
+            Verdict::Limited {
+                until: now + ms(100),
+                tell: true
+            }
+        );
+        assert_eq!(
+            rate.on_message(now),
+            Verdict::Limited {
+                until: now + ms(100),
+                tell: false
+            }
+        );
+        assert_eq!(rate.on_message(now + ms(100)), Verdict::Pass);
+        assert_eq!(
+            rate.on_message(now + ms(100)),
+            Verdict::Limited {
+                until: now + ms(200),
+                tell: false
+            }
+        );
+    }
+
+    #[test]
+    fn held_messages_pass_at_the_rate() {
+        let (mut rate, start) = (Rate::new(10), Instant::now());
+        let mut now = start;
+        for _ in 0..50 {
+            if let Verdict::Limited { until, .. } = rate.on_message(now) {
+                now = until;
+                rate.on_held(now);
+            }
+        }
+        assert_eq!(now - start, ms(4000));
+    }
+
+    #[test]
+    fn one_message_a_second_is_a_rate_too() {
+        let (mut rate, now) = (Rate::new(1), Instant::now());
+        assert_eq!(rate.on_message(now), Verdict::Pass);
+        assert_eq!(
+            rate.on_message(now),
+            Verdict::Limited {
+                until: now + ms(1000),
+                tell: true
+            }
+        );
+        assert_eq!(rate.on_message(now + ms(1000)), Verdict::Pass);
+    }
+
+    #[test]
+    fn a_backlog_that_comes_at_once_survives() {
+        let (mut rate, start) = (Rate::new(240), Instant::now());
+        let mut limited = 0;
+        for n in 0..7200 {
+            match rate.on_message(start + Duration::from_micros(n * 100)) {
+                Verdict::Pass => {}
+                Verdict::Limited { .. } => limited += 1,
+                Verdict::Abuse => panic!("closed at message {n}"),
+            }
+        }
+        assert!(limited > 6000);
+    }
+
+    #[test]
+    fn ten_seconds_past_the_rate_are_abuse_and_a_quiet_second_is_a_break() {
+        let (mut rate, start) = (Rate::new(10), Instant::now());
+        let flood = |rate: &mut Rate, from: Duration, to: Duration| {
+            let mut at = from;
+            while at < to {
+                if rate.on_message(start + at) == Verdict::Abuse {
+                    return Some(at);
+                }
+                at += ms(10);
+            }
+            None
+        };
+        assert_eq!(flood(&mut rate, ms(0), ms(9_000)), None);
+        let resumed = ms(11_500);
+        let abuse = flood(&mut rate, resumed, ms(30_000));
+        assert!(
+            abuse.is_some_and(|at| at - resumed >= PAST_RATE),
+            "{abuse:?}"
+        );
+    }
+
+    #[test]
+    fn no_limit_never_limits() {
+        let (mut rate, now) = (Rate::new(0), Instant::now());
+        assert!((0..100_000).all(|_| rate.on_message(now) == Verdict::Pass));
+    }
+
+    #[test]
+    fn twenty_errors_in_ten_seconds_are_forgiven_and_one_more_is_not() {
+        let (mut errors, start) = (Errors::default(), Instant::now());
+        assert!((0..20).all(|_| !errors.on_error(start)));
+        assert!(errors.on_error(start + ms(9_999)));
+        let mut errors = Errors::default();
+        assert!((0..100).all(|n| !errors.on_error(start + ms(500) * n)));
+    }
+
+    #[test]
+    fn absence_is_told_once_a_second_for_each_stream() {
+        let (mut notices, now) = (AbsentNotices::default(), Instant::now());
+        assert!(notices.is_due(StreamId(0x80), now));
+        assert!(notices.is_due(StreamId(0x81), now));
+        assert!(!notices.is_due(StreamId(0x80), now + ms(999)));
+        assert!(notices.is_due(StreamId(0x80), now + ms(1000)));
+    }
+}

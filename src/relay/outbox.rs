@@ -1,0 +1,537 @@
+//! What waits for one socket, in three lanes: control first, then the reliable queue (bounded by
+//! bytes) and the latest frame of each volatile stream in turn.
+//!
+//! Face data is worth its newest frame: a volatile frame that still waits is replaced by the next one
+//! of its stream, so a slow receiver sees fewer frames, not older ones.
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use super::close::Close;
+use super::ids::StreamId;
+
+/// One WebSocket message on its way out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outgoing {
+    /// UTF-8 text.
+    Text(Bytes),
+    /// A frame.
+    Binary(Bytes),
+}
+
+impl Outgoing {
+    /// Payload, in bytes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Text(bytes) | Self::Binary(bytes) => bytes.len(),
+        }
+    }
+
+    /// True for a message without payload.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The same message in memory of its own. A received payload is a slice of its socket's read
+    /// buffer, all of which it keeps alive; what may wait for long must not.
+    fn detached(self) -> Self {
+        match self {
+            Self::Text(bytes) => Self::Text(Bytes::copy_from_slice(&bytes)),
+            Self::Binary(bytes) => Self::Binary(Bytes::copy_from_slice(&bytes)),
+        }
+    }
+}
+
+/// A message that leaves, and when it entered the relay (`None` for what the relay says itself).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Due {
+    /// What to write.
+    pub message: Outgoing,
+    /// When it was read from the other socket or from the backplane.
+    pub since: Option<Instant>,
+}
+
+/// What became of a volatile frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub enum Pushed {
+    /// It waits, and nothing was lost.
+    Waits,
+    /// It waits in the place of an older frame of its stream.
+    Replaced,
+    /// It waits, and this many frames that waited longest were dropped for want of room.
+    Dropped(usize),
+}
+
+/// The reliable queue or the control lane is full: the receiver is too slow to stay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TooSlow;
+
+#[derive(Debug)]
+struct Frame {
+    stream: StreamId,
+    bytes: Bytes,
+    since: Instant,
+}
+
+/// The three lanes of one connection.
+#[derive(Debug, Default)]
+pub struct Outbox {
+    control: VecDeque<Bytes>,
+    reliable: VecDeque<Due>,
+    /// At most one frame a stream; those that wait longest first.
+    volatile: VecDeque<Frame>,
+    control_bytes: usize,
+    reliable_bytes: usize,
+    volatile_bytes: usize,
+    /// The two lower lanes take turns, so that neither starves the other.
+    volatile_next: bool,
+    goodbye: Option<(Option<Bytes>, Close)>,
+}
+
+/// What an item costs beside its payload, in bytes: without it, millions of empty messages would fit
+/// into a small queue.
+const ITEM: usize = 64;
+
+/// Queues longer than this give their memory back when they are empty.
+const KEEP: usize = 16;
+
+impl Outbox {
+    /// Queues what the relay itself has to say: before everything that waits.
+    ///
+    /// # Errors
+    /// When more than `limit` bytes of it wait: a client asks and does not read the answers.
+    pub fn push_control(&mut self, message: Bytes, limit: usize) -> Result<(), TooSlow> {
+        if self.goodbye.is_some() {
+            return Ok(());
+        }
+        let bytes = self.control_bytes + message.len() + ITEM;
+        // Whatever its size, one message always fits into an empty lane.
+        if bytes > limit && !self.control.is_empty() {
+            return Err(TooSlow);
+        }
+        self.control_bytes = bytes;
+        self.control.push_back(message);
+        Ok(())
+    }
+
+    /// Puts the first message of a connection before all others.
+    pub fn push_first(&mut self, message: Bytes) {
+        self.control_bytes += message.len() + ITEM;
+        self.control.push_front(message);
+    }
+
+    /// Queues a reliable message: first in, first out.
+    ///
+    /// # Errors
+    /// When more than `limit` bytes would wait.
+    pub fn push_reliable(
+        &mut self,
+        message: Outgoing,
+        since: Option<Instant>,
+        limit: usize,
+    ) -> Result<(), TooSlow> {
+        if self.goodbye.is_some() {
+            return Ok(());
+        }
+        let bytes = self.reliable_bytes + message.len() + ITEM;
+        if bytes > limit && !self.reliable.is_empty() {
+            return Err(TooSlow);
+        }
+        self.reliable_bytes = bytes;
+        let message = if self.reliable.is_empty() {
+            message
+        } else {
+            message.detached()
+        };
+        self.reliable.push_back(Due { message, since });
+        Ok(())
+    }
+
+    /// Lets a volatile frame wait; an older one of its stream gives way to it.
+    pub fn push_volatile(
+        &mut self,
+        stream: StreamId,
+        bytes: Bytes,
+        since: Instant,
+        limit: usize,
+    ) -> Pushed {
+        if self.goodbye.is_some() {
+            return Pushed::Waits;
+        }
+        let waiting = self
+            .volatile
+            .iter()
+            .position(|frame| frame.stream == stream);
+        let replaced = waiting.and_then(|at| self.volatile.remove(at));
+        if let Some(old) = &replaced {
+            self.volatile_bytes -= old.bytes.len() + ITEM;
+        }
+        self.volatile_bytes += bytes.len() + ITEM;
+        let bytes = if self.volatile.is_empty() && replaced.is_none() {
+            bytes
+        } else {
+            Bytes::copy_from_slice(&bytes)
+        };
+        let frame = Frame {
+            stream,
+            bytes,
+            since,
+        };
+        // A frame that replaces another takes over its turn: a stream that is replaced all the time
+        // must not fall behind the others for ever.
+        match waiting {
+            Some(at) if replaced.is_some() => self.volatile.insert(at, frame),
+            Some(_) | None => self.volatile.push_back(frame),
+        }
+        let mut dropped = 0;
+        while self.volatile_bytes > limit && self.volatile.len() > 1 {
+            dropped += usize::from(self.drop_longest_waiting());
+        }
+        match (dropped, replaced) {
+            (0, None) => Pushed::Waits,
+            (0, Some(_)) => Pushed::Replaced,
+            (n, None) => Pushed::Dropped(n),
+            (n, Some(_)) => Pushed::Dropped(n + 1),
+        }
+    }
+
+    fn drop_longest_waiting(&mut self) -> bool {
+        let oldest = self
+            .volatile
+            .iter()
+            .enumerate()
+            .min_by_key(|(_, frame)| frame.since)
+            .map(|(at, _)| at);
+        let Some(frame) = oldest.and_then(|at| self.volatile.remove(at)) else {
+            return false;
+        };
+        self.volatile_bytes -= frame.bytes.len() + ITEM;
+        true
+    }
+
+    /// Drops the volatile frames that wait (they came from a connection that has lost its slot), and
+    /// tells how many there were.
+    pub fn drop_volatile(&mut self) -> usize {
+        let dropped = self.volatile.len();
+        self.volatile = VecDeque::new();
+        self.volatile_bytes = 0;
+        dropped
+    }
+
+    /// From now on nothing more is queued. What waits is still written, then `last`, then the close.
+    /// The first goodbye wins.
+    pub fn close(&mut self, last: Option<Bytes>, close: Close) {
+        if self.goodbye.is_none() {
+            self.goodbye = Some((last, close));
+        }
+    }
+
+    /// The same, without what waits: for connections that must leave at once.
+    pub fn close_now(&mut self, last: Option<Bytes>, close: Close) {
+        if self.goodbye.is_none() {
+            self.forget_waiting();
+            self.goodbye = Some((last, close));
+        }
+    }
+
+    /// Drops everything that waits, except the goodbye.
+    pub fn forget_waiting(&mut self) {
+        *self = Self {
+            goodbye: self.goodbye.take(),
+            ..Self::default()
+        };
+    }
+
+    /// True once [`Self::close`] was called.
+    #[must_use]
+    pub fn is_closing(&self) -> bool {
+        self.goodbye.is_some()
+    }
+
+    /// True when nothing waits, not even a goodbye.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.is_drained() && self.goodbye.is_none()
+    }
+
+    fn is_drained(&self) -> bool {
+        self.control.is_empty() && self.reliable.is_empty() && self.volatile.is_empty()
+    }
+
+    /// Bytes that wait in all lanes, with what the items themselves cost.
+    #[must_use]
+    pub fn waiting_bytes(&self) -> usize {
+        self.control_bytes + self.reliable_bytes + self.volatile_bytes
+    }
+
+    /// The next message to write.
+    pub fn pop(&mut self) -> Option<Due> {
+        if let Some(message) = self.control.pop_front() {
+            self.control_bytes -= message.len() + ITEM;
+            give_back(&mut self.control);
+            return Some(Due {
+                message: Outgoing::Text(message),
+                since: None,
+            });
+        }
+        let volatile_turn = self.volatile_next || self.reliable.is_empty();
+        if volatile_turn && let Some(frame) = self.volatile.pop_front() {
+            self.volatile_next = false;
+            self.volatile_bytes -= frame.bytes.len() + ITEM;
+            give_back(&mut self.volatile);
+            return Some(Due {
+                message: Outgoing::Binary(frame.bytes),
+                since: Some(frame.since),
+            });
+        }
+        self.volatile_next = true;
+        let due = self.reliable.pop_front()?;
+        self.reliable_bytes -= due.message.len() + ITEM;
+        give_back(&mut self.reliable);
+        Some(due)
+    }
+
+    /// The last message and the close, once nothing else waits.
+    pub fn pop_goodbye(&mut self) -> Option<(Option<Bytes>, Close)> {
+        if self.is_drained() {
+            self.goodbye.clone()
+        } else {
+            None
+        }
+    }
+
+    /// Moves everything that waits here into `other`, behind what waits there; its reliable queue may
+    /// overflow.
+    ///
+    /// # Errors
+    /// When `other`'s reliable queue is full.
+    pub fn move_into(&mut self, other: &mut Self, limit: usize) -> Result<usize, TooSlow> {
+        let mut dropped = 0;
+        for frame in std::mem::take(&mut self.volatile) {
+            dropped += match other.push_volatile(frame.stream, frame.bytes, frame.since, limit) {
+                Pushed::Waits => 0,
+                Pushed::Replaced => 1,
+                Pushed::Dropped(n) => n,
+            };
+        }
+        for due in std::mem::take(&mut self.reliable) {
+            other.push_reliable(due.message, due.since, limit)?;
+        }
+        *self = Self::default();
+        Ok(dropped)
+    }
+}
+
+fn give_back<T>(queue: &mut VecDeque<T>) {
+    if queue.is_empty() && queue.capacity() > KEEP {
+        *queue = VecDeque::new();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const LIMIT: usize = 10_000;
+
+    fn frame(stream: u8, n: u8) -> Bytes {
+        Bytes::from(vec![stream, n])
+    }
+
+    fn volatile(outbox: &mut Outbox, stream: u8, n: u8) -> Pushed {
+        outbox.push_volatile(StreamId(stream), frame(stream, n), Instant::now(), LIMIT)
+    }
+
+    fn reliable(outbox: &mut Outbox, n: u8) {
+        outbox
+            .push_reliable(Outgoing::Binary(frame(0x80, n)), None, LIMIT)
+            .unwrap();
+    }
+
+    fn drain(outbox: &mut Outbox) -> Vec<Bytes> {
+        std::iter::from_fn(|| outbox.pop())
+            .map(|due| match due.message {
+                Outgoing::Text(bytes) | Outgoing::Binary(bytes) => bytes,
+            })
+            .collect()
+    }
+
+    #[test]
+    fn control_goes_first_and_the_first_message_before_it() {
+        let mut outbox = Outbox::default();
+        reliable(&mut outbox, 1);
+        assert_eq!(volatile(&mut outbox, 1, 1), Pushed::Waits);
+        outbox
+            .push_control(Bytes::from_static(b"c"), LIMIT)
+            .unwrap();
+        outbox.push_first(Bytes::from_static(b"welcome"));
+        let order = drain(&mut outbox);
+        assert_eq!(
+            order[..2],
+            [Bytes::from_static(b"welcome"), Bytes::from_static(b"c")]
+        );
+        assert!(outbox.is_empty());
+    }
+
+    #[test]
+    fn the_latest_frame_of_a_stream_replaces_the_waiting_one_in_its_turn() {
+        let mut outbox = Outbox::default();
+        assert_eq!(volatile(&mut outbox, 1, 1), Pushed::Waits);
+        assert_eq!(volatile(&mut outbox, 2, 1), Pushed::Waits);
+        assert_eq!(volatile(&mut outbox, 1, 2), Pushed::Replaced);
+        assert_eq!(drain(&mut outbox), [frame(1, 2), frame(2, 1)]);
+    }
+
+    #[test]
+    fn reliable_and_volatile_take_turns() {
+        let mut outbox = Outbox::default();
+        for n in 1..=3 {
+            reliable(&mut outbox, n);
+            assert_eq!(volatile(&mut outbox, n, 0), Pushed::Waits);
+        }
+        let order = drain(&mut outbox);
+        assert_eq!(
+            order,
+            [
+                frame(0x80, 1),
+                frame(1, 0),
+                frame(0x80, 2),
+                frame(2, 0),
+                frame(0x80, 3),
+                frame(3, 0)
+            ]
+        );
+    }
+
+    #[test]
+    fn the_reliable_queue_is_bounded_and_one_message_always_fits() {
+        let mut outbox = Outbox::default();
+        let big = || Outgoing::Binary(Bytes::from(vec![0x80; 2 * LIMIT]));
+        assert_eq!(outbox.push_reliable(big(), None, LIMIT), Ok(()));
+        assert_eq!(outbox.push_reliable(big(), None, LIMIT), Err(TooSlow));
+        assert_eq!(
+            outbox.push_reliable(Outgoing::Binary(frame(0x80, 1)), None, LIMIT),
+            Err(TooSlow)
+        );
+    }
+
+    #[test]
+    fn volatile_frames_past_the_limit_drop_the_longest_waiting() {
+        let mut outbox = Outbox::default();
+        let now = Instant::now();
+        let big = |stream: u8| Bytes::from(vec![stream; LIMIT / 3]);
+        let at = |ms| now + Duration::from_millis(ms);
+        assert_eq!(
+            outbox.push_volatile(StreamId(1), big(1), at(1), LIMIT),
+            Pushed::Waits
+        );
+        assert_eq!(
+            outbox.push_volatile(StreamId(2), big(2), at(2), LIMIT),
+            Pushed::Waits
+        );
+        assert_eq!(
+            outbox.push_volatile(StreamId(1), big(1), at(3), LIMIT),
+            Pushed::Replaced
+        );
+        assert_eq!(
+            outbox.push_volatile(StreamId(3), big(3), at(4), LIMIT),
+            Pushed::Dropped(1)
+        );
+        assert_eq!(drain(&mut outbox), [big(1), big(3)]);
+    }
+
+    #[test]
+    fn goodbye_comes_after_what_waits_and_stops_the_rest() {
+        let mut outbox = Outbox::default();
+        reliable(&mut outbox, 1);
+        outbox.close(Some(Bytes::from_static(b"bye")), Close::Overwritten);
+        outbox.close(None, Close::Restart);
+        reliable(&mut outbox, 2);
+        assert_eq!(outbox.pop_goodbye(), None);
+        assert_eq!(drain(&mut outbox), [frame(0x80, 1)]);
+        assert_eq!(
+            outbox.pop_goodbye(),
+            Some((Some(Bytes::from_static(b"bye")), Close::Overwritten))
+        );
+    }
+
+    #[test]
+    fn what_was_held_goes_behind_what_waits() {
+        let (mut held, mut outbox) = (Outbox::default(), Outbox::default());
+        reliable(&mut outbox, 1);
+        assert_eq!(volatile(&mut outbox, 1, 1), Pushed::Waits);
+        reliable(&mut held, 2);
+        assert_eq!(volatile(&mut held, 1, 2), Pushed::Waits);
+        assert_eq!(held.move_into(&mut outbox, LIMIT), Ok(1));
+        assert_eq!(
+            drain(&mut outbox),
+            [frame(0x80, 1), frame(1, 2), frame(0x80, 2)]
+        );
+    }
+
+    #[derive(Debug, Clone)]
+    enum Op {
+        Control,
+        Reliable(u8),
+        Volatile(u8, u8),
+        Pop,
+    }
+
+    proptest! {
+        /// Against a model: each stream's frames come out in order, reliable ones all of them, and
+        /// the last volatile frame of each stream is never lost.
+        #[test]
+        fn order_and_freshness_hold(ops in prop::collection::vec(prop_oneof![
+            Just(Op::Control),
+            any::<u8>().prop_map(Op::Reliable),
+            (0u8..4, any::<u8>()).prop_map(|(s, n)| Op::Volatile(s, n)),
+            Just(Op::Pop),
+        ], 0..200)) {
+            let mut outbox = Outbox::default();
+            let (mut sent_reliable, mut got_reliable) = (vec![], vec![]);
+            let mut sent = [const { vec![] }; 4];
+            let mut got = [const { vec![] }; 4];
+            let take = |due: Option<Due>, got_reliable: &mut Vec<u8>, got: &mut [Vec<u8>; 4]| {
+                match due.map(|due| due.message) {
+                    Some(Outgoing::Binary(b)) if b[0] == 0x80 => got_reliable.push(b[1]),
+                    Some(Outgoing::Binary(b)) => got[usize::from(b[0])].push(b[1]),
+                    Some(Outgoing::Text(_)) | None => {}
+                }
+            };
+            for op in ops {
+                match op {
+                    Op::Control => outbox.push_control(Bytes::from_static(b"c"), usize::MAX).unwrap(),
+                    Op::Reliable(n) => {
+                        sent_reliable.push(n);
+                        outbox.push_reliable(Outgoing::Binary(frame(0x80, n)), None, usize::MAX).unwrap();
+                    }
+                    Op::Volatile(s, n) => {
+                        sent[usize::from(s)].push(n);
+                        let pushed = outbox.push_volatile(StreamId(s), frame(s, n), Instant::now(), usize::MAX);
+                        prop_assert!(!matches!(pushed, Pushed::Dropped(_)));
+                    }
+                    Op::Pop => take(outbox.pop(), &mut got_reliable, &mut got),
+                }
+            }
+            while !outbox.is_empty() {
+                take(outbox.pop(), &mut got_reliable, &mut got);
+            }
+            prop_assert_eq!(outbox.waiting_bytes(), 0);
+            prop_assert_eq!(got_reliable, sent_reliable);
+            for (sent, got) in sent.iter().zip(&got) {
+                prop_assert_eq!(sent.last(), got.last());
+                let mut rest = sent.iter();
+                prop_assert!(got.iter().all(|n| rest.any(|s| s == n)), "{:?} is no subsequence of {:?}", got, sent);
+            }
+        }
+    }
+}

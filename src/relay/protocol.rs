@@ -1,0 +1,432 @@
+//! What clients say and hear: the control messages of `duorelay.v1`, and the classic protocol's text.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use super::ids::{ConnectionId, Device, Generation, InstanceId, UserId};
+
+/// The one `duorelay.` subprotocol that there is.
+pub const V1: &str = "duorelay.v1";
+
+/// Which protocol a connection speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Protocol {
+    /// Plain text, wrapped in four lines, echoed to both devices.
+    Classic,
+    /// `duorelay.v1`: binary frames and JSON control messages.
+    V1,
+}
+
+impl Protocol {
+    /// The name in logs and metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Classic => "classic",
+            Self::V1 => "v1",
+        }
+    }
+}
+
+/// A connection that holds a slot, as others see it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, serde::Deserialize)]
+pub struct Member {
+    /// Which connection.
+    pub connection: ConnectionId,
+    /// The generation under which it holds its slot.
+    pub generation: Generation,
+}
+
+impl Member {
+    /// Before any member.
+    pub const NONE: Self = Self {
+        connection: ConnectionId::NONE,
+        generation: Generation::NONE,
+    };
+}
+
+/// What a v1 client says in a text message.
+#[derive(Debug, PartialEq, Eq)]
+pub enum ClientMessage<'a> {
+    /// To the other device, reliably.
+    Send {
+        /// Any JSON value, exactly as the client wrote it.
+        data: &'a str,
+        /// Repeated to the other device, and in errors.
+        id: Option<String>,
+    },
+    /// An application-level ping: browsers cannot send WebSocket pings.
+    Ping {
+        /// Repeated in the answer.
+        id: Option<String>,
+    },
+    /// A fresh token for the same user.
+    Auth {
+        /// The ID token.
+        token: String,
+    },
+}
+
+/// Why a client's message was not accepted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MessageError {
+    /// Stable, for programs.
+    pub code: &'static str,
+    /// For people.
+    pub detail: &'static str,
+    /// The `id` of the message, where it had one.
+    pub id: Option<String>,
+}
+
+impl MessageError {
+    /// An error without the `id` of a message.
+    #[must_use]
+    pub const fn new(code: &'static str, detail: &'static str) -> Self {
+        Self {
+            code,
+            detail,
+            id: None,
+        }
+    }
+}
+
+/// A binary message without even a stream id.
+pub const EMPTY_FRAME: MessageError = MessageError::new(
+    "empty_frame",
+    "a binary message needs at least its stream id (byte 0)",
+);
+
+impl<'a> ClientMessage<'a> {
+    /// Reads one text message.
+    ///
+    /// # Errors
+    /// `bad_json` (not a JSON object), `unknown_type`, `bad_field`.
+    pub fn parse(text: &'a str) -> Result<Self, MessageError> {
+        let fields: BTreeMap<Cow<'a, str>, &'a RawValue> = serde_json::from_str(text)
+            .map_err(|_| MessageError::new("bad_json", "a text message must be one JSON object"))?;
+        let string = |name: &str| -> Result<Option<String>, ()> {
+            let Some(raw) = fields.get(name) else {
+                return Ok(None);
+            };
+            serde_json::from_str(raw.get()).map(Some).map_err(|_| ())
+        };
+        let id = string("id");
+        let known_id = id.clone().unwrap_or(None);
+        let error = |code, detail| MessageError {
+            code,
+            detail,
+            id: known_id.clone(),
+        };
+        let bad_id = |()| error("bad_field", "id must be a string");
+        let kind = string("type")
+            .map_err(|()| error("bad_field", "type must be a string"))?
+            .ok_or_else(|| error("bad_field", "type is missing"))?;
+        match kind.as_str() {
+            "send" => match fields.get("data") {
+                Some(data) => Ok(Self::Send {
+                    data: data.get(),
+                    id: id.map_err(bad_id)?,
+                }),
+                None => Err(error("bad_field", "data is missing (null is a value)")),
+            },
+            "ping" => Ok(Self::Ping {
+                id: id.map_err(bad_id)?,
+            }),
+            "auth" => match string("token") {
+                Ok(Some(token)) => Ok(Self::Auth { token }),
+                Ok(None) => Err(error("bad_field", "token is missing")),
+                Err(()) => Err(error("bad_field", "token must be a string")),
+            },
+            _ => Err(error("unknown_type", "type must be send, ping or auth")),
+        }
+    }
+}
+
+/// Who sent a `message`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum From {
+    /// The user's desktop.
+    Desktop,
+    /// The user's mobile.
+    Mobile,
+    /// An operator.
+    Server,
+}
+
+impl core::convert::From<Device> for From {
+    fn from(device: Device) -> Self {
+        match device {
+            Device::Desktop => Self::Desktop,
+            Device::Mobile => Self::Mobile,
+        }
+    }
+}
+
+/// Whether the other slot is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PeerState {
+    /// A connection holds it.
+    Connected,
+    /// Nobody does.
+    Disconnected,
+}
+
+/// Whether the relay has its way to other instances.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BackplaneState {
+    /// It has not.
+    Down,
+    /// It has again.
+    Up,
+}
+
+/// Why a socket will end soon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ReconnectReason {
+    /// The instance is leaving.
+    Draining,
+    /// The socket reached its maximum lifetime.
+    Lifetime,
+}
+
+/// What a client may send, told in `welcome`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct ClientLimits {
+    /// The largest whole message, stream byte included, in bytes.
+    pub message_bytes: usize,
+    /// Messages a second; 0 is no limit.
+    pub messages_per_second: u32,
+    /// What may wait for a slow receiver, in bytes.
+    pub queue_bytes: usize,
+}
+
+/// Who took a slot over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct By {
+    /// The new connection.
+    pub connection: ConnectionId,
+    /// Its generation.
+    pub generation: Generation,
+    /// True for a hand-over: the same client came back.
+    pub same_client: bool,
+}
+
+/// What the relay says to a v1 client in a text message.
+#[derive(Debug, Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum ServerMessage<'a> {
+    /// The first message, always.
+    Welcome {
+        /// This connection.
+        connection: ConnectionId,
+        /// Its slot.
+        device: Device,
+        /// Its generation.
+        generation: Generation,
+        /// The user.
+        uid: &'a UserId,
+        /// Who holds the other slot.
+        peer: Option<Member>,
+        /// End of the session, Unix seconds.
+        expires_at: u64,
+        /// How often the relay pings a silent connection, milliseconds.
+        heartbeat_ms: u64,
+        /// What the client may send.
+        limits: ClientLimits,
+        /// This instance.
+        instance: InstanceId,
+    },
+    /// The other slot changed hands or became empty.
+    Peer {
+        /// The other device.
+        device: Device,
+        /// Whether it is there.
+        state: PeerState,
+        /// Which connection came or went.
+        connection: ConnectionId,
+        /// Its generation.
+        generation: Generation,
+    },
+    /// From the other device, or from an operator.
+    Message {
+        /// Who sent it.
+        from: From,
+        /// Any JSON value, exactly as its sender wrote it.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        data: Option<&'a RawValue>,
+        /// What a classic client sent.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        text: Option<&'a str>,
+        /// The `id` that the sender gave it.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: Option<&'a str>,
+    },
+    /// This connection lost its slot; close 4001 follows.
+    Overwritten {
+        /// Who holds it now.
+        by: By,
+    },
+    /// The token expires soon.
+    Expiring {
+        /// Unix seconds.
+        expires_at: u64,
+    },
+    /// The session goes on under a fresh token.
+    Authenticated {
+        /// Unix seconds.
+        expires_at: u64,
+    },
+    /// The relay lost, or has again, its way to other instances.
+    Backplane {
+        /// Which of the two.
+        state: BackplaneState,
+    },
+    /// This socket will end: connect again first.
+    Reconnect {
+        /// Why.
+        reason: ReconnectReason,
+        /// When to connect again, milliseconds from now.
+        in_ms: u64,
+        /// When this socket is closed with 1012, milliseconds from now.
+        deadline_ms: u64,
+    },
+    /// The answer to `ping`.
+    Pong {
+        /// The `id` of the ping.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: Option<&'a str>,
+        /// The relay's clock, Unix milliseconds.
+        time: u64,
+    },
+    /// The last message was not accepted.
+    Error {
+        /// Stable, for programs.
+        code: &'a str,
+        /// For people.
+        detail: &'a str,
+        /// The `id` of the message.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: Option<&'a str>,
+    },
+}
+
+impl ServerMessage<'_> {
+    /// The text message on the wire.
+    #[must_use]
+    pub fn encode(&self) -> Bytes {
+        // Serialising strings, numbers and values that are JSON already cannot fail.
+        serde_json::to_vec(self)
+            .map(Bytes::from)
+            .unwrap_or_default()
+    }
+}
+
+/// What one device sends to the other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Parcel {
+    /// A v1 binary message, stream id included; never empty.
+    Frame(Bytes),
+    /// A v1 `send`.
+    Send {
+        /// JSON, as the client wrote it.
+        data: Bytes,
+        /// The client's id for it.
+        id: Option<String>,
+        /// The sender's e-mail address or uid, for a classic receiver.
+        label: std::sync::Arc<str>,
+    },
+    /// A classic message.
+    Text {
+        /// What the client sent, as text.
+        text: Bytes,
+        /// The sender's e-mail address or uid.
+        label: std::sync::Arc<str>,
+    },
+}
+
+impl Parcel {
+    /// True when the parcel must not be lost or replaced on its way.
+    #[must_use]
+    pub fn is_reliable(&self) -> bool {
+        match self {
+            Self::Frame(bytes) => bytes.first().is_some_and(|id| *id >= 0x80),
+            Self::Send { .. } | Self::Text { .. } => true,
+        }
+    }
+
+    /// What it weighs while it waits, in bytes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Frame(bytes) => bytes.len(),
+            Self::Send { data, id, label } => {
+                data.len() + id.as_ref().map_or(0, String::len) + label.len()
+            }
+            Self::Text { text, label } => text.len() + label.len(),
+        }
+    }
+
+    /// True for a parcel without any content.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Which slots of a room are held, for the classic protocol's two lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Occupancy {
+    /// Is a desktop connected?
+    pub desktop: bool,
+    /// Is a mobile connected?
+    pub mobile: bool,
+}
+
+/// A message to a classic client: a line feed, then four lines, each ended by a line feed.
+#[must_use]
+pub fn classic_text(occupancy: Occupancy, label: &str, text: &str) -> Bytes {
+    let Occupancy { desktop, mobile } = occupancy;
+    Bytes::from(format!(
+        "\nDesktop connected: {desktop}\nMobile connected: {mobile}\nRoom: {label}\nMessage: {text}\n"
+    ))
+}
+
+/// What a classic connection is told when it loses its slot.
+pub const CLASSIC_OVERWRITTEN: &str = "This connection has been overwritten with a new one";
+
+/// JSON without the white space outside strings (RFC 8259 section 2); key order and digits are kept.
+#[must_use]
+pub fn compact_json(json: &str) -> String {
+    let mut compact = String::with_capacity(json.len());
+    let (mut in_string, mut escaped) = (false, false);
+    for c in json.chars() {
+        if in_string {
+            in_string = escaped || c != '"';
+            escaped = !escaped && c == '\\';
+        } else if matches!(c, ' ' | '\t' | '\n' | '\r') {
+            continue;
+        } else {
+            in_string = c == '"';
+        }
+        compact.push(c);
+    }
+    compact
+}
+
+/// JSON text as a value that is copied as it stands into another JSON text; `null` if it is none.
+#[must_use]
+pub fn raw_json(json: &str) -> &RawValue {
+    serde_json::from_str(json).unwrap_or(RawValue::NULL)
+}
+
+#[cfg(test)]
+#[path = "protocol_tests.rs"]
+mod tests;

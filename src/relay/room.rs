@@ -1,0 +1,585 @@
+//! One user's room as this instance sees it: who is current, and whose frames go where.
+//!
+//! `L` is a local connection. A delivery can only be had from the room that it belongs to, which is why
+//! no frame of one user can reach another.
+
+use super::ids::{ConnectionId, Device, Generation, InstanceId};
+use super::protocol::{By, Member, Occupancy};
+use super::record::{Claimed, Holder, Renewed};
+
+/// What the hub has to do after an input.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[must_use]
+pub enum Effect<L> {
+    /// A local connection lost its slot: tell it and close it.
+    Overwrite {
+        /// The connection that lost.
+        seat: L,
+        /// The one that won.
+        by: By,
+    },
+    /// The other slot of a local connection changed: drop the volatile frames that wait for it, then tell.
+    Peer {
+        /// Whom to tell.
+        seat: L,
+        /// Which slot changed.
+        device: Device,
+        /// Who came or went.
+        member: Member,
+        /// Came, or went.
+        connected: bool,
+    },
+    /// Publish a marker on a lane: when it comes back, everything sent before it has arrived.
+    Mark {
+        /// The lane.
+        lane: Device,
+        /// Repeated by the marker.
+        nonce: u64,
+    },
+    /// A local sender that waits may go on.
+    Resume {
+        /// The sender.
+        seat: L,
+    },
+}
+
+/// The way of what a member sends.
+#[derive(Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Route<'a, L> {
+    /// To this local connection.
+    Here(&'a L),
+    /// To another instance, under this sender's name.
+    Away(Member),
+    /// Nobody holds the other slot.
+    Absent,
+    /// Not yet: frames still travel through the backplane, and the next must not overtake them in
+    /// memory. The sender waits until it is told to [`Effect::Resume`].
+    Wait,
+    /// The sender has lost its slot; nothing that it sends reaches anyone.
+    Overwritten,
+}
+
+/// What came of a local connection's end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub enum Left {
+    /// It held its slot: release it.
+    Current,
+    /// Its claim was still on its way: release whatever comes of it.
+    Claiming,
+    /// It had lost its slot before.
+    Overwritten,
+}
+
+#[derive(Debug, Clone)]
+struct Waiting<L> {
+    connection: ConnectionId,
+    seat: L,
+}
+
+#[derive(Debug, Clone)]
+struct Slot<L> {
+    /// Who holds the slot, as far as is known here.
+    holder: Option<Holder>,
+    /// The newest member that is known, also when nobody holds the slot: its generation is the fence.
+    newest: Member,
+    /// The newest generation that is known to have left for good; no late answer brings it back.
+    released: Generation,
+    /// The holder's instance has not been heard of for some time: it counts as disconnected.
+    silent: bool,
+    /// The holder's connection, if it is here.
+    here: Option<L>,
+    /// What `here` believes of the other slot; `None` until it has been welcomed.
+    told: Option<Option<Member>>,
+    /// `here` has sent frames through the backplane that may still be on their way.
+    sent_away: bool,
+    /// Set while `here` waits for this marker before it takes the short cut through memory.
+    marker: Option<u64>,
+    /// Local connections whose claims are on their way.
+    waiting: Vec<Waiting<L>>,
+}
+
+impl<L> Default for Slot<L> {
+    fn default() -> Self {
+        Self {
+            holder: None,
+            newest: Member::NONE,
+            released: Generation::NONE,
+            silent: false,
+            here: None,
+            told: None,
+            sent_away: false,
+            marker: None,
+            waiting: Vec::new(),
+        }
+    }
+}
+
+impl<L> Slot<L> {
+    fn visible(&self) -> Option<Member> {
+        self.holder
+            .as_ref()
+            .filter(|_| !self.silent)
+            .map(|holder| holder.member)
+    }
+
+    fn holds(&self, connection: ConnectionId) -> bool {
+        self.holder
+            .as_ref()
+            .is_some_and(|holder| holder.member.connection == connection)
+    }
+}
+
+/// One user's room, as one instance sees it.
+#[derive(Debug, Clone)]
+pub struct Room<L> {
+    desktop: Slot<L>,
+    mobile: Slot<L>,
+    markers: u64,
+}
+
+impl<L> Default for Room<L> {
+    fn default() -> Self {
+        Self {
+            desktop: Slot::default(),
+            mobile: Slot::default(),
+            markers: 0,
+        }
+    }
+}
+
+impl<L: Clone> Room<L> {
+    fn slot(&self, device: Device) -> &Slot<L> {
+        match device {
+            Device::Desktop => &self.desktop,
+            Device::Mobile => &self.mobile,
+        }
+    }
+
+    fn slot_mut(&mut self, device: Device) -> &mut Slot<L> {
+        match device {
+            Device::Desktop => &mut self.desktop,
+            Device::Mobile => &mut self.mobile,
+        }
+    }
+
+    /// The highest generation that is known of the room.
+    #[must_use]
+    pub fn known(&self) -> Generation {
+        self.desktop
+            .newest
+            .generation
+            .max(self.mobile.newest.generation)
+    }
+
+    /// Who holds a slot, and is not known to be gone.
+    #[must_use]
+    pub fn visible(&self, device: Device) -> Option<Member> {
+        self.slot(device).visible()
+    }
+
+    /// Which slots are held.
+    #[must_use]
+    pub fn occupancy(&self) -> Occupancy {
+        Occupancy {
+            desktop: self.desktop.visible().is_some(),
+            mobile: self.mobile.visible().is_some(),
+        }
+    }
+
+    /// The local connection that holds a slot.
+    #[must_use]
+    pub fn here(&self, device: Device) -> Option<&L> {
+        self.slot(device).here.as_ref()
+    }
+
+    /// The local connection that holds a slot, with what the backplane has to know to renew it.
+    #[must_use]
+    pub fn renewable(&self, device: Device) -> Option<(&L, &Holder)> {
+        let slot = self.slot(device);
+        slot.here.as_ref().zip(slot.holder.as_ref())
+    }
+
+    /// True while this instance needs what is published on the lane of `device`.
+    #[must_use]
+    pub fn listens(&self, device: Device) -> bool {
+        let slot = self.slot(device);
+        slot.here.is_some() || !slot.waiting.is_empty()
+    }
+
+    /// True when no local connection is left, so that the room can be forgotten.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        !Device::ALL.into_iter().any(|device| self.listens(device))
+    }
+
+    /// A local connection is about to claim; the lane is subscribed before the claim leaves.
+    pub fn on_claiming(&mut self, device: Device, connection: ConnectionId, seat: L) {
+        self.slot_mut(device)
+            .waiting
+            .push(Waiting { connection, seat });
+    }
+
+    /// A slot has a new holder: by a message on a lane, or by the answer to a local claim. Whichever of
+    /// the two comes first counts, the second changes nothing, and an older one than what is known
+    /// changes nothing either.
+    ///
+    /// The position of this message among the others of the lane is what decides which of two sockets
+    /// gets a frame: what comes before it is the predecessor's, what comes after it the new holder's.
+    pub fn on_claimed(&mut self, device: Device, holder: Holder, effects: &mut Vec<Effect<L>>) {
+        let slot = self.slot_mut(device);
+        let local = slot
+            .waiting
+            .iter()
+            .position(|waiting| waiting.connection == holder.member.connection);
+        let local = local.map(|at| slot.waiting.remove(at).seat);
+        if holder.member.generation <= slot.newest.generation {
+            // The answer to a claim that another one has already overtaken: its connection was
+            // overwritten before it was ever current.
+            if let Some(seat) = local {
+                effects.push(Effect::Overwrite {
+                    seat,
+                    by: by(slot.newest, slot.holder.as_ref(), &holder),
+                });
+            } else if let Some(known) = slot
+                .holder
+                .as_mut()
+                .filter(|known| known.member == holder.member)
+            {
+                *known = holder;
+            }
+            return;
+        }
+        let old = slot.holder.replace(holder.clone());
+        let evicted = slot.here.take();
+        slot.newest = holder.member;
+        slot.silent = false;
+        slot.here = local;
+        slot.told = None;
+        slot.sent_away = false;
+        slot.marker = None;
+        if let Some((seat, old)) = evicted.zip(old) {
+            effects.push(Effect::Overwrite {
+                seat,
+                by: by(holder.member, Some(&holder), &old),
+            });
+        }
+        let is_here = slot.here.is_some();
+        self.tell(device.other(), effects);
+        if is_here {
+            self.enter_short_cut(device.other(), effects);
+        } else {
+            self.leave_short_cut(device.other(), effects);
+        }
+    }
+
+    /// The answer to a local claim. It completes what the lane has told, and stands in for it if the
+    /// lane's message was lost.
+    pub fn on_claim_answered(
+        &mut self,
+        device: Device,
+        holder: Holder,
+        claimed: &Claimed,
+        effects: &mut Vec<Effect<L>>,
+    ) {
+        let generation = holder.member.generation;
+        self.on_claimed(device, holder, effects);
+        self.on_other_slot(device.other(), claimed.other.clone(), generation, effects);
+    }
+
+    /// What an answer of the backplane said of the slot beside ours. The answer may be older than what
+    /// the lane has told since: only what cannot have been overtaken is believed. `asked` is the newest
+    /// generation of which it is certain that the answer includes it.
+    fn on_other_slot(
+        &mut self,
+        device: Device,
+        other: Option<Holder>,
+        asked: Generation,
+        effects: &mut Vec<Effect<L>>,
+    ) {
+        let slot = self.slot_mut(device);
+        match other {
+            Some(holder) if holder.member.generation > slot.newest.generation => {
+                self.on_claimed(device, holder, effects)
+            }
+            Some(holder)
+                if holder.member == slot.newest && slot.newest.generation > slot.released =>
+            {
+                slot.holder = Some(holder);
+                self.tell(device.other(), effects);
+            }
+            // Older than a release or a claim that the lane has told since.
+            Some(_) => {}
+            None => {
+                // A holder that is here knows best, and a claim made after the question is not in its answer.
+                if slot.here.is_none() && slot.newest.generation <= asked {
+                    slot.holder = None;
+                    self.tell(device.other(), effects);
+                }
+            }
+        }
+    }
+
+    /// The claim of a local connection failed, or its client went away before it was answered.
+    pub fn on_claim_failed(
+        &mut self,
+        device: Device,
+        connection: ConnectionId,
+        effects: &mut Vec<Effect<L>>,
+    ) -> Left {
+        self.on_left(device, connection, effects)
+    }
+
+    /// A slot became free, by a message on a lane.
+    pub fn on_released(&mut self, device: Device, member: Member, effects: &mut Vec<Effect<L>>) {
+        let slot = self.slot_mut(device);
+        slot.released = slot.released.max(member.generation);
+        if member.generation > slot.newest.generation {
+            slot.newest = member;
+        }
+        // Compared with the member, so that the end of an old connection never frees a newer one's slot;
+        // and what is here is released here, not by an echo.
+        if slot.here.is_none()
+            && slot
+                .holder
+                .as_ref()
+                .is_some_and(|holder| holder.member == member)
+        {
+            slot.holder = None;
+            self.tell(device.other(), effects);
+        }
+    }
+
+    /// A local connection has ended.
+    pub fn on_left(
+        &mut self,
+        device: Device,
+        connection: ConnectionId,
+        effects: &mut Vec<Effect<L>>,
+    ) -> Left {
+        let slot = self.slot_mut(device);
+        if let Some(at) = slot
+            .waiting
+            .iter()
+            .position(|waiting| waiting.connection == connection)
+        {
+            slot.waiting.remove(at);
+            return Left::Claiming;
+        }
+        if slot.here.is_none() || !slot.holds(connection) {
+            return Left::Overwritten;
+        }
+        slot.released = slot.newest.generation;
+        slot.holder = None;
+        slot.here = None;
+        slot.told = None;
+        slot.sent_away = false;
+        slot.marker = None;
+        self.tell(device.other(), effects);
+        self.leave_short_cut(device.other(), effects);
+        Left::Current
+    }
+
+    /// The answer to the renewal of a local connection's slot; `asked` is what [`Self::known`] was when
+    /// the renewal was sent.
+    pub fn on_renewed(
+        &mut self,
+        device: Device,
+        connection: ConnectionId,
+        asked: Generation,
+        renewed: Renewed,
+        effects: &mut Vec<Effect<L>>,
+    ) {
+        if !self.slot(device).holds(connection) {
+            return;
+        }
+        match renewed {
+            Renewed::Kept { other } => self.on_other_slot(device.other(), other, asked, effects),
+            Renewed::Overwritten { by, holder } => {
+                // The lane's message was lost: this is how an overwritten connection learns of it.
+                let was_free = holder.is_none();
+                let newer = Holder {
+                    member: by,
+                    instance: InstanceId::UNKNOWN,
+                    client: None,
+                };
+                self.on_claimed(device, holder.unwrap_or(newer), effects);
+                if was_free {
+                    self.on_released(device, by, effects);
+                }
+            }
+        }
+    }
+
+    /// An instance has not been heard of for some time, or is heard of again.
+    pub fn on_instance(
+        &mut self,
+        instance: InstanceId,
+        silent: bool,
+        effects: &mut Vec<Effect<L>>,
+    ) {
+        for device in Device::ALL {
+            let slot = self.slot_mut(device);
+            let is_there = slot
+                .holder
+                .as_ref()
+                .is_some_and(|holder| holder.instance == instance);
+            if is_there && slot.here.is_none() && slot.silent != silent {
+                slot.silent = silent;
+                self.tell(device.other(), effects);
+            }
+        }
+    }
+
+    /// Something from `from` has come on the lane of `to`: who gets it. Only the newest connection of
+    /// the other device that is known here may speak, and only to the newest of this one.
+    pub fn on_lane(
+        &mut self,
+        to: Device,
+        from: Member,
+        effects: &mut Vec<Effect<L>>,
+    ) -> Option<&L> {
+        let slot = self.slot_mut(to.other());
+        if from.generation < slot.newest.generation || from.generation <= slot.released {
+            return None;
+        }
+        if from.generation > slot.newest.generation {
+            // Its `claimed` was lost on the way; the frame itself proves it. The next renewal's answer
+            // tells where it is.
+            self.on_claimed(
+                to.other(),
+                Holder {
+                    member: from,
+                    instance: InstanceId::UNKNOWN,
+                    client: None,
+                },
+                effects,
+            );
+        } else if slot.silent {
+            slot.silent = false;
+            self.tell(to, effects);
+        }
+        self.slot(to).here.as_ref()
+    }
+
+    /// What the new connection is told of its peer in its welcome; from now on it is told of changes.
+    pub fn on_welcomed(&mut self, device: Device, connection: ConnectionId) -> Option<Member> {
+        let peer = self.slot(device.other()).visible();
+        let slot = self.slot_mut(device);
+        if slot.here.is_some() && slot.holds(connection) {
+            slot.told = Some(peer);
+        }
+        peer
+    }
+
+    /// Tells the local holder of `device` what has become of the other slot, if it believes otherwise.
+    fn tell(&mut self, device: Device, effects: &mut Vec<Effect<L>>) {
+        let now = self.slot(device.other()).visible();
+        let slot = self.slot_mut(device);
+        let (Some(seat), Some(told)) = (&slot.here, &mut slot.told) else {
+            return;
+        };
+        if *told == now {
+            return;
+        }
+        let before = std::mem::replace(told, now);
+        let seat = seat.clone();
+        let device = device.other();
+        match (now, before) {
+            (Some(member), _) => effects.push(Effect::Peer {
+                seat,
+                device,
+                member,
+                connected: true,
+            }),
+            (None, Some(member)) => effects.push(Effect::Peer {
+                seat,
+                device,
+                member,
+                connected: false,
+            }),
+            (None, None) => {}
+        }
+    }
+
+    /// Which way `device`'s member sends.
+    pub fn route(&mut self, device: Device, connection: ConnectionId) -> Route<'_, L> {
+        let (mine, other) = match device {
+            Device::Desktop => (&mut self.desktop, &self.mobile),
+            Device::Mobile => (&mut self.mobile, &self.desktop),
+        };
+        let Some(member) = mine.holder.as_ref().map(|holder| holder.member) else {
+            return Route::Overwritten;
+        };
+        if member.connection != connection || mine.here.is_none() {
+            return Route::Overwritten;
+        }
+        if mine.marker.is_some() {
+            return Route::Wait;
+        }
+        if let Some(seat) = &other.here {
+            return Route::Here(seat);
+        }
+        if other.visible().is_none() {
+            return Route::Absent;
+        }
+        mine.sent_away = true;
+        Route::Away(member)
+    }
+
+    /// The peer of `device`'s member is here now. What the member sent through the backplane may still be
+    /// on its way, and what it sends next must not overtake it: it waits for a marker that follows.
+    fn enter_short_cut(&mut self, device: Device, effects: &mut Vec<Effect<L>>) {
+        let nonce = self.markers + 1;
+        let slot = self.slot_mut(device);
+        if slot.here.is_some() && slot.sent_away && slot.marker.is_none() {
+            slot.marker = Some(nonce);
+            self.markers = nonce;
+            effects.push(Effect::Mark {
+                lane: device.other(),
+                nonce,
+            });
+        }
+    }
+
+    /// The peer of `device`'s member is not here any more; in memory nothing is ever on its way.
+    fn leave_short_cut(&mut self, device: Device, effects: &mut Vec<Effect<L>>) {
+        let slot = self.slot_mut(device);
+        if slot.marker.take().is_some()
+            && let Some(seat) = slot.here.clone()
+        {
+            effects.push(Effect::Resume { seat });
+        }
+    }
+
+    /// A marker of this instance came back on the lane of `lane`: the short cut is open.
+    pub fn on_marker(&mut self, lane: Device, nonce: u64, effects: &mut Vec<Effect<L>>) {
+        let slot = self.slot_mut(lane.other());
+        if slot.marker == Some(nonce) {
+            slot.sent_away = false;
+            self.leave_short_cut(lane.other(), effects);
+        }
+    }
+
+    /// The marker that `device`'s member waits for did not come back in time: it was lost, and with it
+    /// everything before it that has not arrived.
+    pub fn on_marker_overdue(&mut self, device: Device, effects: &mut Vec<Effect<L>>) {
+        self.slot_mut(device).sent_away = false;
+        self.leave_short_cut(device, effects);
+    }
+}
+
+fn by(new: Member, holder: Option<&Holder>, old: &Holder) -> By {
+    let same_client =
+        holder.is_some_and(|holder| holder.member == new && holder.is_same_client(old));
+    By {
+        connection: new.connection,
+        generation: new.generation,
+        same_client,
+    }
+}
+
+#[cfg(test)]
+#[path = "room_tests.rs"]
+mod tests;

@@ -1,0 +1,370 @@
+use uuid::Uuid;
+
+use super::*;
+use crate::relay::ids::ClientId;
+
+const A: InstanceId = InstanceId(Uuid::from_u128(0xa));
+const B: InstanceId = InstanceId(Uuid::from_u128(0xb));
+use Device::{Desktop, Mobile};
+
+/// Connection n has seat n and generation n.
+fn member(n: u32) -> Member {
+    Member {
+        connection: ConnectionId(Uuid::from_u128(n.into())),
+        generation: Generation(n.into()),
+    }
+}
+
+fn holder(n: u32, instance: InstanceId, client: &str) -> Holder {
+    Holder {
+        member: member(n),
+        instance,
+        client: ClientId::new(client),
+    }
+}
+
+fn effects(act: impl FnOnce(&mut Vec<Effect<u32>>)) -> Vec<Effect<u32>> {
+    let mut effects = Vec::new();
+    act(&mut effects);
+    effects
+}
+
+fn peer(seat: u32, device: Device, n: u32, connected: bool) -> Effect<u32> {
+    Effect::Peer {
+        seat,
+        device,
+        member: member(n),
+        connected,
+    }
+}
+
+fn overwrite(seat: u32, n: u32, same_client: bool) -> Effect<u32> {
+    let Member {
+        connection,
+        generation,
+    } = member(n);
+    Effect::Overwrite {
+        seat,
+        by: By {
+            connection,
+            generation,
+            same_client,
+        },
+    }
+}
+
+fn claimed(n: u32, other: Option<Holder>) -> Claimed {
+    Claimed {
+        generation: Generation(n.into()),
+        replaced: None,
+        other,
+    }
+}
+
+/// A local connection that has claimed and was welcomed.
+fn seat(room: &mut Room<u32>, device: Device, n: u32, client: &str) -> Vec<Effect<u32>> {
+    effects(|fx| {
+        room.on_claiming(device, member(n).connection, n);
+        room.on_claimed(device, holder(n, A, client), fx);
+        let other = room.slot(device.other()).holder.clone();
+        room.on_claim_answered(device, holder(n, A, client), &claimed(n, other), fx);
+        room.on_welcomed(device, member(n).connection);
+    })
+}
+
+fn away(room: &mut Room<u32>, device: Device, n: u32) -> Vec<Effect<u32>> {
+    effects(|fx| room.on_claimed(device, holder(n, B, ""), fx))
+}
+
+fn route(room: &mut Room<u32>, device: Device, n: u32) -> Route<'_, u32> {
+    room.route(device, member(n).connection)
+}
+
+#[test]
+fn two_devices_here_reach_each_other_in_memory() {
+    let mut room = Room::default();
+    assert_eq!(seat(&mut room, Desktop, 1, ""), []);
+    assert_eq!(route(&mut room, Desktop, 1), Route::Absent);
+    assert_eq!(seat(&mut room, Mobile, 2, ""), [peer(1, Mobile, 2, true)]);
+    assert_eq!(route(&mut room, Desktop, 1), Route::Here(&2));
+    assert_eq!(route(&mut room, Mobile, 2), Route::Here(&1));
+    assert_eq!(
+        room.occupancy(),
+        Occupancy {
+            desktop: true,
+            mobile: true
+        }
+    );
+}
+
+#[test]
+fn newer_desktop_overwrites_the_older_one_whose_frames_end_there() {
+    let mut room = Room::default();
+    seat(&mut room, Mobile, 1, "");
+    seat(&mut room, Desktop, 2, "tab");
+    assert_eq!(
+        seat(&mut room, Desktop, 3, "other"),
+        [overwrite(2, 3, false), peer(1, Desktop, 3, true)]
+    );
+    assert_eq!(route(&mut room, Desktop, 2), Route::Overwritten);
+    assert_eq!(route(&mut room, Mobile, 1), Route::Here(&3));
+    let left = effects(|fx| {
+        assert_eq!(
+            room.on_left(Desktop, member(2).connection, fx),
+            Left::Overwritten
+        )
+    });
+    assert_eq!(left, []);
+    assert_eq!(route(&mut room, Mobile, 1), Route::Here(&3));
+}
+
+#[test]
+fn the_same_client_hands_over_and_connections_without_a_name_never_do() {
+    let mut room = Room::default();
+    seat(&mut room, Desktop, 1, "tab");
+    assert_eq!(seat(&mut room, Desktop, 2, "tab"), [overwrite(1, 2, true)]);
+    let mut room = Room::default();
+    seat(&mut room, Desktop, 1, "");
+    assert_eq!(seat(&mut room, Desktop, 2, ""), [overwrite(1, 2, false)]);
+}
+
+#[test]
+fn a_claim_elsewhere_overwrites_and_frames_take_the_lane() {
+    let mut room = Room::default();
+    seat(&mut room, Mobile, 1, "");
+    seat(&mut room, Desktop, 2, "");
+    assert_eq!(
+        away(&mut room, Desktop, 3),
+        [overwrite(2, 3, false), peer(1, Desktop, 3, true)]
+    );
+    assert_eq!(route(&mut room, Mobile, 1), Route::Away(member(1)));
+    assert!(!room.listens(Desktop));
+    assert!(room.listens(Mobile));
+}
+
+#[test]
+fn older_claims_and_releases_change_nothing() {
+    let mut room = Room::default();
+    seat(&mut room, Mobile, 1, "");
+    away(&mut room, Desktop, 5);
+    assert_eq!(away(&mut room, Desktop, 4), []);
+    assert_eq!(effects(|fx| room.on_released(Desktop, member(4), fx)), []);
+    assert_eq!(route(&mut room, Mobile, 1), Route::Away(member(1)));
+    assert_eq!(
+        effects(|fx| room.on_released(Desktop, member(5), fx)),
+        [peer(1, Desktop, 5, false)]
+    );
+    assert_eq!(route(&mut room, Mobile, 1), Route::Absent);
+}
+
+#[test]
+fn only_the_newest_known_sender_is_heard() {
+    let mut room = Room::default();
+    seat(&mut room, Mobile, 1, "");
+    away(&mut room, Desktop, 5);
+    let mut fx = vec![];
+    assert_eq!(room.on_lane(Mobile, member(4), &mut fx), None);
+    assert_eq!(room.on_lane(Mobile, member(5), &mut fx), Some(&1));
+    assert_eq!(fx, []);
+    room.on_released(Desktop, member(5), &mut fx);
+    fx.clear();
+    assert_eq!(room.on_lane(Mobile, member(5), &mut fx), None);
+}
+
+#[test]
+fn a_sender_whose_claim_was_lost_on_the_way_proves_itself_by_its_frame() {
+    let mut room = Room::default();
+    seat(&mut room, Mobile, 1, "");
+    seat(&mut room, Desktop, 2, "");
+    let mut fx = vec![];
+    assert_eq!(room.on_lane(Mobile, member(6), &mut fx), Some(&1));
+    assert_eq!(fx, [overwrite(2, 6, false), peer(1, Desktop, 6, true)]);
+}
+
+#[test]
+fn lane_messages_before_ones_own_claim_are_the_predecessors() {
+    let mut room = Room::default();
+    seat(&mut room, Desktop, 1, "tab");
+    away(&mut room, Mobile, 2);
+    room.on_claiming(Desktop, member(3).connection, 3);
+    let mut fx = vec![];
+    assert_eq!(room.on_lane(Desktop, member(2), &mut fx), Some(&1));
+    room.on_claimed(Desktop, holder(3, A, "tab"), &mut fx);
+    assert_eq!(room.on_lane(Desktop, member(2), &mut fx), Some(&3));
+    assert_eq!(fx, [overwrite(1, 3, true)]);
+}
+
+#[test]
+fn the_answer_to_a_claim_stands_in_for_a_lost_lane_message() {
+    let mut room = Room::default();
+    room.on_claiming(Desktop, member(3).connection, 3);
+    let answer = claimed(3, Some(holder(2, B, "")));
+    assert_eq!(
+        effects(|fx| room.on_claim_answered(Desktop, holder(3, A, ""), &answer, fx)),
+        []
+    );
+    assert_eq!(
+        room.on_welcomed(Desktop, member(3).connection),
+        Some(member(2))
+    );
+    assert_eq!(route(&mut room, Desktop, 3), Route::Away(member(3)));
+}
+
+#[test]
+fn a_claim_that_was_overtaken_before_its_answer_is_overwritten() {
+    let mut room = Room::default();
+    room.on_claiming(Desktop, member(3).connection, 3);
+    away(&mut room, Desktop, 4);
+    let late =
+        effects(|fx| room.on_claim_answered(Desktop, holder(3, A, ""), &claimed(3, None), fx));
+    assert_eq!(late, [overwrite(3, 4, false)]);
+
+    let mut room = Room::default();
+    room.on_claiming(Desktop, member(3).connection, 3);
+    away(&mut room, Desktop, 4);
+    assert_eq!(effects(|fx| room.on_released(Desktop, member(4), fx)), []);
+    let late =
+        effects(|fx| room.on_claim_answered(Desktop, holder(3, A, ""), &claimed(3, None), fx));
+    assert_eq!(late, [overwrite(3, 4, false)]);
+}
+
+#[test]
+fn what_the_lane_told_after_a_question_is_newer_than_its_answer() {
+    let mut room = Room::default();
+    seat(&mut room, Desktop, 1, "");
+    let asked = room.known();
+    away(&mut room, Mobile, 2);
+    let kept = |other| Renewed::Kept { other };
+    let c = member(1).connection;
+    assert_eq!(
+        effects(|fx| room.on_renewed(Desktop, c, asked, kept(None), fx)),
+        []
+    );
+    assert_eq!(room.visible(Mobile), Some(member(2)));
+    let asked = room.known();
+    let _ = effects(|fx| room.on_released(Mobile, member(2), fx));
+    assert_eq!(
+        effects(|fx| room.on_renewed(Desktop, c, asked, kept(Some(holder(2, B, ""))), fx)),
+        []
+    );
+    assert_eq!(room.visible(Mobile), None);
+}
+
+#[test]
+fn a_renewal_heals_what_the_lane_lost() {
+    let mut room = Room::default();
+    seat(&mut room, Desktop, 1, "");
+    let c = member(1).connection;
+    let known = room.known();
+    let kept = |other| Renewed::Kept { other };
+    let came = effects(|fx| room.on_renewed(Desktop, c, known, kept(Some(holder(2, B, ""))), fx));
+    assert_eq!(came, [peer(1, Mobile, 2, true)]);
+    let known = room.known();
+    let gone = effects(|fx| room.on_renewed(Desktop, c, known, kept(None), fx));
+    assert_eq!(gone, [peer(1, Mobile, 2, false)]);
+    let by = holder(9, B, "");
+    let lost = Renewed::Overwritten {
+        by: by.member,
+        holder: Some(by),
+    };
+    assert_eq!(
+        effects(|fx| room.on_renewed(Desktop, c, known, lost, fx)),
+        [overwrite(1, 9, false)]
+    );
+    assert!(room.is_idle());
+}
+
+#[test]
+fn a_silent_instance_counts_as_disconnected_until_it_is_heard_again() {
+    let mut room = Room::default();
+    seat(&mut room, Desktop, 1, "");
+    away(&mut room, Mobile, 2);
+    assert_eq!(
+        effects(|fx| room.on_instance(B, true, fx)),
+        [peer(1, Mobile, 2, false)]
+    );
+    assert_eq!(effects(|fx| room.on_instance(B, true, fx)), []);
+    assert_eq!(route(&mut room, Desktop, 1), Route::Absent);
+    assert_eq!(
+        effects(|fx| room.on_instance(B, false, fx)),
+        [peer(1, Mobile, 2, true)]
+    );
+    assert_eq!(effects(|fx| room.on_instance(A, true, fx)), []);
+}
+
+#[test]
+fn the_short_cut_opens_when_the_marker_has_come_back() {
+    let mut room = Room::default();
+    seat(&mut room, Mobile, 1, "");
+    away(&mut room, Desktop, 2);
+    assert_eq!(route(&mut room, Mobile, 1), Route::Away(member(1)));
+    let fx = seat(&mut room, Desktop, 3, "");
+    assert_eq!(
+        fx,
+        [
+            peer(1, Desktop, 3, true),
+            Effect::Mark {
+                lane: Desktop,
+                nonce: 1
+            }
+        ]
+    );
+    assert_eq!(route(&mut room, Mobile, 1), Route::Wait);
+    assert_eq!(route(&mut room, Desktop, 3), Route::Here(&1));
+    assert_eq!(effects(|fx| room.on_marker(Desktop, 9, fx)), []);
+    assert_eq!(
+        effects(|fx| room.on_marker(Desktop, 1, fx)),
+        [Effect::Resume { seat: 1 }]
+    );
+    assert_eq!(route(&mut room, Mobile, 1), Route::Here(&3));
+}
+
+#[test]
+fn a_lost_marker_and_a_peer_that_leaves_let_the_sender_go_on() {
+    let mut room = Room::default();
+    seat(&mut room, Mobile, 1, "");
+    away(&mut room, Desktop, 2);
+    let _ = route(&mut room, Mobile, 1);
+    seat(&mut room, Desktop, 3, "");
+    assert_eq!(
+        effects(|fx| room.on_marker_overdue(Mobile, fx)),
+        [Effect::Resume { seat: 1 }]
+    );
+    assert_eq!(route(&mut room, Mobile, 1), Route::Here(&3));
+
+    let mut room = Room::default();
+    seat(&mut room, Mobile, 1, "");
+    away(&mut room, Desktop, 2);
+    let _ = route(&mut room, Mobile, 1);
+    seat(&mut room, Desktop, 3, "");
+    let gone = effects(|fx| {
+        assert_eq!(
+            room.on_left(Desktop, member(3).connection, fx),
+            Left::Current
+        )
+    });
+    assert_eq!(
+        gone,
+        [peer(1, Desktop, 3, false), Effect::Resume { seat: 1 }]
+    );
+}
+
+#[test]
+fn a_claim_that_failed_after_its_lane_message_leaves_its_slot() {
+    let mut room = Room::default();
+    seat(&mut room, Mobile, 1, "");
+    room.on_claiming(Desktop, member(2).connection, 2);
+    let mut fx = vec![];
+    room.on_claimed(Desktop, holder(2, A, ""), &mut fx);
+    assert_eq!(
+        room.on_claim_failed(Desktop, member(2).connection, &mut fx),
+        Left::Current
+    );
+    assert_eq!(fx, [peer(1, Desktop, 2, true), peer(1, Desktop, 2, false)]);
+    room.on_claiming(Desktop, member(3).connection, 3);
+    assert_eq!(
+        room.on_claim_failed(Desktop, member(3).connection, &mut fx),
+        Left::Claiming
+    );
+    assert!(!room.listens(Desktop));
+}
