@@ -14,7 +14,16 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
 use tracing_subscriber::{EnvFilter, Layer, Registry};
 
-use crate::config::LogFormat;
+/// How a log line looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people at a terminal.
+    Pretty,
+    /// One JSON object a line.
+    Json,
+    /// One JSON object a line, with the fields of Google's Cloud Logging.
+    Gcp,
+}
 
 /// Logs cannot be set up.
 #[derive(Debug, thiserror::Error)]
