@@ -1,0 +1,32 @@
+//! The Firebase Auth emulator's tokens, which are not signed.
+//!
+//! A way of its own: only a verifier that was built for the emulator comes here, and it knows no keys.
+
+use super::AuthError;
+use super::claims::{Header, Parts, decode};
+use crate::relay::refusal::Refusal;
+
+/// The payload of an unsigned token: `alg` is `none` and the signature is empty (RFC 7519 section 6).
+/// There is no `kid`.
+pub(super) fn payload(token: &str) -> Result<Vec<u8>, Refusal> {
+    let parts = Parts::split(token)?;
+    if Header::parse(parts.header)?.alg != "none" || !parts.signature.is_empty() {
+        return Err(Refusal::BadSignature);
+    }
+    decode(parts.payload)
+}
+
+/// `HOST:PORT`, as the Firebase command line writes it into `FIREBASE_AUTH_EMULATOR_HOST`.
+pub(super) fn check_host(host: &str) -> Result<(), AuthError> {
+    let fault = || AuthError::EmulatorHost(host.to_owned());
+    let url = reqwest::Url::parse(&format!("http://{host}")).map_err(|_| fault())?;
+    let has_port = host
+        .rsplit_once(':')
+        .is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+    let bare = url.path() == "/" && !host.contains(['/', '@', '?', '#']);
+    if has_port && bare {
+        Ok(())
+    } else {
+        Err(fault())
+    }
+}

@@ -1,0 +1,324 @@
+//! Does a session still stand? Asked of Google's Identity Toolkit, or of the emulator.
+//!
+//! The verdict is that of the Admin SDKs' `verifyIdToken(token, checkRevoked = true)`: a disabled user, then
+//! a sign-in older than `validSince`. A user who is gone, for whom the SDKs have an error of its own,
+//! is refused like a disabled one.
+
+use std::fmt;
+use std::time::Duration;
+
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use reqwest::header::CONTENT_TYPE;
+use reqwest::{Client, StatusCode, Url};
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Deserializer};
+use serde_json::json;
+use tokio::sync::{Mutex, Semaphore};
+use tokio::time::{Instant, timeout};
+
+use super::claims::Identity;
+use super::http::{self, CALL_TIME, CallError};
+use super::settings::ServiceAccount;
+use super::signer::Signer;
+use super::{AuthError, unix_now};
+use crate::relay::refusal::Refusal;
+
+/// Lookups that are under way at once; those past it wait, within their own time limit.
+const LOOKUPS: usize = 64;
+/// Checks that are under way or wait; one past it is told at once that there is no answer.
+const CHECKS: usize = 4096;
+/// Lets one call look up users, and no more than that family of calls.
+const SCOPE: &str = "https://www.googleapis.com/auth/identitytoolkit";
+/// How long an assertion may be used, in seconds; Google allows an hour.
+const ASSERTION_SECONDS: u64 = 300;
+/// An access token is given up this long before its end.
+const ACCESS_MARGIN: Duration = Duration::from_secs(60);
+/// After a refused or failed grant, the pause before the next one.
+const GRANT_PAUSE: Duration = Duration::from_secs(1);
+
+/// Asks one project's identity service about its users.
+pub(super) struct Checker {
+    client: Client,
+    lookup: Url,
+    access: Access,
+    checks: Semaphore,
+    lookups: Semaphore,
+}
+
+impl fmt::Debug for Checker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Checker")
+            .field("lookup", &self.lookup.as_str())
+            .finish_non_exhaustive()
+    }
+}
+
+/// What the lookup is authorized with.
+enum Access {
+    /// The emulator takes this word for a project owner.
+    Owner,
+    Granted(Box<Grant>),
+}
+
+impl Checker {
+    /// Asks Google, as a service account of the same project.
+    pub(super) fn google(account: &ServiceAccount, project_id: &str) -> Result<Self, AuthError> {
+        Self::google_at(
+            "https://identitytoolkit.googleapis.com",
+            account,
+            project_id,
+        )
+    }
+
+    fn google_at(
+        base: &str,
+        account: &ServiceAccount,
+        project_id: &str,
+    ) -> Result<Self, AuthError> {
+        if account.project_id != project_id {
+            return Err(AuthError::ServiceAccountProject);
+        }
+        Self::new(
+            base,
+            project_id,
+            Access::Granted(Box::new(Grant::new(account)?)),
+        )
+    }
+
+    /// Asks the emulator at `HOST:PORT`.
+    pub(super) fn emulator(host: &str, project_id: &str) -> Result<Self, AuthError> {
+        super::emulator::check_host(host)?;
+        let base = format!("http://{host}/identitytoolkit.googleapis.com");
+        Self::new(&base, project_id, Access::Owner)
+    }
+
+    fn new(base: &str, project_id: &str, access: Access) -> Result<Self, AuthError> {
+        let project = utf8_percent_encode(project_id, NON_ALPHANUMERIC);
+        let lookup = Url::parse(&format!("{base}/v1/projects/{project}/accounts:lookup")).map_err(
+            |error| AuthError::Url {
+                what: "the identity service",
+                problem: error.to_string(),
+            },
+        )?;
+        Ok(Self {
+            client: http::client(&lookup)?,
+            lookup,
+            access,
+            checks: Semaphore::new(CHECKS),
+            lookups: Semaphore::new(LOOKUPS),
+        })
+    }
+
+    /// The identity service's verdict, within [`CALL_TIME`].
+    pub(super) async fn check(&self, identity: &Identity) -> Result<(), Refusal> {
+        let Ok(_counted) = self.checks.try_acquire() else {
+            tracing::warn!(checks = CHECKS, "too many revocation checks are under way");
+            return Err(Refusal::KeysUnavailable);
+        };
+        let account = timeout(CALL_TIME, self.account(identity))
+            .await
+            .unwrap_or(Err(CallError::TimedOut));
+        match account {
+            Ok(account) => verdict(account.as_ref(), identity),
+            Err(error) => {
+                tracing::warn!(%error, "the identity service gave no answer about a session");
+                Err(Refusal::KeysUnavailable)
+            }
+        }
+    }
+
+    async fn account(&self, identity: &Identity) -> Result<Option<Account>, CallError> {
+        let _turn = self
+            .lookups
+            .acquire()
+            .await
+            .map_err(|_| CallError::Nonsense("closed"))?;
+        let token = match &self.access {
+            Access::Owner => SecretString::from("owner"),
+            Access::Granted(grant) => grant.token().await?,
+        };
+        let uid = identity.user.as_str();
+        let request = self
+            .client
+            .post(self.lookup.clone())
+            .bearer_auth(token.expose_secret());
+        let response = request.json(&json!({"localId": [uid]})).send().await?;
+        if let (StatusCode::UNAUTHORIZED, Access::Granted(grant)) =
+            (response.status(), &self.access)
+        {
+            grant.forget(&token).await;
+        }
+        let found: Found = serde_json::from_slice(&http::body(response).await?)
+            .map_err(|_| CallError::Nonsense("not a list of accounts"))?;
+        Ok(found
+            .users
+            .into_iter()
+            .find(|account| account.local_id == uid))
+    }
+}
+
+/// No answer about a user is an answer: the user is gone.
+fn verdict(account: Option<&Account>, identity: &Identity) -> Result<(), Refusal> {
+    match account {
+        None | Some(Account { disabled: true, .. }) => Err(Refusal::UserDisabled),
+        Some(account) => {
+            let signed_in = identity.auth_time.unwrap_or(identity.issued_at);
+            if signed_in < account.valid_since {
+                Err(Refusal::TokenRevoked)
+            } else {
+                Ok(())
+            }
+        }
+    }
+}
+
+/// `GetAccountInfoResponse`, as far as it matters
+/// (<https://cloud.google.com/identity-platform/docs/reference/rest/v1/projects.accounts/lookup>).
+#[derive(Deserialize)]
+struct Found {
+    #[serde(default)]
+    users: Vec<Account>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Account {
+    local_id: String,
+    #[serde(default)]
+    disabled: bool,
+    /// Unix seconds; 0 where the user's sessions were never revoked.
+    #[serde(default, deserialize_with = "int64")]
+    valid_since: u64,
+}
+
+/// An `int64` in Google's JSON: a string of digits.
+fn int64<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Int64 {
+        Text(String),
+        Number(u64),
+    }
+    match Int64::deserialize(deserializer)? {
+        Int64::Text(digits) => digits.parse().map_err(serde::de::Error::custom),
+        Int64::Number(number) => Ok(number),
+    }
+}
+
+/// Access tokens for a service account: the JWT bearer grant (RFC 7523 section 2.1;
+/// <https://developers.google.com/identity/protocols/oauth2/service-account#authorizingrequests>).
+struct Grant {
+    client: Client,
+    token_uri: Url,
+    account: String,
+    signer: Signer,
+    /// Held while a grant is asked for: those who come meanwhile wait for that one.
+    granted: Mutex<Granted>,
+}
+
+enum Granted {
+    Nothing,
+    Token {
+        token: SecretString,
+        until: Instant,
+    },
+    /// So that those who waited do not each repeat what just failed.
+    Failed {
+        until: Instant,
+    },
+}
+
+#[derive(Deserialize)]
+struct TokenAnswer {
+    #[serde(deserialize_with = "secret")]
+    access_token: SecretString,
+    /// Seconds.
+    expires_in: u64,
+}
+
+fn secret<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SecretString, D::Error> {
+    String::deserialize(deserializer).map(SecretString::from)
+}
+
+impl Grant {
+    fn new(account: &ServiceAccount) -> Result<Self, AuthError> {
+        let token_uri = http::endpoint("the service account's token_uri", &account.token_uri)?;
+        let kid = account.private_key_id.clone();
+        Ok(Self {
+            client: http::client(&token_uri)?,
+            token_uri,
+            account: account.client_email.clone(),
+            signer: Signer::from_pem(account.private_key.expose_secret(), kid)
+                .map_err(|_| AuthError::PrivateKey)?,
+            granted: Mutex::new(Granted::Nothing),
+        })
+    }
+
+    async fn token(&self) -> Result<SecretString, CallError> {
+        let mut granted = self.granted.lock().await;
+        match &*granted {
+            Granted::Token { token, until } if Instant::now() < *until => return Ok(token.clone()),
+            Granted::Failed { until } if Instant::now() < *until => {
+                return Err(CallError::Nonsense(
+                    "no access token was granted a moment ago",
+                ));
+            }
+            Granted::Nothing | Granted::Token { .. } | Granted::Failed { .. } => {}
+        }
+        match self.ask().await {
+            Ok(answer) => {
+                let life = Duration::from_secs(answer.expires_in.min(24 * 3600));
+                let until = Instant::now() + life.saturating_sub(ACCESS_MARGIN);
+                *granted = Granted::Token {
+                    token: answer.access_token.clone(),
+                    until,
+                };
+                Ok(answer.access_token)
+            }
+            Err(error) => {
+                *granted = Granted::Failed {
+                    until: Instant::now() + GRANT_PAUSE,
+                };
+                Err(error)
+            }
+        }
+    }
+
+    /// Drops a token that was not accepted, unless another one has taken its place.
+    async fn forget(&self, refused: &SecretString) {
+        let mut granted = self.granted.lock().await;
+        if matches!(&*granted, Granted::Token { token, .. } if token.expose_secret() == refused.expose_secret())
+        {
+            *granted = Granted::Nothing;
+        }
+    }
+
+    async fn ask(&self) -> Result<TokenAnswer, CallError> {
+        let now = unix_now();
+        let assertion = self
+            .signer
+            .sign(&json!({
+                "iss": self.account,
+                "scope": SCOPE,
+                "aud": self.token_uri.as_str(),
+                "iat": now,
+                "exp": now + ASSERTION_SECONDS,
+            }))
+            .map_err(|_| CallError::Nonsense("the assertion could not be signed"))?;
+        // A JWT is made of characters that need no escaping in a form.
+        let form = format!(
+            "grant_type=urn%3Aietf%3Aparams%3Aoauth%3Agrant-type%3Ajwt-bearer&assertion={assertion}"
+        );
+        let request = self.client.post(self.token_uri.clone()).body(form);
+        let response = request
+            .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
+            .send()
+            .await?;
+        serde_json::from_slice(&http::body(response).await?)
+            .map_err(|_| CallError::Nonsense("not an access token"))
+    }
+}
+
+#[cfg(test)]
+#[path = "revocation_tests.rs"]
+mod tests;
