@@ -52,7 +52,7 @@ pub(super) fn read(values: &mut Values) -> Option<Settings> {
             else {
                 values.mistake(
                     &table::FIREBASE_PROJECT_ID,
-                    "is missing: nobody could sign in. Set it to your Firebase project's id, or \
+                    "is missing, so nobody could sign in. Set it to your Firebase project's id, or \
                      GOOGLE_APPLICATION_CREDENTIALS to a service account's file that has it, or DUORELAY_ISSUER, \
                      DUORELAY_AUDIENCE and DUORELAY_JWKS_URL for another issuer; `duorelay demo` needs none of them",
                 );
