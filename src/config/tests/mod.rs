@@ -390,6 +390,8 @@ fn redis_urls_are_checked_and_never_repeated() {
         "http://:hunter2@redis",
         "redis://",
         "redis://:hunter2@",
+        "redis:hunter2",
+        "redis:///hunter2",
         "redis://:hunter2@redis:99999",
         "redis://:hunter2@redis:0",
         "redis://:hunter2@redis/zero",
