@@ -31,6 +31,8 @@ pub enum Effect<L> {
     },
     /// Publish a marker on a lane: when it comes back, everything sent before it has arrived.
     Mark {
+        /// The sender that waits for it.
+        seat: L,
         /// The lane.
         lane: Device,
         /// Repeated by the marker.
@@ -533,14 +535,20 @@ impl<L: Clone> Room<L> {
     fn enter_short_cut(&mut self, device: Device, effects: &mut Vec<Effect<L>>) {
         let nonce = self.markers + 1;
         let slot = self.slot_mut(device);
-        if slot.here.is_some() && slot.sent_away && slot.marker.is_none() {
-            slot.marker = Some(nonce);
-            self.markers = nonce;
-            effects.push(Effect::Mark {
-                lane: device.other(),
-                nonce,
-            });
-        }
+        let Some(seat) = slot
+            .here
+            .clone()
+            .filter(|_| slot.sent_away && slot.marker.is_none())
+        else {
+            return;
+        };
+        slot.marker = Some(nonce);
+        self.markers = nonce;
+        effects.push(Effect::Mark {
+            seat,
+            lane: device.other(),
+            nonce,
+        });
     }
 
     /// The peer of `device`'s member is not here any more; in memory nothing is ever on its way.

@@ -304,6 +304,7 @@ fn the_short_cut_opens_when_the_marker_has_come_back() {
         [
             peer(1, Desktop, 3, true),
             Effect::Mark {
+                seat: 1,
                 lane: Desktop,
                 nonce: 1
             }

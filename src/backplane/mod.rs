@@ -1,0 +1,154 @@
+//! What joins instances: claims of slots, and a lane per device. These are the promises; [`memory`] keeps
+//! them inside one process, `redis` between any number of them, and one test suite holds both to them.
+//!
+//! - **Claims are ordered.** Each claim, renewal and release of a room happens at one point of one order,
+//!   by the rules of [`crate::relay::record`]. Claims of two connections at the same instant leave
+//!   exactly one holder.
+//! - **Subscribed before claimed.** When a claim is made, the lane of its device is subscribed already
+//!   (acknowledged, where that takes time). So the claim's answer and what the lane says afterwards
+//!   are everything.
+//! - **One order on a lane.** What one instance publishes for a user arrives on a lane in the order in
+//!   which it was published. `Claimed` and `Released` are published on both lanes, at the point of the
+//!   room's order at which they happened: what comes before a `Claimed` on a lane belongs to the
+//!   predecessor, what comes after it to the new holder.
+//! - **A claim's own message first.** A claim is answered after its `Claimed` was handed out, unless that
+//!   message was lost (which is noticed after [`OWN_CLAIM_LIMIT`]).
+//! - **At most once.** A message may be lost, when the backplane fails or restarts; then [`Event::Up`]
+//!   follows. It never comes twice and never to another user. Renewals heal what was lost.
+//! - **Every call ends** within [`CALL_LIMIT`], and no queue grows without a bound.
+
+pub mod memory;
+
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use futures_util::future::LocalBoxFuture;
+
+use crate::relay::envelope::Envelope;
+use crate::relay::ids::{ConnectionId, Device, InstanceId, UserId};
+use crate::relay::record::{Claim, ClaimOutcome, Held, Holder, Renewed};
+
+/// A call takes at most this long; then it has failed.
+pub const CALL_LIMIT: Duration = Duration::from_secs(2);
+/// How long the answer to a claim waits for the claim's own message on the lane.
+pub const OWN_CLAIM_LIMIT: Duration = Duration::from_millis(500);
+/// A volatile frame that waited longer than this to be published is dropped for newer ones.
+pub const STALE: Duration = Duration::from_millis(500);
+
+/// The backplane did not answer in time, or is known to be away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the backplane does not answer")]
+pub struct Unavailable;
+
+/// What a backplane tells a worker, in the order in which it happened.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// A message came on the lane of a user's device.
+    Lane {
+        /// Whose.
+        user: &'a UserId,
+        /// Which of the two.
+        lane: Device,
+        /// What came.
+        envelope: Envelope,
+    },
+    /// What came on a lane could not be read (another version, or somebody else's publish).
+    Unreadable,
+    /// Other instances cannot be reached.
+    Down,
+    /// They can be reached (again); messages may have been lost in between.
+    Up,
+    /// An instance has not been heard of for some time.
+    Silent(InstanceId),
+    /// A silent instance is heard of again.
+    Heard(InstanceId),
+}
+
+/// Takes events, at once and without waiting, so that no queue of them is needed.
+pub type Sink = Rc<dyn Fn(Event<'_>)>;
+
+/// A slot to renew.
+#[derive(Debug, Clone)]
+pub struct Renewal {
+    /// Whose.
+    pub user: UserId,
+    /// Which slot.
+    pub device: Device,
+    /// Who holds it.
+    pub holder: Holder,
+}
+
+/// What came of a publish.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub enum Published {
+    /// It leaves with what is ready in the same turn.
+    Queued,
+    /// The queue to the backplane is full; it was dropped.
+    Full,
+}
+
+/// Who holds the two slots of a room, with the milliseconds that are left of each lease.
+pub type RoomSnapshot = [Option<Held>; 2];
+
+/// One running instance, as it announces itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InstanceInfo {
+    /// Which one.
+    pub instance: InstanceId,
+    /// Its open connections.
+    pub connections: u64,
+    /// Its version of duorelay.
+    pub version: String,
+    /// Unix milliseconds.
+    pub started_at: u64,
+    /// It is leaving.
+    pub draining: bool,
+}
+
+/// One worker's share of the backplane.
+pub trait Backplane {
+    /// Subscribes the lane of the claim's device, then claims the slot.
+    fn claim<'a>(
+        &'a self,
+        user: &'a UserId,
+        claim: Claim,
+    ) -> LocalBoxFuture<'a, Result<ClaimOutcome, Unavailable>>;
+
+    /// Renews slots that this instance holds; each answer stands at the place of its question.
+    fn renew<'a>(
+        &'a self,
+        renewals: &'a [Renewal],
+    ) -> LocalBoxFuture<'a, Vec<Result<Renewed, Unavailable>>>;
+
+    /// Frees a slot if the connection still holds it. What fails is left to the lease's end.
+    fn release<'a>(
+        &'a self,
+        user: &'a UserId,
+        device: Device,
+        connection: ConnectionId,
+    ) -> LocalBoxFuture<'a, ()>;
+
+    /// No socket here needs this lane any more.
+    fn unsubscribe(&self, user: &UserId, lane: Device);
+
+    /// Publishes on a lane, after everything that was published for this user before. `since` is when
+    /// it was read: a volatile frame is dropped when it gets stale.
+    fn publish(&self, user: &UserId, lane: Device, envelope: Envelope, since: Instant)
+    -> Published;
+
+    /// Who holds the slots of a room; each lease in milliseconds from now.
+    fn room<'a>(
+        &'a self,
+        user: &'a UserId,
+    ) -> LocalBoxFuture<'a, Result<RoomSnapshot, Unavailable>>;
+
+    /// The instances that have been heard of lately, this one included.
+    fn instances(&self) -> Vec<InstanceInfo>;
+
+    /// True when an instance has not been heard of for some time.
+    fn is_silent(&self, instance: InstanceId) -> bool;
+
+    /// Stops: what is queued leaves first.
+    fn close(&self) -> LocalBoxFuture<'_, ()>;
+}
