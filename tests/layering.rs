@@ -17,7 +17,15 @@ struct Rule {
 const RULES: &[Rule] = &[
     Rule {
         module: "demo",
-        ours: &["auth", "config", "edge", "relay", "server", "telemetry"],
+        ours: &[
+            "auth",
+            "config",
+            "edge",
+            "metrics",
+            "relay",
+            "server",
+            "telemetry",
+        ],
         never: &["fred", "redis"],
     },
     Rule {
@@ -33,6 +41,7 @@ const RULES: &[Rule] = &[
             "config",
             "edge",
             "hub",
+            "metrics",
             "relay",
             "telemetry",
             "worker",
@@ -47,6 +56,7 @@ const RULES: &[Rule] = &[
             "config",
             "edge",
             "hub",
+            "metrics",
             "relay",
             "telemetry",
         ],
@@ -54,12 +64,12 @@ const RULES: &[Rule] = &[
     },
     Rule {
         module: "edge",
-        ours: &["auth", "config", "hub", "relay", "telemetry"],
+        ours: &["auth", "config", "hub", "metrics", "relay", "telemetry"],
         never: &["fred", "redis"],
     },
     Rule {
         module: "hub",
-        ours: &["backplane", "config", "relay", "telemetry"],
+        ours: &["backplane", "config", "metrics", "relay", "telemetry"],
         never: &[
             "axum",
             "fred",
@@ -71,7 +81,7 @@ const RULES: &[Rule] = &[
     },
     Rule {
         module: "backplane",
-        ours: &["config", "relay", "telemetry"],
+        ours: &["config", "metrics", "relay", "telemetry"],
         never: &["axum", "hyper", "hyper_util", "tungstenite"],
     },
     Rule {
@@ -81,13 +91,18 @@ const RULES: &[Rule] = &[
     },
     Rule {
         module: "auth",
-        ours: &["relay", "telemetry"],
+        ours: &["metrics", "relay", "telemetry"],
         never: &["axum", "fred", "redis", "tungstenite"],
     },
     Rule {
         module: "telemetry",
         ours: &["relay"],
         never: &["axum", "fred", "redis", "tungstenite"],
+    },
+    Rule {
+        module: "metrics",
+        ours: &["relay"],
+        never: &["axum", "fred", "hyper", "redis", "tungstenite"],
     },
     Rule {
         module: "relay",
