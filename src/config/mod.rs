@@ -8,10 +8,11 @@ mod command_line;
 mod read;
 mod sign_in;
 mod table;
+#[cfg(test)]
+mod tests;
 mod values;
 
 use std::ffi::OsString;
-use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use ipnet::IpNet;
 use secrecy::SecretString;
 
 use crate::auth::settings::Settings;
+use crate::telemetry::LogFormat;
 
 /// What `duorelay serve` runs by.
 #[derive(Debug, Clone)]
@@ -89,17 +91,6 @@ pub struct Times {
     pub drain: Duration,
     /// After which a connection is asked to move; never without.
     pub max_lifetime: Option<Duration>,
-}
-
-/// How a log line looks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogFormat {
-    /// For people at a terminal.
-    Pretty,
-    /// One JSON object a line.
-    Json,
-    /// One JSON object a line, with the fields of Google's Cloud Logging.
-    Gcp,
 }
 
 /// What `duorelay demo` runs by: everything but sign-in and backplane, which it brings itself.
@@ -308,15 +299,5 @@ pub fn load(
     match command {
         Some(command) if mistakes.is_empty() => Ok(Launch { command, notices }),
         _ => Err(Stop::Mistakes(mistakes)),
-    }
-}
-
-impl fmt::Display for LogFormat {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Pretty => "pretty",
-            Self::Json => "json",
-            Self::Gcp => "gcp",
-        })
     }
 }

@@ -11,7 +11,8 @@ use url::{Host, Url};
 
 use super::table::{self, Setting};
 use super::values::Values;
-use super::{Config, DemoOptions, Limits, LogFormat, Machine, Redis, Times, sign_in};
+use super::{Config, DemoOptions, Limits, Machine, Redis, Times, sign_in};
+use crate::telemetry::{LogFormat, check_filter};
 
 const DAY: u64 = 24 * 60 * 60;
 
@@ -348,13 +349,15 @@ fn network(text: &str) -> Result<IpNet, String> {
 }
 
 fn log_format(text: &str) -> Result<LogFormat, String> {
-    [LogFormat::Pretty, LogFormat::Json, LogFormat::Gcp]
-        .into_iter()
-        .find(|format| format.to_string().eq_ignore_ascii_case(text))
-        .ok_or_else(|| format!("must be pretty, json or gcp, but is {text:?}"))
+    match text.to_ascii_lowercase().as_str() {
+        "pretty" => Ok(LogFormat::Pretty),
+        "json" => Ok(LogFormat::Json),
+        "gcp" => Ok(LogFormat::Gcp),
+        _ => Err(format!("must be pretty, json or gcp, but is {text:?}")),
+    }
 }
 
 fn log_filter(text: &str) -> Result<String, String> {
-    crate::telemetry::check_filter(text)?;
+    check_filter(text)?;
     Ok(text.to_owned())
 }

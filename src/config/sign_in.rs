@@ -52,7 +52,7 @@ pub(super) fn read(values: &mut Values) -> Option<Settings> {
             else {
                 values.mistake(
                     &table::FIREBASE_PROJECT_ID,
-                    "is missing: nobody could sign in. Set it to your Firebase project's id, or \
+                    "is missing, so nobody could sign in. Set it to your Firebase project's id, or \
                      GOOGLE_APPLICATION_CREDENTIALS to a service account's file that has it, or DUORELAY_ISSUER, \
                      DUORELAY_AUDIENCE and DUORELAY_JWKS_URL for another issuer; `duorelay demo` needs none of them",
                 );
@@ -186,13 +186,14 @@ fn service_account(values: &mut Values, file: &CredentialsFile) -> Option<Servic
     let project_id = field("project_id", file.project_id.as_ref());
     let client_email = field("client_email", file.client_email.as_ref());
     let private_key = field("private_key", file.private_key.as_ref());
-    if private_key.as_ref().is_some_and(|key| !is_rsa_key(key)) {
-        values.mistake(
-            &table::CREDENTIALS,
-            "the file's private_key is not an RSA key in PEM (PKCS #8)",
-        );
-        return None;
-    }
+    let private_key = private_key.filter(|key| {
+        let readable = is_rsa_key(key);
+        if !readable {
+            let problem = "the file's private_key is not an RSA key in PEM (PKCS #8)";
+            values.mistake(&table::CREDENTIALS, problem);
+        }
+        readable
+    });
     let token_uri = file
         .token_uri
         .as_deref()

@@ -45,8 +45,8 @@ impl Group {
     pub(super) const fn heading(self) -> &'static str {
         match self {
             Self::Ports => "Ports",
-            Self::SignIn => "Sign-in: Firebase, its emulator, or any OpenID Connect issuer",
-            Self::Backplane => "Backplane: what joins instances",
+            Self::SignIn => "Sign-in (Firebase, its emulator, or any OpenID Connect issuer)",
+            Self::Backplane => "Backplane (what joins instances)",
             Self::Clients => "Who may connect",
             Self::Limits => "Limits",
             Self::Times => "Times",
@@ -93,36 +93,36 @@ settings! {
     PORT = (Ports, "PORT", "port", "PORT", Value("3000"), "Public port, on all addresses (IPv4 and IPv6)");
     LISTEN = (Ports, "DUORELAY_LISTEN", "listen", "IP:PORT", Words("every address, at PORT"), "Public address and port");
     ADMIN_LISTEN = (Ports, "DUORELAY_ADMIN_LISTEN", "admin-listen", "IP:PORT", Value("127.0.0.1:9091"), "Metrics and operator calls");
-    ADMIN_TOKEN = (Ports, "DUORELAY_ADMIN_TOKEN", "admin-token", "TOKEN", Words("none: no operator calls"), "Secret for operator calls");
+    ADMIN_TOKEN = (Ports, "DUORELAY_ADMIN_TOKEN", "admin-token", "TOKEN", Words("none, so no operator calls"), "Secret of operators");
 
-    FIREBASE_PROJECT_ID = (SignIn, "FIREBASE_PROJECT_ID", "firebase-project-id", "ID", Words("the credentials file's"), "Whose users sign in");
-    CREDENTIALS = (SignIn, "GOOGLE_APPLICATION_CREDENTIALS", "google-application-credentials", "FILE", Nothing, "Service account's JSON file");
-    EMULATOR = (SignIn, "FIREBASE_AUTH_EMULATOR_HOST", "firebase-auth-emulator-host", "HOST:PORT", Nothing, "Accept unsigned tokens");
+    FIREBASE_PROJECT_ID = (SignIn, "FIREBASE_PROJECT_ID", "firebase-project-id", "ID", Words("the credentials file's"), "Whose users may sign in");
+    CREDENTIALS = (SignIn, "GOOGLE_APPLICATION_CREDENTIALS", "google-application-credentials", "FILE", Nothing, "Service account's file, to check revocation");
+    EMULATOR = (SignIn, "FIREBASE_AUTH_EMULATOR_HOST", "firebase-auth-emulator-host", "HOST:PORT", Nothing, "Accept this emulator's unsigned tokens");
     ISSUER = (SignIn, "DUORELAY_ISSUER", "issuer", "ISS", Words("Firebase's"), "Another OpenID Connect issuer");
     AUDIENCE = (SignIn, "DUORELAY_AUDIENCE", "audience", "AUD", Words("Firebase's"), "Its tokens' audience");
     JWKS_URL = (SignIn, "DUORELAY_JWKS_URL", "jwks-url", "URL", Words("Firebase's"), "Where the signing keys come from");
     CHECK_REVOKED = (SignIn, "DUORELAY_CHECK_REVOKED", "check-revoked", "BOOL", Value("false"), "Refuse revoked sessions and disabled users");
     ENFORCE_EXPIRY = (SignIn, "DUORELAY_ENFORCE_EXPIRY", "enforce-expiry", "BOOL", Value("true"), "Close when the token expires");
 
-    REDIS_URL = (Backplane, "REDIS_URL", "redis-url", "URL", Words("none: one instance, in memory"), "redis[s]://, redis[s]-cluster://, redis[s]-sentinel://");
+    REDIS_URL = (Backplane, "REDIS_URL", "redis-url", "URL", Words("in memory"), "redis://, redis-cluster:// or redis-sentinel://");
     REDIS_PREFIX = (Backplane, "DUORELAY_REDIS_PREFIX", "redis-prefix", "PREFIX", Value("duo"), "Start of all keys and channels");
 
-    ALLOWED_ORIGINS = (Clients, "DUORELAY_ALLOWED_ORIGINS", "allowed-origins", "ORIGINS", Words("any"), "Web pages, comma-separated");
-    TRUSTED_PROXIES = (Clients, "DUORELAY_TRUSTED_PROXIES", "trusted-proxies", "CIDRS", Words("none"), "Whose X-Forwarded-For is believed");
+    ALLOWED_ORIGINS = (Clients, "DUORELAY_ALLOWED_ORIGINS", "allowed-origins", "ORIGINS", Words("any"), "Origins whose pages may connect");
+    TRUSTED_PROXIES = (Clients, "DUORELAY_TRUSTED_PROXIES", "trusted-proxies", "CIDRS", Words("none"), "Networks whose X-Forwarded-For is believed");
 
     MAX_CONNECTIONS = (Limits, "DUORELAY_MAX_CONNECTIONS", "max-connections", "N", Value("100000"), "Open connections; 0: any number");
     MESSAGE_BYTES = (Limits, "DUORELAY_MESSAGE_BYTES", "message-bytes", "BYTES", Value("65536"), "The largest message");
     QUEUE_BYTES = (Limits, "DUORELAY_QUEUE_BYTES", "queue-bytes", "BYTES", Value("1048576"), "What may wait for one receiver");
-    MESSAGES_PER_SECOND = (Limits, "DUORELAY_MESSAGES_PER_SECOND", "messages-per-second", "N", Value("240"), "From one connection; 0: no limit");
-    HANDSHAKES_PER_SECOND_PER_IP = (Limits, "DUORELAY_HANDSHAKES_PER_SECOND_PER_IP", "handshakes-per-second-per-ip", "N", Value("20"), "0: no limit");
+    MESSAGES_PER_SECOND = (Limits, "DUORELAY_MESSAGES_PER_SECOND", "messages-per-second", "N", Value("240"), "From one connection; 0: any number");
+    HANDSHAKES_PER_SECOND_PER_IP = (Limits, "DUORELAY_HANDSHAKES_PER_SECOND_PER_IP", "handshakes-per-second-per-ip", "N", Value("20"), "From one address; 0: any");
 
     HEARTBEAT_SECONDS = (Times, "DUORELAY_HEARTBEAT_SECONDS", "heartbeat-seconds", "SECONDS", Value("25"), "Silence before a ping");
     LEASE_SECONDS = (Times, "DUORELAY_LEASE_SECONDS", "lease-seconds", "SECONDS", Value("45"), "How long a lost instance holds its slots");
     DRAIN_DELAY_SECONDS = (Times, "DUORELAY_DRAIN_DELAY_SECONDS", "drain-delay-seconds", "SECONDS", Value("5"), "From SIGTERM to the drain");
-    DRAIN_SECONDS = (Times, "DUORELAY_DRAIN_SECONDS", "drain-seconds", "SECONDS", Value("20"), "To move the connections away");
-    MAX_LIFETIME_SECONDS = (Times, "DUORELAY_MAX_LIFETIME_SECONDS", "max-lifetime-seconds", "SECONDS", Value("2700"), "Of a socket; 0: no limit");
+    DRAIN_SECONDS = (Times, "DUORELAY_DRAIN_SECONDS", "drain-seconds", "SECONDS", Value("20"), "Over which connections move away");
+    MAX_LIFETIME_SECONDS = (Times, "DUORELAY_MAX_LIFETIME_SECONDS", "max-lifetime-seconds", "SECONDS", Value("2700"), "When a socket must move; 0: never");
 
     WORKERS = (Process, "DUORELAY_WORKERS", "workers", "N", Words("the usable cores"), "Worker threads");
-    LOG_FORMAT = (Process, "LOG_FORMAT", "log-format", "FORMAT", Words("pretty on a terminal, else json"), "pretty, json or gcp (Cloud Logging)");
+    LOG_FORMAT = (Process, "LOG_FORMAT", "log-format", "FORMAT", Words("pretty on a terminal, else json"), "pretty, json or gcp");
     RUST_LOG = (Process, "RUST_LOG", "rust-log", "FILTER", Value("info"), "Levels, such as info,duorelay=debug");
 }

@@ -1,0 +1,300 @@
+//! Imports point one way: `main -> server -> worker -> edge -> hub -> relay`,
+//! `hub -> backplane -> relay`, `edge -> auth`.
+
+#![expect(clippy::unwrap_used, reason = "a failing helper fails its test")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// What a module may know of ours, and which words must not stand in its code.
+struct Rule {
+    module: &'static str,
+    ours: &'static [&'static str],
+    never: &'static [&'static str],
+}
+
+const RULES: &[Rule] = &[
+    Rule {
+        module: "demo",
+        ours: &[
+            "auth",
+            "config",
+            "edge",
+            "metrics",
+            "relay",
+            "server",
+            "telemetry",
+        ],
+        never: &["fred", "redis"],
+    },
+    Rule {
+        module: "loadtest",
+        ours: &["config", "relay", "telemetry"],
+        never: &[],
+    },
+    Rule {
+        module: "server",
+        ours: &[
+            "auth",
+            "backplane",
+            "config",
+            "edge",
+            "hub",
+            "metrics",
+            "relay",
+            "telemetry",
+            "worker",
+        ],
+        never: &[],
+    },
+    Rule {
+        module: "worker",
+        ours: &[
+            "auth",
+            "backplane",
+            "config",
+            "edge",
+            "hub",
+            "metrics",
+            "relay",
+            "telemetry",
+        ],
+        never: &[],
+    },
+    Rule {
+        module: "edge",
+        ours: &["auth", "config", "hub", "metrics", "relay", "telemetry"],
+        never: &["fred", "redis"],
+    },
+    Rule {
+        module: "hub",
+        ours: &["backplane", "config", "metrics", "relay", "telemetry"],
+        never: &[
+            "axum",
+            "fred",
+            "hyper",
+            "hyper_util",
+            "redis",
+            "tungstenite",
+        ],
+    },
+    Rule {
+        module: "backplane",
+        ours: &["config", "metrics", "relay", "telemetry"],
+        never: &["axum", "hyper", "hyper_util", "tungstenite"],
+    },
+    Rule {
+        module: "config",
+        ours: &["auth", "telemetry"],
+        never: &["axum", "tokio"],
+    },
+    Rule {
+        module: "auth",
+        ours: &["metrics", "relay", "telemetry"],
+        never: &["axum", "fred", "redis", "tungstenite"],
+    },
+    Rule {
+        module: "telemetry",
+        ours: &["relay"],
+        never: &["axum", "fred", "redis", "tungstenite"],
+    },
+    Rule {
+        module: "metrics",
+        ours: &["relay"],
+        never: &["axum", "fred", "hyper", "redis", "tungstenite"],
+    },
+    Rule {
+        module: "relay",
+        ours: &[],
+        never: &[
+            "axum",
+            "fastrand",
+            "fred",
+            "hyper",
+            "reqwest",
+            "tokio",
+            "tracing",
+            "tungstenite",
+        ],
+    },
+];
+
+#[test]
+fn imports_point_down() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut wrong = Vec::new();
+    let files = rust_files(&src);
+    assert!(!files.is_empty());
+    for file in files {
+        let path = module_path(file.strip_prefix(&src).unwrap());
+        let module = path[0].as_str();
+        if ["main", "lib"].contains(&module) {
+            continue;
+        }
+        let Some(rule) = RULES.iter().find(|rule| rule.module == module) else {
+            wrong.push(format!(
+                "src has a module `{module}` without a rule in tests/layering.rs"
+            ));
+            continue;
+        };
+        let code = code_alone(&fs::read_to_string(&file).unwrap());
+        for up in modules_named(&code, &path) {
+            if up != module && !rule.ours.contains(&up) {
+                wrong.push(format!(
+                    "{} names crate::{up}, which {module} must not know",
+                    file.display()
+                ));
+            }
+        }
+        for word in words(&code)
+            .filter(|word| rule.never.contains(word))
+            .collect::<BTreeSet<_>>()
+        {
+            wrong.push(format!(
+                "{} names `{word}`, which {module} must not know",
+                file.display()
+            ));
+        }
+    }
+    wrong.dedup();
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn every_way_to_name_a_module_is_seen() {
+    let of = |code: &str, path: &[&str]| {
+        let path: Vec<_> = path.iter().map(ToString::to_string).collect();
+        let code = code_alone(code);
+        modules_named(&code, &path)
+            .into_iter()
+            .collect::<Vec<_>>()
+            .join(" ")
+    };
+    assert_eq!(of("use crate::hub::Hub;", &["relay", "room"]), "hub");
+    assert_eq!(of("let x = crate::edge::f();", &["relay"]), "edge");
+    assert_eq!(
+        of(
+            "use crate::{\n  auth::{settings, claims},\n  hub,\n};",
+            &["relay"]
+        ),
+        "auth hub"
+    );
+    assert_eq!(of("use super::edge;", &["hub"]), "edge");
+    assert_eq!(
+        of(
+            "use super::super::{edge::A, hub as h};",
+            &["backplane", "redis"]
+        ),
+        "edge hub"
+    );
+    assert_eq!(of("use super::hub;", &["backplane", "redis"]), "");
+    assert_eq!(of("use duorelay::server;", &["main"]), "server");
+    assert_eq!(of("// crate::hub\n/// crate::edge", &["relay"]), "");
+    assert_eq!(
+        code_alone("a(\"redis://x\\\" //\", '\"', r#\"fred \"axum\"#); // hub\nb"),
+        "a(, , ); \nb"
+    );
+}
+
+fn rust_files(folder: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files.extend(rust_files(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            files.push(path);
+        }
+    }
+    files.sort();
+    files
+}
+
+/// `edge/http.rs` is `[edge, http]`, `edge/mod.rs` is `[edge]`.
+fn module_path(file: &Path) -> Vec<String> {
+    let names = file.with_extension("");
+    let mut path: Vec<_> = names
+        .iter()
+        .map(|name| name.to_str().unwrap().to_owned())
+        .collect();
+    if path.len() > 1 {
+        path.pop_if(|name| name == "mod");
+    }
+    path
+}
+
+/// The code without its comments and without what stands in its string literals.
+fn code_alone(text: &str) -> String {
+    let mut code = String::new();
+    let mut rest = text;
+    while let Some(c) = rest.chars().next() {
+        let skipped = if rest.starts_with("//") {
+            rest.find('\n').unwrap_or(rest.len())
+        } else if rest.starts_with("'\"'") {
+            3
+        } else if rest.starts_with("r#\"") {
+            rest.find("\"#").map_or(rest.len(), |end| end + 2)
+        } else if c == '"' {
+            let mut escaped = false;
+            let end = rest[1..].find(|c| {
+                let end = c == '"' && !escaped;
+                escaped = c == '\\' && !escaped;
+                end
+            });
+            end.map_or(rest.len(), |end| end + 2)
+        } else {
+            code.push(c);
+            c.len_utf8()
+        };
+        rest = &rest[skipped..];
+    }
+    code
+}
+
+/// Our top-level modules that the code of the module at `path` names.
+fn modules_named(code: &str, path: &[String]) -> BTreeSet<&'static str> {
+    let up_to_the_root = "super::".repeat(path.len());
+    let mut named = BTreeSet::new();
+    for root in ["crate::", "duorelay::", &up_to_the_root] {
+        for (at, _) in code.match_indices(root) {
+            let longer = code[..at].ends_with(|c: char| c.is_alphanumeric() || "_:".contains(c));
+            if !longer {
+                named.extend(first_names(&code[at + root.len()..]));
+            }
+        }
+    }
+    RULES
+        .iter()
+        .map(|rule| rule.module)
+        .filter(|module| named.contains(module))
+        .collect()
+}
+
+/// What a path or a group of paths begins with: `a` of `a::b`, `a` and `c` of `{a::b, c}`.
+fn first_names(rest: &str) -> Vec<&str> {
+    let Some(group) = rest.strip_prefix('{') else {
+        return words(rest).take(1).collect();
+    };
+    let (mut names, mut depth, mut start) = (Vec::new(), 0, 0);
+    for (at, c) in group.char_indices() {
+        match c {
+            '{' => depth += 1,
+            ',' | '}' if depth == 0 => {
+                names.extend(words(&group[start..at]).next());
+                start = at + 1;
+                if c == '}' {
+                    break;
+                }
+            }
+            '}' => depth -= 1,
+            _ => {}
+        }
+    }
+    names
+}
+
+fn words(code: &str) -> impl Iterator<Item = &str> {
+    code.split(|c: char| !(c.is_alphanumeric() || c == '_'))
+        .filter(|word| !word.is_empty())
+}
