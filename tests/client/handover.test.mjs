@@ -1,0 +1,169 @@
+import { afterEach, beforeEach, describe, test } from "node:test";
+import assert from "node:assert/strict";
+import { answer, freeze, pass, settle, start, thaw } from "./fakes.mjs";
+
+beforeEach(freeze);
+afterEach(thaw);
+
+const bytes = (...values) => Uint8Array.from(values);
+const data = (socket) => socket.said("send").map((message) => message.data);
+const OURS = { connection: "c1", generation: 2, same_client: true };
+const THEIRS = { connection: "x", generation: 3, same_client: false };
+
+/** An online client that was asked to reconnect, with its second socket just opened. */
+async function moving() {
+  const given = start();
+  const old = await given.online({ peer: { connection: "p", generation: 1 } });
+  old.say({ type: "reconnect", reason: "draining", in_ms: 300, deadline_ms: 5_000 });
+  await pass(299);
+  assert.equal(given.sockets(), 1);
+  await pass(1);
+  assert.equal(given.sockets(), 2);
+  return { ...given, old, next: given.socket() };
+}
+
+describe("make before break", () => {
+  test("opens the next socket at the named time, with the same client and a token", async () => {
+    const { next, relay } = await moving();
+    assert.equal(next.url.searchParams.get("client"), "tab");
+    assert.equal(next.token, "token2");
+    assert.equal(relay.state, "online");
+  });
+
+  test("holds reliable messages from opening the new socket until its welcome; volatile ones go on", async () => {
+    const { relay, old, next } = await moving();
+    relay.send("held");
+    relay.frame(0x80, bytes(1));
+    relay.frame(0x01, bytes(2));
+    await pass(100);
+    assert.deepEqual(data(old), []);
+    assert.deepEqual(old.frames, [[1, 2]]);
+    next.welcome();
+    relay.frame(0x01, bytes(3));
+    assert.deepEqual(data(next), ["held"]);
+    assert.deepEqual(next.frames, [[0x80, 1], [1, 3]]);
+    assert.deepEqual(data(old), []);
+  });
+
+  test("keeps receiving from the old socket until it closes, and tells nobody of its end", async () => {
+    const { old, next, tell, relay } = await moving();
+    next.welcome({ peer: { connection: "p", generation: 1 } });
+    old.frame(0x02, 7);
+    assert.deepEqual(tell("frame").map(([id, b]) => [id, ...b]), [[2, 7]]);
+    old.say({ type: "overwritten", by: OURS });
+    old.end(4001);
+    assert.equal(relay.state, "online");
+    assert.deepEqual(tell("close"), []);
+    assert.deepEqual(tell("peer").length, 1, "the peer never left");
+    assert.equal(tell("welcome").length, 2);
+  });
+
+  test("delivers reliable messages in order: the old socket's rest first", async () => {
+    const { old, next, tell } = await moving();
+    next.welcome();
+    next.say({ type: "message", from: "mobile", data: 2 });
+    next.frame(0x80, 3);
+    old.say({ type: "message", from: "mobile", data: 1 });
+    assert.deepEqual(tell("message").map(([m]) => m.data), [1]);
+    old.end(4001);
+    assert.deepEqual(tell("message").map(([m]) => m.data), [1, 2]);
+    assert.deepEqual(tell("frame").map(([id]) => id), [0x80]);
+  });
+
+  test("never goes back in time within a volatile stream", async () => {
+    const { old, next, tell } = await moving();
+    next.welcome();
+    next.frame(0x01, 20);
+    old.frame(0x01, 10);
+    old.frame(0x02, 10);
+    assert.deepEqual(tell("frame").map(([id, b]) => [id, ...b]), [[1, 20], [2, 10]]);
+  });
+
+  test("does not wait for ever for an old socket that stays", async () => {
+    const { old, next, tell } = await moving();
+    next.welcome();
+    next.say({ type: "message", from: "mobile", data: 1 });
+    await pass(3_000);
+    assert.equal(old.closedWith, 1000);
+    assert.equal(tell("message").length, 1);
+  });
+
+  test("an overwritten that is faster than the new welcome is our own hand-over", async () => {
+    const { old, next, relay, tell } = await moving();
+    relay.send("held");
+    old.say({ type: "overwritten", by: OURS });
+    old.end(4001);
+    assert.equal(relay.state, "online");
+    assert.deepEqual(tell("overwritten"), []);
+    next.welcome({ peer: { connection: "p", generation: 1 } });
+    assert.deepEqual(data(next), ["held"]);
+    assert.deepEqual(tell("state").map(([state]) => state), ["online"]);
+    assert.deepEqual(tell("peer").length, 1);
+  });
+
+  test("another tab that takes over meanwhile wins", async () => {
+    const { old, next, relay, sockets } = await moving();
+    old.say({ type: "overwritten", by: THEIRS });
+    assert.equal(relay.state, "overwritten");
+    assert.equal(next.closedWith, 1000);
+    await pass(3_600_000);
+    assert.equal(sockets(), 2);
+  });
+
+  test("a failed second attempt is retried while the old socket serves on", async () => {
+    const { old, next, relay, setup, sockets, socket, tell } = await moving();
+    relay.send("held");
+    setup.answers.push(answer(403, "origin_not_allowed"));
+    next.end(1006);
+    await settle();
+    assert.deepEqual(data(old), ["held"], "not held any longer");
+    assert.equal(relay.state, "online");
+    await pass(250);
+    assert.equal(sockets(), 3);
+    socket().end(1006);
+    await settle();
+    await pass(500);
+    assert.equal(sockets(), 4);
+    socket().welcome();
+    old.end(4001);
+    assert.equal(relay.state, "online");
+    assert.deepEqual(tell("close"), []);
+  });
+
+  test("at the deadline the old socket's 1012 leads to a common reconnect", async () => {
+    const { old, next, relay, sockets } = await moving();
+    next.end(1006);
+    await settle();
+    old.end(1012);
+    assert.equal(relay.state, "waiting");
+    await pass(1_000);
+    assert.equal(sockets(), 3);
+  });
+
+  test("an old socket that ends while the new one is on its way leaves the new one alone", async () => {
+    const { old, next, relay, sockets, tell } = await moving();
+    old.end(1012);
+    assert.equal(relay.state, "connecting");
+    assert.deepEqual(tell("close").map(([event]) => event.willReconnect), [true]);
+    await pass(1_000);
+    assert.equal(sockets(), 2);
+    next.welcome();
+    assert.equal(relay.state, "online");
+  });
+
+  test("an attempt that claimed the slot and was lost before its welcome is no eviction", async () => {
+    const { old, next, relay, sockets } = await moving();
+    next.open();
+    next.end(1006);
+    old.say({ type: "overwritten", by: OURS });
+    assert.equal(relay.state, "waiting");
+    await pass(500);
+    assert.equal(sockets(), 3);
+  });
+
+  test("without an attempt of ours a same client is an eviction too", async () => {
+    const { relay, online } = start();
+    (await online()).say({ type: "overwritten", by: OURS });
+    assert.equal(relay.state, "overwritten");
+  });
+});
