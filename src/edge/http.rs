@@ -26,6 +26,10 @@ use crate::relay::protocol::Member;
 use crate::relay::refusal::Refusal;
 use crate::worker::{Command, Workers};
 
+/// The browser client, which every instance serves: a page needs no package for it.
+const CLIENT: &str = include_str!("../demo/web/duorelay.js");
+const CLIENT_TYPES: &str = include_str!("../demo/web/duorelay.d.ts");
+
 /// What every request may need.
 #[derive(Debug)]
 pub struct Edge {
@@ -50,6 +54,14 @@ pub fn public(edge: Arc<Edge>, page: Option<Router>) -> Router {
     let routes = Router::new()
         .route("/ws", any(upgrade_only))
         .route("/v1/session", get(session).options(preflight))
+        .route(
+            "/duorelay.js",
+            get(async || client_file("text/javascript", CLIENT)),
+        )
+        .route(
+            "/duorelay.d.ts",
+            get(async || client_file("text/plain", CLIENT_TYPES)),
+        )
         .merge(health_routes());
     let routes = match page {
         None => routes.route("/", any(upgrade_only)),
@@ -248,6 +260,16 @@ fn allow_origin(edge: &Edge, asked: &HeaderMap, headers: &mut HeaderMap) -> bool
         HeaderValue::from_static("retry-after"),
     );
     true
+}
+
+/// Readable by pages of any origin: the client is public.
+fn client_file(content_type: &'static str, text: &'static str) -> Response {
+    let headers = [
+        (CONTENT_TYPE, content_type),
+        (CACHE_CONTROL, "public, max-age=300"),
+        (ACCESS_CONTROL_ALLOW_ORIGIN, "*"),
+    ];
+    (headers, text).into_response()
 }
 
 /// An empty answer with these headers.
