@@ -1,1 +1,47 @@
-fn main() {}
+//! Command line, logs, exit code.
+
+use std::error::Error;
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use duorelay::config::{self, Command, Machine};
+use duorelay::{demo, server, telemetry};
+
+fn main() -> ExitCode {
+    let launch = match config::load(std::env::args_os(), std::env::vars_os(), Machine::this()) {
+        Ok(launch) => launch,
+        Err(stop) => {
+            // Where nothing can be printed, the exit code still tells.
+            let _ = stop.print();
+            return ExitCode::from(stop.exit_code());
+        }
+    };
+    let (format, filter) = launch.log();
+    if let Err(error) = telemetry::start(format, filter) {
+        let _ = writeln!(std::io::stderr(), "error: {error}");
+        return ExitCode::FAILURE;
+    }
+    for notice in &launch.notices {
+        tracing::warn!("{notice}");
+    }
+    match run(launch.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(%error, "stopped by an error");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<(), Box<dyn Error>> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        match command {
+            Command::Serve(config) => server::run(*config).await?,
+            Command::Demo(options) => demo::run(*options).await?,
+        }
+        Ok(())
+    })
+}
