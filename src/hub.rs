@@ -14,7 +14,8 @@ use bytes::Bytes;
 use tokio::time::timeout;
 use tracing::debug;
 
-use crate::backplane::{Backplane, CALL_LIMIT, Event, Published, Renewal, RoomSnapshot};
+use crate::backplane::{Backplane, Event, Published, Renewal};
+pub use crate::backplane::{CALL_LIMIT, InstanceInfo, RoomSnapshot};
 use crate::metrics::{Dropped, Metrics, Path};
 use crate::relay::close::Close;
 use crate::relay::envelope::Envelope;

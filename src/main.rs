@@ -1,6 +1,7 @@
 //! Command line, logs, exit code.
 
 use std::error::Error;
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use duorelay::config::{self, Command, Machine};
@@ -17,14 +18,18 @@ fn main() -> ExitCode {
     };
     let (format, filter) = launch.log();
     if let Err(error) = telemetry::start(format, filter) {
-        return fail(&error);
+        let _ = writeln!(std::io::stderr(), "error: {error}");
+        return ExitCode::FAILURE;
     }
     for notice in &launch.notices {
         tracing::warn!("{notice}");
     }
     match run(launch.command) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => fail(&*error),
+        Err(error) => {
+            tracing::error!(%error, "stopped by an error");
+            ExitCode::FAILURE
+        }
     }
 }
 
@@ -39,9 +44,4 @@ fn run(command: Command) -> Result<(), Box<dyn Error>> {
         }
         Ok(())
     })
-}
-
-fn fail(error: &dyn Error) -> ExitCode {
-    tracing::error!(%error, "stopped by an error");
-    ExitCode::FAILURE
 }

@@ -21,11 +21,12 @@ use crate::edge::http::{Edge, public};
 use crate::edge::limits::Gate;
 use crate::edge::listen;
 use crate::edge::operator::admin;
+use crate::edge::workers::{Command, Workers};
 use crate::hub::HubSettings;
 use crate::metrics::Metrics;
 use crate::relay::ids::InstanceId;
 use crate::relay::protocol::ClientLimits;
-use crate::worker::{Command, Worker, WorkerSettings, Workers};
+use crate::worker::{Worker, WorkerSettings};
 
 /// Why an instance cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -113,7 +114,7 @@ pub async fn serve(
     let workers: Vec<Worker> = (0..config.workers)
         .map(|number| Worker::start(number, settings.clone()))
         .collect::<Result<_, _>>()?;
-    let to_workers = Workers::of(&workers);
+    let to_workers = Workers::new(workers.iter().map(Worker::commands));
     // The memory backplane is always there.
     metrics.backplane_up.set(1);
     let edge = Arc::new(Edge {

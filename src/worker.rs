@@ -4,81 +4,29 @@
 //! A user belongs to one worker by a hash of the uid, so that a room's two sockets in a process meet on
 //! one thread: the frame path has no lock and wakes no other thread.
 
-use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, timeout};
 use tracing::{debug, error};
 use uuid::Uuid;
 
 use crate::auth::Verifier;
-use crate::backplane::{Backplane, InstanceInfo, RoomSnapshot, Sink};
-use crate::edge::limits::Admission;
+use crate::backplane::{Backplane, Sink};
 use crate::edge::socket::{Socket, SocketSettings};
-use crate::edge::stream::MovingStream;
-use crate::hub::{Hub, HubSettings, Joining, Seat};
+use crate::edge::workers::{Command, HAND_OVER_LIMIT, Join, Moving};
+use crate::hub::{Hub, HubSettings, Seat};
 use crate::metrics::Metrics;
-use crate::relay::ids::{ConnectionId, Device, UserId};
-use crate::relay::refusal::Refusal;
+use crate::relay::ids::ConnectionId;
 
 /// Commands that may wait for a worker.
 const COMMANDS: usize = 1024;
-/// How long a worker takes to begin with a command, and a client to take its upgrade.
-const HAND_OVER_LIMIT: Duration = Duration::from_secs(10);
 /// How often a worker looks for slots to renew.
 const RENEW_TICK: Duration = Duration::from_secs(1);
-
-/// A socket on its way from the thread that accepted it.
-#[derive(Debug)]
-pub struct Moving {
-    /// The socket.
-    pub stream: MovingStream,
-    /// What the client sent right behind its handshake.
-    pub early: Bytes,
-}
-
-/// A signed-in connection that asks for its slot.
-#[derive(Debug)]
-pub struct Join {
-    /// Who, and which slot.
-    pub joining: Joining,
-    /// Its place among the connections of this instance.
-    pub admission: Admission,
-    /// Gets the answer to the handshake.
-    pub answer: oneshot::Sender<Result<(), Refusal>>,
-    /// Brings the socket, once the handshake was answered.
-    pub socket: oneshot::Receiver<Moving>,
-}
-
-/// What the edge asks of a worker.
-#[derive(Debug)]
-pub enum Command {
-    /// A new connection.
-    Join(Box<Join>),
-    /// Who is in a room?
-    Look(UserId, oneshot::Sender<Result<RoomSnapshot, Refusal>>),
-    /// A message from an operator.
-    Tell(
-        UserId,
-        Vec<Device>,
-        Bytes,
-        oneshot::Sender<Result<usize, Refusal>>,
-    ),
-    /// An operator disconnects devices.
-    Disconnect(UserId, Vec<Device>, oneshot::Sender<Result<usize, Refusal>>),
-    /// Which instances are there?
-    Instances(oneshot::Sender<Vec<InstanceInfo>>),
-    /// This instance leaves until then.
-    Drain(Instant),
-    /// Everything is closed: end.
-    Stop,
-}
 
 /// What all workers are made from.
 #[derive(Clone)]
@@ -110,10 +58,6 @@ pub struct Worker {
     thread: thread::JoinHandle<()>,
 }
 
-/// All workers of a process.
-#[derive(Debug, Clone)]
-pub struct Workers(Arc<[mpsc::Sender<Command>]>);
-
 impl Worker {
     /// Starts a thread.
     ///
@@ -133,88 +77,18 @@ impl Worker {
         Ok(Self { commands, thread })
     }
 
+    /// The way to this worker.
+    #[must_use]
+    pub fn commands(&self) -> mpsc::Sender<Command> {
+        self.commands.clone()
+    }
+
     /// Waits for the thread to end.
     pub fn join(self) {
         drop(self.commands);
         if self.thread.join().is_err() {
             error!("a worker panicked");
         }
-    }
-}
-
-impl Workers {
-    /// The way to these workers.
-    #[must_use]
-    pub fn of(workers: &[Worker]) -> Self {
-        Self(
-            workers
-                .iter()
-                .map(|worker| worker.commands.clone())
-                .collect(),
-        )
-    }
-
-    /// The worker to which a user belongs.
-    fn of_user(&self, user: &UserId) -> Option<&mpsc::Sender<Command>> {
-        let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(user);
-        let index = usize::try_from(hash % (self.0.len().max(1) as u64)).unwrap_or(0);
-        self.0.get(index)
-    }
-
-    /// Hands a command to the worker of a user. `false` when the worker is overloaded or gone.
-    pub async fn send(&self, user: &UserId, command: Command) -> bool {
-        let Some(worker) = self.of_user(user) else {
-            return false;
-        };
-        timeout(crate::backplane::CALL_LIMIT, worker.send(command))
-            .await
-            .is_ok_and(|sent| sent.is_ok())
-    }
-
-    /// Hands a command to the worker of a user and waits for its answer.
-    ///
-    /// # Errors
-    /// The worker's refusal, or [`Refusal::Full`] when it is overloaded.
-    pub async fn ask<T>(
-        &self,
-        user: &UserId,
-        command: impl FnOnce(oneshot::Sender<Result<T, Refusal>>) -> Command,
-    ) -> Result<T, Refusal> {
-        let (answer, answered) = oneshot::channel();
-        if !self.send(user, command(answer)).await {
-            return Err(Refusal::Full);
-        }
-        match timeout(HAND_OVER_LIMIT, answered).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(_)) | Err(_) => Err(Refusal::Full),
-        }
-    }
-
-    /// Hands a command to every worker.
-    pub async fn tell_all(&self, command: impl Fn() -> Command) {
-        for worker in self.0.iter() {
-            // A worker that is gone needs to be told nothing.
-            let _ = timeout(HAND_OVER_LIMIT, worker.send(command())).await;
-        }
-    }
-
-    /// The instances of which the workers know.
-    pub async fn instances(&self) -> Vec<InstanceInfo> {
-        let Some(worker) = self.0.first() else {
-            return Vec::new();
-        };
-        let (answer, answered) = oneshot::channel();
-        if !timeout(HAND_OVER_LIMIT, worker.send(Command::Instances(answer)))
-            .await
-            .is_ok_and(|sent| sent.is_ok())
-        {
-            return Vec::new();
-        }
-        timeout(HAND_OVER_LIMIT, answered)
-            .await
-            .ok()
-            .and_then(Result::ok)
-            .unwrap_or_default()
     }
 }
 

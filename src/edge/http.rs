@@ -19,12 +19,12 @@ use serde::Serialize;
 
 use super::limits::Gate;
 use super::upgrade;
+use super::workers::{Command, Workers};
 use crate::auth::{Verifier, unix_now};
 use crate::metrics::Metrics;
 use crate::relay::handshake;
 use crate::relay::protocol::Member;
 use crate::relay::refusal::Refusal;
-use crate::worker::{Command, Workers};
 
 /// The browser client, which every instance serves: a page needs no package for it.
 const CLIENT: &str = include_str!("../demo/web/duorelay.js");
@@ -128,8 +128,7 @@ struct Problem {
 }
 
 /// A refusal as an `application/problem+json` document.
-#[must_use]
-pub fn problem(refusal: Refusal) -> Response {
+fn problem(refusal: Refusal) -> Response {
     let status =
         StatusCode::from_u16(refusal.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let problem = Problem {
@@ -158,6 +157,12 @@ pub fn problem(refusal: Refusal) -> Response {
     response
 }
 
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        problem(self)
+    }
+}
+
 #[derive(Serialize)]
 struct Session<'a> {
     uid: &'a str,
@@ -178,7 +183,7 @@ async fn session(State(edge): State<Arc<Edge>>, request: Request) -> Response {
     let (parts, _) = request.into_parts();
     let mut response = match read_session(&edge, peer, &parts.headers).await {
         Ok(response) => response,
-        Err(refusal) => problem(refusal),
+        Err(refusal) => refusal.into_response(),
     };
     allow_origin(&edge, &parts.headers, response.headers_mut());
     response

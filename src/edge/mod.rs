@@ -7,3 +7,4 @@ pub mod operator;
 pub mod socket;
 pub mod stream;
 pub mod upgrade;
+pub mod workers;

@@ -15,13 +15,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tracing::info;
 
-use super::http::{Edge, health_routes, problem};
-use crate::backplane::InstanceInfo;
+use super::http::{Edge, health_routes};
+use super::workers::Command;
+use crate::hub::InstanceInfo;
 use crate::relay::handshake;
 use crate::relay::ids::{ConnectionId, Device, Generation, InstanceId, UserId};
 use crate::relay::record::Held;
 use crate::relay::refusal::Refusal;
-use crate::worker::Command;
 
 /// The admin port's state.
 #[derive(Debug, Clone)]
@@ -144,27 +144,18 @@ struct MessageBody<'a> {
     device: Option<Device>,
 }
 
-fn bad_request(detail: &'static str) -> Response {
-    problem(Refusal::BadRequest(detail))
-}
-
-fn user(uid: &str) -> Result<UserId, Response> {
-    UserId::new(uid).ok_or_else(|| bad_request("a uid has 1 to 128 characters"))
+fn user(uid: &str) -> Result<UserId, Refusal> {
+    UserId::new(uid).ok_or(Refusal::BadRequest("a uid has 1 to 128 characters"))
 }
 
 async fn room(
     _: Authorized,
     State(operator): State<Operator>,
     Path(uid): Path<String>,
-) -> Result<Response, Response> {
+) -> Result<Response, Refusal> {
     let user = user(&uid)?;
     let look = |answer| Command::Look(user.clone(), answer);
-    let [desktop, mobile] = operator
-        .edge
-        .workers
-        .ask(&user, look)
-        .await
-        .map_err(problem)?;
+    let [desktop, mobile] = operator.edge.workers.ask(&user, look).await?;
     let answer = RoomAnswer {
         uid: &uid,
         desktop: desktop.map(Into::into),
@@ -178,24 +169,22 @@ async fn message(
     State(operator): State<Operator>,
     Path(uid): Path<String>,
     request: Request,
-) -> Result<Response, Response> {
+) -> Result<Response, Refusal> {
     let user = user(&uid)?;
     let body = to_bytes(request.into_body(), operator.message_bytes).await;
-    let body = body.map_err(|_| bad_request("the body is longer than limits.message_bytes"))?;
+    let body =
+        body.map_err(|_| Refusal::BadRequest("the body is longer than limits.message_bytes"))?;
     let message: MessageBody<'_> = serde_json::from_slice(&body).map_err(|_| {
-        bad_request("the body must be {\"data\": ANY, \"device\"?: \"desktop\" or \"mobile\"}")
+        Refusal::BadRequest(
+            "the body must be {\"data\": ANY, \"device\"?: \"desktop\" or \"mobile\"}",
+        )
     })?;
     let devices = message
         .device
         .map_or(Device::ALL.to_vec(), |device| vec![device]);
     let data = bytes::Bytes::copy_from_slice(message.data.get().as_bytes());
     let tell = |answer| Command::Tell(user.clone(), devices, data, answer);
-    let connected = operator
-        .edge
-        .workers
-        .ask(&user, tell)
-        .await
-        .map_err(problem)?;
+    let connected = operator.edge.workers.ask(&user, tell).await?;
     Ok(axum::Json(Connected { connected }).into_response())
 }
 
@@ -203,7 +192,7 @@ async fn disconnect_room(
     _: Authorized,
     State(operator): State<Operator>,
     Path(uid): Path<String>,
-) -> Result<Response, Response> {
+) -> Result<Response, Refusal> {
     disconnect(&operator, &uid, Device::ALL.to_vec()).await
 }
 
@@ -211,8 +200,8 @@ async fn disconnect_device(
     _: Authorized,
     State(operator): State<Operator>,
     Path((uid, device)): Path<(String, String)>,
-) -> Result<Response, Response> {
-    let device = Device::parse(&device).ok_or_else(|| problem(Refusal::BadDevice))?;
+) -> Result<Response, Refusal> {
+    let device = Device::parse(&device).ok_or(Refusal::BadDevice)?;
     disconnect(&operator, &uid, vec![device]).await
 }
 
@@ -220,15 +209,10 @@ async fn disconnect(
     operator: &Operator,
     uid: &str,
     devices: Vec<Device>,
-) -> Result<Response, Response> {
+) -> Result<Response, Refusal> {
     let user = user(uid)?;
     let disconnect = |answer| Command::Disconnect(user.clone(), devices, answer);
-    let disconnected = operator
-        .edge
-        .workers
-        .ask(&user, disconnect)
-        .await
-        .map_err(problem)?;
+    let disconnected = operator.edge.workers.ask(&user, disconnect).await?;
     Ok(axum::Json(Disconnected { disconnected }).into_response())
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::Request;
-use axum::response::Response;
+use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 use http::header::{
     CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, UPGRADE,
@@ -19,14 +19,14 @@ use tokio::time::timeout;
 use tracing::{Instrument as _, debug, info_span};
 use tungstenite::handshake::derive_accept_key;
 
-use super::http::{Edge, empty, is_tunnel, peer_of, problem};
+use super::http::{Edge, empty, is_tunnel, peer_of};
 use super::socket::label_of;
 use super::stream::MovingStream;
+use super::workers::{Command, Join, Moving};
 use crate::auth::unix_now;
 use crate::hub::Joining;
 use crate::relay::handshake;
 use crate::relay::refusal::Refusal;
-use crate::worker::{Command, Join, Moving};
 
 /// How long a client may take to receive the answer to its handshake.
 const UPGRADE_LIMIT: Duration = Duration::from_secs(10);
@@ -49,7 +49,7 @@ pub async fn upgrade(edge: Arc<Edge>, mut request: Request) -> Response {
         Err(refusal) => {
             metrics.handshake(refusal.code());
             debug!(code = refusal.code(), "a handshake was refused");
-            problem(refusal)
+            refusal.into_response()
         }
     }
 }
