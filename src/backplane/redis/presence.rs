@@ -137,7 +137,7 @@ mod tests {
             draining: false,
         };
         assert_eq!(presence.on_announcement(&announce(&info), start), None);
-        assert_eq!(presence.list(), [info.clone()]);
+        assert_eq!(presence.list(), std::slice::from_ref(&info));
         assert!(
             presence
                 .sweep(start + SILENT_AFTER - Duration::from_millis(1))
