@@ -7,4 +7,16 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod classic;
+mod cli;
+mod drain;
+mod expiry;
 mod handshake;
+mod heartbeat;
+mod limits;
+mod operator;
+mod session;
+mod takeover;
+mod tokens;
+mod v1_control;
+mod v1_frames;

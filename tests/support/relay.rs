@@ -48,6 +48,12 @@ impl Config {
         self
     }
 
+    /// Starts the program without a command.
+    pub fn without_command(mut self) -> Self {
+        self.args.clear();
+        self
+    }
+
     /// Adds a command line argument.
     pub fn arg(mut self, arg: &str) -> Self {
         self.args.push(arg.into());
