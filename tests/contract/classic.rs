@@ -185,8 +185,10 @@ async fn v1_send_arrives_at_classic_as_compact_json() {
     let (_issuer, relay) = start().await;
     let (mut classic, mut v1) = mixed(&relay).await;
     let sends = [
-        (r#"{"type":"send","data":{ "z" : 1.0, "a":[1 ,2.50,  1e3], "s":"two  spaces\t \" , :" }}"#,
-         r#"{"z":1.0,"a":[1,2.50,1e3],"s":"two  spaces\t \" , :"}"#),
+        (
+            r#"{"type":"send","data":{ "z" : 1.0, "a":[1 ,2.50,  1e3], "s":"two  spaces\t \" , :" }}"#,
+            r#"{"z":1.0,"a":[1,2.50,1e3],"s":"two  spaces\t \" , :"}"#,
+        ),
         ("{\"type\":\"send\",\n\"data\": 12345678901234567890.10}", "12345678901234567890.10"),
         (r#"{"type":"send","data":null,"id":"7"}"#, "null"),
         (r#"{"type":"send","data":"text"}"#, r#""text""#),

@@ -234,11 +234,8 @@ async fn the_defaults_of_the_limits_are_those_of_the_contract() {
 #[tokio::test]
 async fn an_unknown_variable_is_warned_about_and_has_no_effect() {
     let issuer = Issuer::start();
-    let relay = Config::new(&issuer)
-        .set("DUORELAY_SERVICE_HOST", "10.0.0.1")
-        .set("DUORELAY_MAX_CONECTIONS", "1")
-        .start()
-        .await;
+    let relay =
+        Config::new(&issuer).set("DUORELAY_SERVICE_HOST", "10.0.0.1").set("DUORELAY_MAX_CONECTIONS", "1").start().await;
     for name in ["DUORELAY_SERVICE_HOST", "DUORELAY_MAX_CONECTIONS"] {
         relay.wait_for_log(name).await;
         let log = relay.log();
@@ -304,7 +301,9 @@ async fn no_log_at_any_level_holds_a_token_an_address_or_a_payload() {
     relay.exit(Duration::from_secs(15)).await;
     let log = relay.log();
     assert!(log.len() > 200, "a log at level trace says something: {log}");
-    for secret in ["secret", &token[..40], &expired[..40], token.rsplit('.').next().unwrap(), crate::support::ADMIN_TOKEN] {
+    for secret in
+        ["secret", &token[..40], &expired[..40], token.rsplit('.').next().unwrap(), crate::support::ADMIN_TOKEN]
+    {
         let line = log.lines().find(|line| line.contains(secret));
         assert_eq!(line, None, "{secret:?} is in the log");
     }

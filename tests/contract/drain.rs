@@ -187,11 +187,8 @@ async fn expect_lifetime(client: &mut Client) {
 #[tokio::test]
 async fn a_socket_is_asked_to_reconnect_at_the_end_of_its_lifetime() {
     let issuer = Issuer::start();
-    let relay = Config::new(&issuer)
-        .set("DUORELAY_MAX_LIFETIME_SECONDS", 2)
-        .set("DUORELAY_DRAIN_SECONDS", 2)
-        .start()
-        .await;
+    let relay =
+        Config::new(&issuer).set("DUORELAY_MAX_LIFETIME_SECONDS", 2).set("DUORELAY_DRAIN_SECONDS", 2).start().await;
     let mut v1 = relay.v1_desktop("ann").await;
     let mut classic = relay.classic_mobile("bob").await;
     expect_lifetime(&mut v1).await;

@@ -236,9 +236,13 @@ async fn other_pages_origins_are_refused() {
     for origin in ["https://app.example.org", "http://localhost:5173"] {
         from(origin).open_v1().await;
     }
-    for origin in
-        ["https://evil.example", "http://app.example.org", "https://app.example.org.evil.example", "http://localhost", "null"]
-    {
+    for origin in [
+        "https://evil.example",
+        "http://app.example.org",
+        "https://app.example.org.evil.example",
+        "http://localhost",
+        "null",
+    ] {
         from(origin).refused().await.expect_refusal(403, "origin_not_allowed");
     }
     // Only pages have an origin: native apps send none.

@@ -270,10 +270,7 @@ async fn a_receiver_that_does_not_even_take_its_close_is_reset_after_five_second
     })
     .await;
     let took = left.elapsed();
-    assert!(
-        matches!(reset.kind(), std::io::ErrorKind::ConnectionReset | std::io::ErrorKind::BrokenPipe),
-        "{reset}"
-    );
+    assert!(matches!(reset.kind(), std::io::ErrorKind::ConnectionReset | std::io::ErrorKind::BrokenPipe), "{reset}");
     assert!(took > Duration::from_secs(4) && took < Duration::from_secs(7), "reset after {took:?}");
 }
 

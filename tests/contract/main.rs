@@ -13,6 +13,7 @@ mod drain;
 mod expiry;
 mod handshake;
 mod heartbeat;
+mod http2;
 mod limits;
 mod operator;
 mod session;

@@ -110,7 +110,8 @@ async fn what_is_no_signed_token_is_refused() {
     let forged = format!("{}.{}.{}", parts[0], other.split('.').nth(1).unwrap(), parts[2]);
     expect_refused(&relay, &forged, "bad_signature").await;
 
-    for garbage in ["x", "a.b", "a.b.c", "a.b.c.d", "...", &format!("{signed}.x"), &format!("{}.{}", parts[0], parts[1])]
+    for garbage in
+        ["x", "a.b", "a.b.c", "a.b.c.d", "...", &format!("{signed}.x"), &format!("{}.{}", parts[0], parts[1])]
     {
         expect_refused(&relay, garbage, "malformed_token").await;
     }
@@ -168,7 +169,8 @@ async fn an_unknown_key_causes_at_most_one_fetch_in_five_seconds() {
     expect_accepted(&relay, &Token::firebase("ann").sign()).await;
     let before = issuer.fetches();
     for n in 0..20 {
-        expect_refused(&relay, &Token::firebase("ann").header("kid", format!("nobody-{n}")).sign(), "unknown_key").await;
+        expect_refused(&relay, &Token::firebase("ann").header("kid", format!("nobody-{n}")).sign(), "unknown_key")
+            .await;
     }
     let asked = issuer.fetches() - before;
     assert!(asked <= 1, "{asked} fetches for 20 unknown keys");
@@ -266,6 +268,31 @@ async fn a_token_does_not_open_another_users_room() {
     eve.send_json(json!({"type": "send", "data": "for ann?"})).await;
     eve.expect_error("peer_absent").await;
     ann.sync().await;
+}
+
+#[tokio::test]
+async fn revoked_sessions_and_disabled_users_are_refused_where_that_is_checked() {
+    let issuer = Issuer::start();
+    let config = Config::new(&issuer).unset("DUORELAY_JWKS_URL").set("FIREBASE_AUTH_EMULATOR_HOST", issuer.host());
+    let checking = config.clone().set("DUORELAY_CHECK_REVOKED", "true").start().await;
+    let signed_in = now() - 100;
+    let token = Token::firebase("ann").claim("auth_time", signed_in).without_header("kid").unsigned();
+
+    issuer.account(json!({"validSince": (signed_in - 1).to_string()}));
+    expect_accepted(&checking, &token).await;
+    issuer.account(json!({"validSince": (signed_in + 1).to_string()}));
+    expect_refused(&checking, &token, "token_revoked").await;
+    issuer.account(json!({"validSince": "0", "disabled": true}));
+    expect_refused(&checking, &token, "user_disabled").await;
+    // The session and a refresh are refused in the same way.
+    issuer.account(json!({"validSince": "0"}));
+    let mut client = checking.handshake().offer(&["duorelay.v1"]).bearer(&token).open_v1().await;
+    issuer.account(json!({"validSince": (signed_in + 1).to_string()}));
+    client.send_json(json!({"type": "auth", "token": token})).await;
+    client.expect_error("token_revoked").await;
+
+    let not_checking = config.start().await;
+    expect_accepted(&not_checking, &token).await;
 }
 
 async fn wait_until(what: &str, condition: impl Fn() -> bool) {

@@ -14,7 +14,16 @@ async fn start() -> (Issuer, Relay) {
 async fn send_arrives_as_a_message_exactly_as_it_was_written() {
     let (_issuer, relay) = start().await;
     let (mut desktop, mut mobile) = relay.v1_pair("ann").await;
-    let values = ["null", "true", "0", "-1.50e+10", "123456789012345678901234567890", r#""é \"\u0041""#, "[]", r#"{"b":1,"a":{"x":[1,2]}}"#];
+    let values = [
+        "null",
+        "true",
+        "0",
+        "-1.50e+10",
+        "123456789012345678901234567890",
+        r#""é \"\u0041""#,
+        "[]",
+        r#"{"b":1,"a":{"x":[1,2]}}"#,
+    ];
     for data in values {
         mobile.send_text(&format!(r#"{{"type":"send","data":{data}}}"#)).await;
         let text = desktop.expect_text().await;
@@ -148,9 +157,7 @@ async fn empty_frames_count_as_errors() {
 async fn the_peer_is_told_as_it_comes_and_goes() {
     let (_issuer, relay) = start().await;
     let mut desktop = relay.v1_desktop("ann").await;
-    let peer = |state: &str, connection: &Value, generation: &Value| {
-        json!({"type": "peer", "device": "mobile", "state": state, "connection": connection, "generation": generation})
-    };
+    let peer = |state: &str, connection: &Value, generation: &Value| json!({"type": "peer", "device": "mobile", "state": state, "connection": connection, "generation": generation});
 
     let mut first = relay.v1_mobile("ann").await;
     let (id, generation) = (first.welcome["connection"].clone(), first.welcome["generation"].clone());
@@ -213,10 +220,7 @@ async fn broken_frames_end_in_1002() {
         ("a fragmented ping", RawFrame { fin: false, ..RawFrame::new(0x9, "x") }.encode()),
         ("a long ping", RawFrame::new(0x9, vec![b'x'; 126]).encode()),
         ("a continuation of nothing", RawFrame::new(0x0, "x").encode()),
-        (
-            "a new message within another",
-            [RawFrame { fin: false, ..good.clone() }.encode(), good.encode()].concat(),
-        ),
+        ("a new message within another", [RawFrame { fin: false, ..good.clone() }.encode(), good.encode()].concat()),
     ];
     for (what, bytes) in broken {
         let mut raw = raw_desktop(&relay).await;

@@ -3,7 +3,7 @@
 //! Tokens are put together and signed here without a JWT library, so that the tests do not share
 //! the relay's idea of what a token is.
 
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
@@ -37,8 +37,7 @@ pub enum Key {
 
 static RSA: LazyLock<RsaKeyPair> = LazyLock::new(new_rsa);
 static OTHER_RSA: LazyLock<RsaKeyPair> = LazyLock::new(new_rsa);
-static EC: LazyLock<EcdsaKeyPair> =
-    LazyLock::new(|| EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap());
+static EC: LazyLock<EcdsaKeyPair> = LazyLock::new(|| EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap());
 
 fn new_rsa() -> RsaKeyPair {
     RsaKeyPair::generate(aws_lc_rs::rsa::KeySize::Rsa2048).unwrap()
@@ -223,12 +222,19 @@ struct Answer {
     keys: Vec<Key>,
     max_age: u32,
     delay: Duration,
+    account: Value,
 }
 
 impl Issuer {
     /// An issuer that lists [`Key::Rsa`] and [`Key::Ec`], for an hour.
     pub fn start() -> Self {
-        let answer = Answer { status: 200, keys: vec![Key::Rsa, Key::Ec], max_age: 3600, delay: Duration::ZERO };
+        let answer = Answer {
+            status: 200,
+            keys: vec![Key::Rsa, Key::Ec],
+            max_age: 3600,
+            delay: Duration::ZERO,
+            account: json!({}),
+        };
         let shared = Arc::new(Shared {
             answer: Mutex::new(answer),
             fetches: AtomicUsize::new(0),
@@ -274,6 +280,17 @@ impl Issuer {
         self.shared.answer.lock().unwrap().status = status;
     }
 
+    /// `HOST:PORT`, also of an identity service that knows one account (see [`Self::account`]).
+    pub fn host(&self) -> String {
+        self.address.to_string()
+    }
+
+    /// What the identity service says of the account from now on, next to its `localId`
+    /// (<https://cloud.google.com/identity-platform/docs/reference/rest/v1/UserInfo>).
+    pub fn account(&self, fields: Value) {
+        self.shared.answer.lock().unwrap().account = fields;
+    }
+
     /// Answers this late from now on.
     pub fn delay(&self, delay: Duration) {
         self.shared.answer.lock().unwrap().delay = delay;
@@ -288,16 +305,39 @@ impl Drop for Issuer {
     }
 }
 
-/// Answers one request for the JWK set; a client that goes away early is its own business.
+/// Answers one request: for the JWK set, or for the account. A client that goes away early is its own business.
 fn serve(stream: io::Result<TcpStream>, shared: &Shared) -> io::Result<()> {
     let mut stream = stream?;
-    let mut request = BufReader::new(stream.try_clone()?).lines();
-    while request.next().transpose()?.is_some_and(|line| !line.is_empty()) {}
-    shared.fetches.fetch_add(1, Ordering::SeqCst);
+    let mut reader = BufReader::new(stream.try_clone()?);
+    let (mut request, mut length) = (String::new(), 0);
+    loop {
+        let mut line = String::new();
+        if reader.read_line(&mut line)? <= 2 {
+            break;
+        }
+        if let Some(value) = line.to_lowercase().strip_prefix("content-length:") {
+            length = value.trim().parse().map_err(io::Error::other)?;
+        }
+        request.push_str(&line);
+    }
+    let mut asked = vec![0; length];
+    reader.read_exact(&mut asked)?;
+
     let answer = shared.answer.lock().unwrap().clone();
+    if request.starts_with("GET /jwks ") {
+        shared.fetches.fetch_add(1, Ordering::SeqCst);
+    }
     std::thread::sleep(answer.delay);
-    let keys: Vec<Value> = answer.keys.iter().map(|key| key.jwk()).collect();
-    let body = json!({"keys": keys}).to_string();
+    let body = if request.contains("/accounts:lookup ") {
+        let asked: Value = serde_json::from_slice(&asked)?;
+        let mut account = answer.account.clone();
+        account["localId"] = asked["localId"][0].clone();
+        json!({"kind": "identitytoolkit#GetAccountInfoResponse", "users": [account]})
+    } else {
+        let keys: Vec<Value> = answer.keys.iter().map(|key| key.jwk()).collect();
+        json!({"keys": keys})
+    };
+    let body = body.to_string();
     write!(
         stream,
         "HTTP/1.1 {} Status\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
