@@ -29,7 +29,7 @@ impl Config {
     pub fn new(issuer: &Issuer) -> Self {
         Self { env: BTreeMap::new(), args: vec!["serve".into()] }
             .set("FIREBASE_PROJECT_ID", PROJECT)
-            .set("DUORELAY_JWKS_URL", &issuer.jwks_url())
+            .set("DUORELAY_JWKS_URL", issuer.jwks_url())
             .set("DUORELAY_ADMIN_TOKEN", ADMIN_TOKEN)
             .set("DUORELAY_HANDSHAKES_PER_SECOND_PER_IP", "0")
             .set("LOG_FORMAT", "json")
