@@ -176,6 +176,10 @@ async fn metrics_have_the_names_of_the_contract_and_no_users() {
         mobile.send_frame(0x80, &[n; 99]).await;
         desktop.expect_binary().await;
     }
+    // A frame to nobody is dropped, and counted.
+    let mut alone = relay.v1_mobile("carl").await;
+    alone.send_frame(0x01, b"to nobody").await;
+    alone.sync().await;
     let _third = relay.v1_desktop("a-user-of-this-test").await;
     desktop.expect_json("overwritten").await;
     desktop.expect_close(4001).await;
@@ -201,7 +205,7 @@ async fn metrics_have_the_names_of_the_contract_and_no_users() {
         assert!(text.contains(&format!("# TYPE {family}")), "{name} is missing");
     }
     assert_eq!(relay.metric("duorelay_connections", &[r#"device="desktop""#, r#"protocol="v1""#]).await, 1.0);
-    assert_eq!(relay.metric("duorelay_connections", &[r#"device="mobile""#, r#"protocol="v1""#]).await, 1.0);
+    assert_eq!(relay.metric("duorelay_connections", &[r#"device="mobile""#, r#"protocol="v1""#]).await, 2.0);
     assert_eq!(relay.metric("duorelay_connections", &[r#"device="desktop""#, r#"protocol="classic""#]).await, 1.0);
     assert_eq!(relay.metric("duorelay_handshakes_total", &[r#"result="missing_token""#]).await, 1.0);
     assert_eq!(relay.metric("duorelay_frames_total", &[r#"lane="reliable""#, r#"path="local""#]).await, 10.0);

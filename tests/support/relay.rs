@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -99,14 +100,14 @@ impl Config {
         let (public, admin) = (free_address(), free_address());
         let mut child = self.command(public, admin).spawn().unwrap();
         let log = Arc::new(Mutex::new(String::new()));
-        collect(child.stdout.take().unwrap(), &log);
-        collect(child.stderr.take().unwrap(), &log);
-        Relay { child, public, admin, log }
+        let stdout = collect(child.stdout.take().unwrap(), &log);
+        let stderr = collect(child.stderr.take().unwrap(), &log);
+        Relay { child, public, admin, log, collecting: vec![stdout, stderr] }
     }
 }
 
 /// Appends a child's lines to `log` until it ends.
-fn collect(pipe: impl Read + Send + 'static, log: &Arc<Mutex<String>>) {
+fn collect(pipe: impl Read + Send + 'static, log: &Arc<Mutex<String>>) -> JoinHandle<()> {
     let log = log.clone();
     std::thread::spawn(move || {
         for line in BufReader::new(pipe).lines().map_while(Result::ok) {
@@ -114,7 +115,7 @@ fn collect(pipe: impl Read + Send + 'static, log: &Arc<Mutex<String>>) {
             log.push_str(&line);
             log.push('\n');
         }
-    });
+    })
 }
 
 /// The process ended before it answered.
@@ -129,6 +130,7 @@ pub struct Relay {
     /// Where operators connect.
     pub admin: SocketAddr,
     log: Arc<Mutex<String>>,
+    collecting: Vec<JoinHandle<()>>,
 }
 
 impl Relay {
@@ -175,13 +177,15 @@ impl Relay {
         assert!(status.success());
     }
 
-    /// Waits for the process to end.
+    /// Waits for the process to end; its log is whole then.
     pub async fn exit(&mut self, limit: Duration) -> ExitStatus {
         let deadline = Instant::now() + limit;
         let mut pause = tokio::time::interval(Duration::from_millis(5));
         loop {
             pause.tick().await;
             if let Some(status) = self.child.try_wait().unwrap() {
+                // Its pipes have ended with it, so this does not wait.
+                self.collecting.drain(..).for_each(|thread| thread.join().unwrap());
                 return status;
             }
             assert!(Instant::now() < deadline, "still running after {limit:?}");
