@@ -1,4 +1,4 @@
-// The demo page in a real browser: two tabs are one user's two devices.
+// The demo page in a real browser: two windows are one user's two devices.
 
 import assert from 'node:assert/strict'
 import { mkdir, writeFile } from 'node:fs/promises'
@@ -49,7 +49,7 @@ async function expectMoving(desktop) {
   })
 }
 
-test('two tabs stream, and a third takes over from the first', async () => {
+test('two windows stream, and a third takes over from the first', async () => {
   const desktop = await browser.open(page('desktop', 'browser-user'))
   assert.equal((await expectState(desktop, 'online', 'absent')).device, 'desktop')
   const mobile = await browser.open(page('mobile', 'browser-user'))

@@ -40,7 +40,7 @@ export async function startBrowser() {
       '--disable-background-networking',
       '--disable-component-update',
       '--disable-sync',
-      // All tabs of these tests are in the background of each other.
+      // All windows of these tests are in the background of each other.
       '--disable-renderer-backgrounding',
       '--disable-background-timer-throttling',
       '--disable-backgrounding-occluded-windows',
@@ -80,9 +80,9 @@ class Browser {
     this.#stop = stop
   }
 
-  /** Opens `url` in a new tab; the tab's handle. */
+  /** Opens `url` in a new window (a tab in the background draws nothing); its handle. */
   async open(url) {
-    const { handle } = await this.#session('POST', '/window/new', { type: 'tab' })
+    const { handle } = await this.#session('POST', '/window/new', { type: 'window' })
     await this.#session('POST', '/window', { handle })
     await this.#session('POST', '/url', { url })
     return handle
