@@ -126,6 +126,31 @@ async fn past_the_rate_volatile_frames_are_dropped() {
 }
 
 #[tokio::test]
+async fn a_minute_of_volatile_frames_at_once_is_survived() {
+    let issuer = Issuer::start();
+    let relay = Config::new(&issuer).set("DUORELAY_MESSAGES_PER_SECOND", 60).start().await;
+    let (mut desktop, mut mobile) = relay.v1_pair("ann").await;
+    for n in 0..3600_u32 {
+        mobile.send_frame(0x01, &[&n.to_be_bytes()[..], &[0x55; 296]].concat()).await;
+    }
+    mobile.send_json(json!({"type": "send", "data": "out of the tunnel"})).await;
+    loop {
+        match desktop.next().await {
+            Event::Binary(_) => {}
+            Event::Text(text) => {
+                assert!(text.contains("out of the tunnel"), "{text}");
+                break;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    // The next stream goes on at once, after the second that the bucket takes to fill.
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    mobile.send_frame(0x01, b"fresh").await;
+    assert_eq!(desktop.expect_binary().await, b"\x01fresh");
+}
+
+#[tokio::test]
 async fn pings_and_pongs_do_not_count_as_messages() {
     let issuer = Issuer::start();
     let relay = Config::new(&issuer).set("DUORELAY_MESSAGES_PER_SECOND", 5).start().await;

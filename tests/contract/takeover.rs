@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::support::{Client, Config, Handshake, Issuer, Relay, Token};
+use crate::support::{Client, Config, Handshake, Issuer, RawEvent, Relay, Token};
 
 async fn start() -> (Issuer, Relay) {
     let issuer = Issuer::start();
@@ -86,6 +86,50 @@ async fn what_still_waited_is_written_before_overwritten() {
         assert_eq!(old.expect_json("message").await["data"], n);
     }
     expect_overwritten(&mut old, &new, false).await;
+}
+
+#[tokio::test]
+async fn a_changed_peer_keeps_its_place_and_its_old_volatile_frames_are_dropped() {
+    let issuer = Issuer::start();
+    let relay = Config::new(&issuer).set("DUORELAY_MESSAGES_PER_SECOND", 0).start().await;
+    let mut desktop = desktop_of(&relay, "ann").receive_buffer(4096).open_raw().await;
+    desktop.expect_json("welcome").await;
+    let mut old = relay.v1_mobile("ann").await;
+    desktop.expect_json("peer").await;
+    // The desktop reads nothing meanwhile: all of this waits in the relay, but for what the sockets take.
+    for n in 0..5000_u32 {
+        old.send_frame(0x01, &[&n.to_be_bytes()[..], &[0x55; 996]].concat()).await;
+    }
+    for n in 0..3 {
+        old.send_frame(0x80, &[n]).await;
+    }
+    for stream in 2..=0x7F {
+        old.send_frame(stream, b"old").await;
+    }
+    old.sync().await;
+    let mut new = relay.v1_mobile("ann").await;
+    new.send_frame(0x80, b"new").await;
+    new.send_frame(0x01, b"new").await;
+    new.sync().await;
+
+    let (mut reliable, mut peer_at, mut fresh) = (Vec::new(), None, false);
+    while !fresh || reliable.len() < 4 {
+        match desktop.next().await {
+            RawEvent::Frame(0x2, frame) if frame[0] == 0x80 => reliable.push(frame[1..].to_vec()),
+            RawEvent::Frame(0x2, frame) if frame[1..] == *b"new" => fresh = true,
+            RawEvent::Frame(0x2, frame) => {
+                assert!(frame[0] == 0x01, "an old frame of stream {} was still delivered", frame[0]);
+            }
+            RawEvent::Frame(0x1, text) => {
+                let message: Value = serde_json::from_slice(&text).unwrap();
+                assert_eq!((&message["type"], &message["connection"]), (&json!("peer"), &json!(new.id())));
+                peer_at = Some(reliable.len());
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(peer_at, Some(3), "behind what the old peer sent, before what the new one sends");
+    assert_eq!(reliable, [vec![0], vec![1], vec![2], b"new".to_vec()]);
 }
 
 #[tokio::test]
