@@ -359,6 +359,8 @@ async fn resubscribe(
         redis.lanes.on_reconnect();
         redis.lanes.subscribe_all().await;
         redis.on_gap();
+        // What comes back tells that all is well again: not a tick later than it has to.
+        redis.probe();
     }
 }
 
