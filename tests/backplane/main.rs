@@ -6,8 +6,10 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod away;
 mod claims;
 mod lanes;
+mod record;
 mod world;
 
 /// Runs each of these functions as a test of its own on each backplane.

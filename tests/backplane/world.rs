@@ -84,6 +84,20 @@ impl World {
         }
     }
 
+    /// A Redis that may come later.
+    pub fn at(address: SocketAddr) -> Self {
+        Self::redis(format!("redis://{address}"), vec![address], Servers::Shared)
+    }
+
+    /// Restarts the server of [`Self::standalone`]; it comes back empty.
+    pub async fn restart(&mut self) {
+        if let Self::Redis { servers, .. } = self
+            && let Servers::One(server) = std::mem::replace(servers, Servers::Shared)
+        {
+            *servers = Servers::One(server.restart().await);
+        }
+    }
+
     /// Attaches a worker of an instance of its own, and waits until it is up.
     pub async fn attach(&self) -> Worker {
         self.attach_with_lease(LEASE).await
@@ -136,6 +150,18 @@ impl World {
             let _ = ask(*node, &["DEL", &key]).await;
         }
         true
+    }
+
+    /// Ends all leases of a room and forgets its evictions, as time does.
+    pub async fn end_leases(&self, user: &UserId) {
+        let key = self.key(user);
+        for device in Device::ALL {
+            let held = self.server().ask(&["HGET", &key, device.as_str()]).await;
+            if let Some((holder, _)) = held.as_str().and_then(|held| held.rsplit_once(' ')) {
+                self.server().ask(&["HSET", &key, device.as_str(), &format!("{holder} 1")]).await;
+            }
+            self.server().ask(&["HDEL", &key, &format!("{device}:evictions")]).await;
+        }
     }
 
     /// The key of a room. Only for plain uids.

@@ -218,6 +218,7 @@ impl Redis {
             .backplane_probe_seconds
             .set(Duration::from_nanos(round_trip).as_secs_f64());
         self.settings.readiness.on_probe(self.worker);
+        self.publisher.on_probe();
         if !self.is_up.get() && self.lanes.is_whole() {
             self.is_up.set(true);
             self.settings.metrics.backplane_up.set(1);
