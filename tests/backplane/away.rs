@@ -51,6 +51,45 @@ async fn crosses(from: &Worker, ann: &UserId, lane: Device, to: &Worker) -> Dura
     }
 }
 
+async fn timed(what: &str, start: Instant, failed: LocalBoxFuture<'_, bool>) {
+    assert!(within(LIMIT, what, failed).await, "{what} has succeeded");
+    assert!(start.elapsed() < CALL_LIMIT + SLACK, "{what} took {:?}", start.elapsed());
+}
+
+#[test]
+fn every_call_ends_in_time_while_redis_stands_still() {
+    run(async {
+        let (world, ann) = (World::standalone().await, user("ann"));
+        let (a, desktop, b, _) = pair(&world, &ann).await;
+        world.server().signal("STOP");
+        let start = Instant::now();
+        let many: Vec<_> = (0..5000)
+            .map(|n| Renewal { user: user(&format!("user{n}")), device: DESKTOP, holder: desktop.clone() })
+            .collect();
+        let (bob, carol) = (user("bob"), user("carol"));
+        let new_lane = async { a.backplane.claim(&bob, a.claim_of(DESKTOP, None)).await.is_err() };
+        let known_lane = async { b.backplane.claim(&ann, b.claim_of(MOBILE, None)).await.is_err() };
+        let renewals = async {
+            let answers = a.backplane.renew(&many).await;
+            answers.len() == many.len() && answers.iter().all(Result::is_err)
+        };
+        let release = async {
+            a.backplane.release(&carol, DESKTOP, desktop.member.connection).await;
+            true
+        };
+        let look = async { b.backplane.room(&ann).await.is_err() };
+        let timed = |what, call| timed(what, start, call);
+        tokio::join!(
+            timed("a claim of a new lane", new_lane.boxed_local()),
+            timed("a claim of a known lane", known_lane.boxed_local()),
+            timed("many renewals", renewals.boxed_local()),
+            timed("a release", release.boxed_local()),
+            timed("a look", look.boxed_local()),
+        );
+        world.server().signal("CONT");
+    });
+}
+
 #[test]
 fn down_is_told_and_refuses_claims_at_once_until_up() {
     run(async {

@@ -24,7 +24,7 @@ use fred::types::{Message, Value};
 use futures_util::future::{FutureExt as _, LocalBoxFuture, join_all};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::oneshot;
-use tokio::time::{MissedTickBehavior, timeout};
+use tokio::time::{MissedTickBehavior, timeout, timeout_at};
 use tracing::{debug, info, warn};
 
 pub use self::client::{RedisError, check, config};
@@ -413,7 +413,11 @@ impl Backplane for Redis {
         user: &'a UserId,
         claim: Claim,
     ) -> LocalBoxFuture<'a, Result<ClaimOutcome, Unavailable>> {
-        self.claim_slot(user, claim).boxed_local()
+        // Its parts have limits, too, but one after the other.
+        let claiming = timeout(CALL_LIMIT, self.claim_slot(user, claim));
+        claiming
+            .map(|claimed| claimed.unwrap_or(Err(Unavailable)))
+            .boxed_local()
     }
 
     fn renew<'a>(
@@ -439,13 +443,18 @@ impl Backplane for Redis {
             })
         };
         async move {
+            let deadline = tokio::time::Instant::now() + CALL_LIMIT;
             let mut answers = Vec::with_capacity(renewals.len());
             for batch in renewals.chunks(RENEWALS) {
-                if self.is_up.get() {
-                    answers.extend(join_all(batch.iter().map(renew)).await);
-                } else {
-                    answers.extend(batch.iter().map(|_| Err(Unavailable)));
-                }
+                let asked = async {
+                    if self.is_up.get() {
+                        join_all(batch.iter().map(renew)).await
+                    } else {
+                        vec![Err(Unavailable); batch.len()]
+                    }
+                };
+                let answered = timeout_at(deadline, asked).await;
+                answers.extend(answered.unwrap_or_else(|_| vec![Err(Unavailable); batch.len()]));
             }
             answers
         }
