@@ -7,7 +7,8 @@ use fred::error::{Error, ErrorKind};
 use fred::interfaces::ClientLike as _;
 use fred::socket2::TcpKeepalive;
 use fred::types::config::{
-    Config, ConnectionConfig, PerformanceConfig, ReconnectPolicy, TcpConfig, UnresponsiveConfig,
+    ClusterDiscoveryPolicy, Config, ConnectionConfig, PerformanceConfig, ReconnectPolicy,
+    ServerConfig, TcpConfig, UnresponsiveConfig,
 };
 use fred::types::{Builder, RespVersion};
 use tracing::warn;
@@ -45,6 +46,10 @@ pub fn config(url: &str) -> Result<Config, RedisError> {
     // RESP3: a subscribed connection still takes PING and SSUBSCRIBE.
     config.version = RespVersion::RESP3;
     config.fail_fast = false;
+    if let ServerConfig::Clustered { policy, .. } = &mut config.server {
+        // Any node that is known can tell of a failover: the one in the URL may be the one that failed.
+        *policy = ClusterDiscoveryPolicy::UseCache;
+    }
     Ok(config)
 }
 
