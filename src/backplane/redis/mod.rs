@@ -196,6 +196,7 @@ impl Redis {
     }
 
     fn on_lane(&self, user: &UserId, lane: Device, bytes: &Bytes) {
+        self.settings.metrics.backplane_deliveries.inc();
         let Ok(envelope) = Envelope::decode(bytes) else {
             return (self.sink)(Event::Unreadable);
         };
@@ -219,6 +220,12 @@ impl Redis {
         }
     }
 
+    fn set_up(&self, is_up: bool) {
+        self.is_up.set(is_up);
+        let all_up = self.settings.readiness.set_up(self.worker, is_up);
+        self.settings.metrics.backplane_up.set(all_up.into());
+    }
+
     /// Our own probe came back: commands are carried out, and pub/sub delivers.
     fn on_probe(&self, bytes: &Bytes, now: Instant) {
         self.last_probe.set(Some(now));
@@ -232,8 +239,7 @@ impl Redis {
             .set(Duration::from_nanos(round_trip).as_secs_f64());
         self.publisher.on_probe();
         if !self.is_up.get() && self.lanes.is_whole() {
-            self.is_up.set(true);
-            self.settings.metrics.backplane_up.set(1);
+            self.set_up(true);
             info!(worker = self.worker, "the backplane is up");
             self.presence.start_over(now);
             self.publisher.set_up(true);
@@ -306,8 +312,7 @@ impl Redis {
     fn look_at_the_clock(self: &Rc<Self>, now: Instant) {
         let silent_for = self.last_probe.get().map(|probe| now.duration_since(probe));
         if self.is_up.get() && silent_for.is_none_or(|silent| silent >= DOWN_AFTER) {
-            self.is_up.set(false);
-            self.settings.metrics.backplane_up.set(0);
+            self.set_up(false);
             warn!(
                 worker = self.worker,
                 "the backplane is down: Redis does not answer"
@@ -391,6 +396,7 @@ async fn receive(me: Weak<Redis>, mut messages: broadcast::Receiver<Message>) {
             Ok(message) => redis.on_message(&message),
             Err(RecvError::Lagged(lost)) => {
                 warn!(lost, "the subscriber lagged: messages were lost");
+                redis.settings.metrics.backplane_lagged.inc_by(lost);
                 redis.on_gap();
             }
             Err(RecvError::Closed) => return,
@@ -406,6 +412,7 @@ async fn note_reconnects(me: Weak<Redis>, mut reconnects: broadcast::Receiver<Se
             return;
         }
         let Some(redis) = me.upgrade() else { return };
+        redis.settings.metrics.backplane_connects.inc();
         redis.lanes.on_reconnect();
     }
 }

@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use fred::clients::Client;
-use fred::error::ErrorKind;
+use fred::error::{Error, ErrorKind};
 use fred::interfaces::{ClientLike as _, PubsubInterface as _};
 use fred::types::config::Options;
 use tracing::debug;
 
 use super::client::is_redirection;
 use crate::backplane::{Published, STALE};
-use crate::metrics::{Dropped, Metrics};
+use crate::metrics::{Dropped, Metrics, PublishResult};
 use crate::relay::ids::StreamId;
 use crate::relay::outbox::{Outbox, Outgoing, Pushed};
 
@@ -207,22 +207,31 @@ impl Publisher {
             } else {
                 client.publish::<u64, _, _>(&*lane, envelope).await
             };
-            match heard {
-                Ok(0) => publisher.on_unheard(lane),
-                Ok(_) => {}
-                Err(error) => {
-                    publisher.metrics.dropped(Dropped::Backplane, 1);
-                    if matches!(error.kind(), ErrorKind::Timeout) {
-                        publisher.is_stuck.set(true);
-                    }
-                    if is_redirection(&error) {
-                        publisher.on_unheard(lane);
-                    }
-                    debug!(%error, "a publish failed");
+            let result = match heard {
+                Ok(0) => {
+                    publisher.on_unheard(lane);
+                    PublishResult::Unheard
                 }
-            }
+                Ok(_) => PublishResult::Heard,
+                Err(error) => {
+                    publisher.on_failed(lane, &error);
+                    PublishResult::Failed
+                }
+            };
+            publisher.metrics.published(result);
             publisher.arrived(number, bytes);
         });
+    }
+
+    fn on_failed(&self, lane: Rc<str>, error: &Error) {
+        self.metrics.dropped(Dropped::Backplane, 1);
+        if matches!(error.kind(), ErrorKind::Timeout) {
+            self.is_stuck.set(true);
+        }
+        if is_redirection(error) {
+            self.on_unheard(lane);
+        }
+        debug!(%error, "a publish failed");
     }
 
     /// Nobody was subscribed. Either the peer has just left, or its instance has lost the subscription without
