@@ -14,6 +14,7 @@ use bytes::Bytes;
 use tokio::time::timeout;
 use tracing::debug;
 
+pub use crate::backplane::readiness::Readiness;
 use crate::backplane::{Backplane, Event, Published, Renewal};
 pub use crate::backplane::{CALL_LIMIT, InstanceInfo, RoomSnapshot};
 use crate::metrics::{Dropped, Metrics, Path};
@@ -647,6 +648,7 @@ impl Hub {
             Event::Unreadable => self.metrics.dropped(Dropped::Unreadable, 1),
             Event::Down => self.on_backplane(BackplaneState::Down),
             Event::Up => self.on_backplane(BackplaneState::Up),
+            Event::Gap => self.renew_soon(),
             Event::Silent(instance) => self.on_instance(instance, true),
             Event::Heard(instance) => self.on_instance(instance, false),
         }
@@ -702,15 +704,21 @@ impl Hub {
         if self.is_down.replace(is_down) == is_down {
             return;
         }
-        let now = Instant::now();
         for seat in self.seats() {
             self.control(&seat, &ServerMessage::Backplane { state });
-            if !is_down {
-                // Whatever was lost meanwhile is healed by renewing; spread, so that a full instance
-                // does not fall upon a Redis that has only just come back.
-                let spread = (self.settings.lease / 4).min(Duration::from_secs(5));
-                seat.renew_at.set(now + spread.mul_f64(fastrand::f64()));
-            }
+        }
+        if !is_down {
+            self.renew_soon();
+        }
+    }
+
+    /// Whatever was lost is healed by renewing; spread, so that a full instance does not fall upon a Redis
+    /// that has only just come back.
+    fn renew_soon(&self) {
+        let now = Instant::now();
+        let spread = (self.settings.lease / 4).min(Duration::from_secs(2));
+        for seat in self.seats() {
+            seat.renew_at.set(now + spread.mul_f64(fastrand::f64()));
         }
     }
 

@@ -4,10 +4,10 @@ use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use axum::Router;
+use secrecy::ExposeSecret as _;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{MissedTickBehavior, sleep};
 use tracing::{info, warn};
@@ -15,6 +15,8 @@ use uuid::Uuid;
 
 use crate::auth::{AuthError, Verifier};
 use crate::backplane::memory::Memory;
+use crate::backplane::readiness::Readiness;
+use crate::backplane::redis::{self, Redis, RedisError, RedisSettings};
 use crate::backplane::{Backplane, InstanceInfo, Sink};
 use crate::config::Config;
 use crate::edge::http::{Edge, public};
@@ -26,7 +28,7 @@ use crate::hub::HubSettings;
 use crate::metrics::Metrics;
 use crate::relay::ids::InstanceId;
 use crate::relay::protocol::ClientLimits;
-use crate::worker::{Worker, WorkerSettings};
+use crate::worker::{MakeBackplane, Worker, WorkerSettings};
 
 /// Why an instance cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +44,9 @@ pub enum ServerError {
     /// The verifier cannot start.
     #[error("cannot verify tokens: {0}")]
     Auth(#[from] AuthError),
+    /// Redis cannot be used.
+    #[error(transparent)]
+    Redis(#[from] RedisError),
     /// No thread, no epoll, no signals.
     #[error("the system refuses: {0}")]
     System(#[from] io::Error),
@@ -87,10 +92,26 @@ pub async fn serve(
         config.trusted_proxies.clone(),
         config.allowed_origins.clone(),
     );
-    let lease_ms = u64::try_from(config.times.lease.as_millis()).unwrap_or(u64::MAX);
-    let backplane = move |sink: Sink| -> Rc<dyn Backplane> {
-        Rc::new(Memory::default()).attach(sink, lease_ms)
+    let started_at = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_millis();
+    let me = InstanceInfo {
+        instance,
+        connections: 0,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        started_at: u64::try_from(started_at).unwrap_or(u64::MAX),
+        draining: false,
     };
+    let announce: redis::Announce = {
+        let (gate, me) = (Arc::clone(&gate), me.clone());
+        Arc::new(move || InstanceInfo {
+            connections: u64::from(gate.connections()),
+            draining: gate.is_draining(),
+            ..me.clone()
+        })
+    };
+    let (backplane, readiness) = backplane(&config, instance, announce, &metrics).await?;
     let settings = WorkerSettings {
         hub: HubSettings {
             instance,
@@ -109,32 +130,19 @@ pub async fn serve(
         max_lifetime: config.times.max_lifetime,
         leave_within: config.times.drain,
         metrics: Arc::clone(&metrics),
-        backplane: Arc::new(backplane),
+        backplane,
     };
     let workers: Vec<Worker> = (0..config.workers)
         .map(|number| Worker::start(number, settings.clone()))
         .collect::<Result<_, _>>()?;
     let to_workers = Workers::new(workers.iter().map(Worker::commands));
-    // The memory backplane is always there.
-    metrics.backplane_up.set(1);
     let edge = Arc::new(Edge {
         gate: Arc::clone(&gate),
         verifier,
         workers: to_workers.clone(),
         metrics,
-        backplane_ready: Arc::new(AtomicBool::new(true)),
+        readiness,
     });
-    let started_at = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_millis();
-    let me = InstanceInfo {
-        instance,
-        connections: 0,
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        started_at: u64::try_from(started_at).unwrap_or(u64::MAX),
-        draining: false,
-    };
     let operators = admin(
         Arc::clone(&edge),
         config.admin_token.clone(),
@@ -178,6 +186,44 @@ pub async fn serve(
     }
     info!("duorelay has stopped");
     Ok(())
+}
+
+/// How workers make their share of the backplane, and when it is ready.
+async fn backplane(
+    config: &Config,
+    instance: InstanceId,
+    announce: redis::Announce,
+    metrics: &Arc<Metrics>,
+) -> Result<(Arc<MakeBackplane>, Readiness), ServerError> {
+    let Some(settings) = &config.redis else {
+        metrics.backplane_up.set(1);
+        let lease_ms = u64::try_from(config.times.lease.as_millis()).unwrap_or(u64::MAX);
+        let make = move |_, sink: Sink| -> Rc<dyn Backplane> {
+            Rc::new(Memory::default()).attach(sink, lease_ms)
+        };
+        return Ok((Arc::new(make), Readiness::always()));
+    };
+    let fred = redis::config(settings.url.expose_secret())?;
+    redis::check(&fred).await?;
+    let readiness = Readiness::new(config.workers);
+    let settings = RedisSettings {
+        config: fred,
+        prefix: settings.prefix.clone(),
+        lease: config.times.lease,
+        queue_bytes: config.limits.queue_bytes,
+        instance,
+        announce,
+        readiness: readiness.clone(),
+        metrics: Arc::clone(metrics),
+    };
+    // The clients are built once here, so that nothing is left to fail on a worker's thread.
+    let make = move |worker, sink: Sink| -> Rc<dyn Backplane> {
+        match Redis::start(settings.clone(), worker, sink) {
+            Ok(redis) => redis,
+            Err(error) => unreachable!("the same configuration has just connected: {error}"),
+        }
+    };
+    Ok((Arc::new(make), readiness))
 }
 
 /// Leaves without a gap: not ready at once; handshakes until balancers have noticed; then sockets come

@@ -28,6 +28,9 @@ const COMMANDS: usize = 1024;
 /// How often a worker looks for slots to renew.
 const RENEW_TICK: Duration = Duration::from_secs(1);
 
+/// Makes the share of the backplane of the worker with this number.
+pub type MakeBackplane = dyn Fn(usize, Sink) -> Rc<dyn Backplane> + Send + Sync;
+
 /// What all workers are made from.
 #[derive(Clone)]
 pub struct WorkerSettings {
@@ -48,7 +51,7 @@ pub struct WorkerSettings {
     /// What this process counts.
     pub metrics: Arc<Metrics>,
     /// Makes a worker's share of the backplane, on the worker's thread.
-    pub backplane: Arc<dyn Fn(Sink) -> Rc<dyn Backplane> + Send + Sync>,
+    pub backplane: Arc<MakeBackplane>,
 }
 
 /// A running worker.
@@ -72,7 +75,7 @@ impl Worker {
             .name(format!("worker-{number}"))
             .spawn(move || {
                 let local = tokio::task::LocalSet::new();
-                local.block_on(&runtime, run(settings, receiver));
+                local.block_on(&runtime, run(number, settings, receiver));
             })?;
         Ok(Self { commands, thread })
     }
@@ -92,9 +95,9 @@ impl Worker {
     }
 }
 
-async fn run(settings: WorkerSettings, mut commands: mpsc::Receiver<Command>) {
+async fn run(number: usize, settings: WorkerSettings, mut commands: mpsc::Receiver<Command>) {
     let hub = Hub::new(settings.hub, settings.metrics, |sink| {
-        (settings.backplane)(sink)
+        (settings.backplane)(number, sink)
     });
     let sockets = Rc::new(SocketSettings {
         verifier: settings.verifier,

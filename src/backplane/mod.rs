@@ -1,5 +1,5 @@
 //! What joins instances: claims of slots, and a lane per device. These are the promises; [`memory`] keeps
-//! them inside one process, `redis` between any number of them, and one test suite holds both to them.
+//! them inside one process, [`redis`] between any number of them, and one test suite holds both to them.
 //!
 //! - **Claims are ordered.** Each claim, renewal and release of a room happens at one point of one order,
 //!   by the rules of [`crate::relay::record`]. Claims of two connections at the same instant leave
@@ -18,6 +18,8 @@
 //! - **Every call ends** within [`CALL_LIMIT`], and no queue grows without a bound.
 
 pub mod memory;
+pub mod readiness;
+pub mod redis;
 
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -58,6 +60,8 @@ pub enum Event<'a> {
     Down,
     /// They can be reached (again); messages may have been lost in between.
     Up,
+    /// Messages may have been lost, in a break too short to be told.
+    Gap,
     /// An instance has not been heard of for some time.
     Silent(InstanceId),
     /// A silent instance is heard of again.

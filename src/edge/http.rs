@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::Router;
 use axum::body::Body;
@@ -21,6 +20,7 @@ use super::limits::Gate;
 use super::upgrade;
 use super::workers::{Command, Workers};
 use crate::auth::{Verifier, unix_now};
+use crate::hub::Readiness;
 use crate::metrics::Metrics;
 use crate::relay::handshake;
 use crate::relay::protocol::Member;
@@ -42,7 +42,7 @@ pub struct Edge {
     /// What this process counts.
     pub metrics: Arc<Metrics>,
     /// The backplane's first probe is back, and no later one is missing.
-    pub backplane_ready: Arc<AtomicBool>,
+    pub readiness: Readiness,
 }
 
 /// Where a request's TCP connection comes from.
@@ -106,7 +106,7 @@ async fn live() -> Response {
 async fn ready(State(edge): State<Arc<Edge>>) -> Response {
     if edge.gate.is_draining() {
         health(StatusCode::SERVICE_UNAVAILABLE, "draining")
-    } else if !edge.backplane_ready.load(Ordering::Acquire) {
+    } else if !edge.readiness.is_ready() {
         health(StatusCode::SERVICE_UNAVAILABLE, "no backplane")
     } else {
         health(StatusCode::OK, "ready")

@@ -70,8 +70,9 @@ enum Header<'a> {
     /// The generation is the payload, in decimal: the claim script appends it.
     #[serde(rename = "c")]
     Claimed(Device, ConnectionId, InstanceId, Option<ClientId>),
+    /// The generation is the payload here as well.
     #[serde(rename = "r")]
-    Released(Device, Member),
+    Released(Device, ConnectionId),
     #[serde(rename = "m")]
     Marker(InstanceId, u64),
     #[serde(rename = "o")]
@@ -115,7 +116,11 @@ impl Envelope {
                 bytes.extend_from_slice(holder.member.generation.to_string().as_bytes());
                 Bytes::from(bytes)
             }
-            Self::Released { device, member } => Header::Released(*device, *member).with(&[]),
+            Self::Released { device, member } => {
+                let mut bytes = Vec::from(released_prefix(*device, member.connection));
+                bytes.extend_from_slice(member.generation.to_string().as_bytes());
+                Bytes::from(bytes)
+            }
             Self::Marker { instance, nonce } => Header::Marker(*instance, *nonce).with(&[]),
             Self::ServerMessage { data } => Header::ServerMessage(()).with(data),
             Self::Disconnect { connection } => Header::Disconnect(*connection).with(&[]),
@@ -137,6 +142,12 @@ impl Envelope {
             std::str::from_utf8(rest)
                 .map(|_| payload())
                 .map_err(|_| NotAnEnvelope)
+        };
+        let generation = || {
+            let number = std::str::from_utf8(rest)
+                .ok()
+                .and_then(|text| text.parse().ok());
+            number.map(Generation).ok_or(NotAnEnvelope)
         };
         Ok(match header {
             Header::Frame(_) if rest.is_empty() => return Err(NotAnEnvelope),
@@ -160,13 +171,9 @@ impl Envelope {
                 },
             },
             Header::Claimed(device, connection, instance, client) => {
-                let number = std::str::from_utf8(rest)
-                    .ok()
-                    .and_then(|text| text.parse().ok());
-                let generation = Generation(number.ok_or(NotAnEnvelope)?);
                 let member = Member {
                     connection,
-                    generation,
+                    generation: generation()?,
                 };
                 Self::Claimed {
                     device,
@@ -177,7 +184,13 @@ impl Envelope {
                     },
                 }
             }
-            Header::Released(device, member) => Self::Released { device, member },
+            Header::Released(device, connection) => Self::Released {
+                device,
+                member: Member {
+                    connection,
+                    generation: generation()?,
+                },
+            },
             Header::Marker(instance, nonce) => Self::Marker { instance, nonce },
             Header::ServerMessage(()) => Self::ServerMessage { data: utf8()? },
             Header::Disconnect(connection) => Self::Disconnect { connection },
@@ -194,6 +207,12 @@ pub fn claimed_prefix(
     client: Option<&ClientId>,
 ) -> Bytes {
     Header::Claimed(device, connection, instance, client.cloned()).with(&[])
+}
+
+/// A `released` envelope without its generation, which the release script appends in decimal.
+#[must_use]
+pub fn released_prefix(device: Device, connection: ConnectionId) -> Bytes {
+    Header::Released(device, connection).with(&[])
 }
 
 #[cfg(test)]

@@ -187,6 +187,25 @@ describe("close codes", () => {
   });
 });
 
+test("close() while something is awaited is final too", async () => {
+  let calls = 0;
+  const failing = start({ getToken: async () => { calls += 1; throw new Error("offline"); } });
+  failing.relay.on("error", () => failing.relay.close());
+  for (let i = 0; i < 5; i += 1) await pass(60_000);
+  assert.equal(calls, 1);
+
+  let tell;
+  const asking = start({ fetch: () => new Promise((resolve) => { tell = resolve; }) });
+  await settle();
+  asking.socket().end(1006);
+  await settle();
+  asking.relay.close();
+  tell(answer(403, "origin_not_allowed"));
+  await settle();
+  assert.equal(asking.relay.state, "closed");
+  assert.deepEqual(asking.tell("refused"), []);
+});
+
 describe("full jitter", () => {
   async function waits(value, count) {
     closeAll();
@@ -351,6 +370,7 @@ describe("a half-open link", () => {
     await pass(40);
     socket.say({ type: "pong", id: "1", time: 0 });
     assert.equal(relay.rtt, 40);
+    await pass(10);
     socket.say({ type: "pong", id: "of another", time: 0 });
     assert.equal(relay.rtt, 40);
   });

@@ -161,6 +161,42 @@ describe("make before break", () => {
     assert.equal(sockets(), 3);
   });
 
+  test("asked twice, it opens one socket, whether the first is opening or its token is on the way", async () => {
+    const again = { type: "reconnect", reason: "draining", in_ms: 300, deadline_ms: 5_000 };
+    const opening = await moving();
+    opening.old.say(again);
+    await pass(300);
+    assert.equal(opening.sockets(), 2);
+    opening.relay.close();
+
+    let give;
+    let calls = 0;
+    const waiting = start({ getToken: () => (++calls === 2 ? new Promise((resolve) => { give = resolve; }) : "t") });
+    const old = await waiting.online();
+    const before = waiting.sockets();
+    old.say(again);
+    await pass(300);
+    old.say(again);
+    give("late");
+    await pass(300);
+    assert.equal(waiting.sockets(), before + 1);
+  });
+
+  test("close() from a message that waited for the old socket leaves no socket behind", async () => {
+    const { next, relay, socket } = await moving();
+    relay.on("message", () => relay.close());
+    next.welcome();
+    next.say({ type: "message", from: "mobile", data: 1 });
+    next.say({ type: "reconnect", reason: "lifetime", in_ms: 0, deadline_ms: 5_000 });
+    await pass(0);
+    const third = socket();
+    assert.notEqual(third, next);
+    third.welcome();
+    assert.equal(relay.state, "closed");
+    assert.deepEqual([next, third].map(({ closedWith }) => closedWith), [1000, 1000]);
+    assert.equal(relay.welcome, null);
+  });
+
   test("without an attempt of ours a same client is an eviction too", async () => {
     const { relay, online } = start();
     (await online()).say({ type: "overwritten", by: OURS });

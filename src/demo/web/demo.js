@@ -70,7 +70,6 @@ function play(as) {
   ownFace = new Face($("own-face"), device);
   peerFace = new Face($("peer-face"), otherDevice(device));
   document.querySelector(`input[name=device][value=${device}]`).checked = true;
-  panel.showEmpty(device);
   invite();
   onPeer(null);
   relay = connect();
@@ -102,6 +101,7 @@ function showState(state, info = {}) {
   if (state === "overwritten") panel.showNotice(panel.takenOver(device));
   else if (state === "refused") panel.showNotice(panel.refused(info));
   else panel.showNotice(null);
+  panel.showEmpty({ state: page.state, device });
   showStatus();
   showSession();
 }
@@ -169,7 +169,7 @@ function onMessage({ data }) {
   if (data?.type === "seen") {
     const reaction = onTheirWay.get(data.id);
     onTheirWay.delete(data.id);
-    if (reaction) panel.toast(`${REACTIONS[reaction.name].label} delivered, receipt after ${Math.round(performance.now() - reaction.at)} ms`);
+    if (reaction) panel.toast(`${REACTIONS[reaction.name].label} arrived, receipt after ${Math.round(performance.now() - reaction.at)} ms`);
   }
 }
 
@@ -282,6 +282,10 @@ for (const radio of document.querySelectorAll("input[name=device]")) {
 $("retry").addEventListener("click", () => relay.connect());
 $("notice-action").addEventListener("click", () => relay.connect());
 $("notice").addEventListener("cancel", (event) => event.preventDefault());
+$("notice").addEventListener("close", () => {
+  // A second Escape closes a dialog whatever its page says.
+  if (page.state === "overwritten" || page.state === "refused") $("notice").showModal();
+});
 $("help-open").addEventListener("click", () => $("help").showModal());
 $("motion").hidden = !Input.canUseMotion;
 $("motion").addEventListener("click", async () => {

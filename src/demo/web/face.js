@@ -9,6 +9,7 @@ const LOOKS = {
     hairBack: "M91 190C76 92 132 44 200 44s124 48 109 146c6 44 4 84-10 112-14 18-40 14-46-6H147c-6 20-32 24-46 6-14-28-16-68-10-112Z",
     hairFront: "M101 184C88 108 134 60 204 59c70-1 108 48 95 126-5-30-15-49-31-62-28 20-80 24-122 3-22 12-38 30-45 58Z",
     shinePath: "M136 92c20-15 48-20 76-17",
+    wing: 1,
     extra: "",
   },
   mobile: {
@@ -17,6 +18,7 @@ const LOOKS = {
     hairBack: "M97 196C82 100 128 52 200 52s118 48 103 144c-2 22-8 32-16 40H113c-8-8-14-18-16-40Z",
     hairFront: "M102 176c-9-50 8-88 42-104 6-26 34-40 60-38-8 6-12 12-12 18 32-18 74-10 92 22 20 20 23 62 14 102-5-22-11-36-22-46-12-14-24-16-40-12-34 10-64 8-88-8-24 8-38 32-46 66Z",
     shinePath: "M148 88c18-13 42-17 66-12",
+    wing: 0,
     extra: '<g fill="#a8542c" opacity=".42"><circle cx="-7" cy="-3" r="2"/><circle cx="0" cy="2" r="2"/><circle cx="7" cy="-3" r="2"/></g>',
   },
 };
@@ -28,10 +30,12 @@ let faces = 0;
 /** A face inside `parent`; `draw(pose, now)` moves it. */
 export class Face {
   #parts = {};
+  #wing;
 
   constructor(parent, device) {
     const look = LOOKS[device];
     const id = `face${++faces}`;
+    this.#wing = look.wing;
     parent.innerHTML = markup(look, id);
     const svg = parent.firstElementChild;
     for (const part of svg.querySelectorAll("[data-part]")) this.#parts[part.dataset.part] = part;
@@ -43,8 +47,8 @@ export class Face {
     this.#move("body", `translate(${n(pose.yaw * 3)} ${n(breath * 1.6)})`);
     this.#move("head", `translate(${n(pose.yaw * 11)} ${n(-pose.pitch * 8 + breath * 0.8)}) rotate(${n(pose.roll * 17)} 200 300)`);
     this.#move("hairBack", `translate(${n(-pose.yaw * 8)} ${n(pose.pitch * 6)})`);
-    this.#move("hairFront", layer(pose.yaw * 6, -pose.pitch * 7, 1 + Math.abs(pose.yaw) * 0.02, 1 - pose.pitch * 0.05));
-    this.#move("hairShadow", layer(pose.yaw * 8, -pose.pitch * 6 + 8, 1 + Math.abs(pose.yaw) * 0.02, 1 - pose.pitch * 0.05));
+    this.#move("hairFront", layer(pose.yaw * 2, -pose.pitch * 7, 1 - Math.abs(pose.yaw) * 0.035, 1 - pose.pitch * 0.05));
+    this.#move("hairShadow", layer(pose.yaw * 5, -pose.pitch * 6 + 8, 1 - Math.abs(pose.yaw) * 0.035, 1 - pose.pitch * 0.05));
     this.#move("earL", `translate(${n(-pose.yaw * 9)} ${n(pose.pitch * 9)})`);
     this.#move("earR", `translate(${n(-pose.yaw * 9)} ${n(pose.pitch * 9)})`);
     this.#move("nose", onSphere(turn, 0, 0.3, 1.22));
@@ -70,7 +74,7 @@ export class Face {
     const upperLid = `M-20 0C-15 ${n(upper)} 15 ${n(upper)} 20 0`;
     this.#parts[`eyeClip${side}`].setAttribute("d", `${upperLid}C15 ${n(lower)} -15 ${n(lower)} -20 0Z`);
     this.#parts[`white${side}`].setAttribute("d", `${upperLid}C15 ${n(lower)} -15 ${n(lower)} -20 0Z`);
-    this.#parts[`lash${side}`].setAttribute("d", `${upperLid}${open > 0.25 ? `M${sign * 19} ${n(-5 * open)}l${sign * 6} ${n(-4 * open)}` : ""}`);
+    this.#parts[`lash${side}`].setAttribute("d", `${upperLid}${this.#wing && open > 0.25 ? `M${sign * 17} ${n(-12 * open)}q${sign * 5} 0 ${sign * 8} ${n(-6 * open)}` : ""}`);
     this.#move(`iris${side}`, `translate(${n(pose.gazeX * 7 + pose.yaw * 3)} ${n(-pose.gazeY * 6 - pose.pitch * 3 - 2)}) scale(${n(1 - 0.12 * wide)})`);
   }
 

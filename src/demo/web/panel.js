@@ -9,27 +9,33 @@ const $ = (id) => document.getElementById(id);
 export function showStatus({ state, peer, device, retryAt }) {
   const other = NAMES[otherDevice(device)];
   const seconds = retryAt === null ? 0 : Math.ceil((retryAt - performance.now()) / 1000);
-  const text = {
-    connecting: "Connecting…",
-    online: peer ? `Together with your ${other}` : `Waiting for your ${other}`,
-    offline: seconds > 0 ? `Offline, next try in ${seconds} s` : "Offline",
-    overwritten: "Another tab took over",
-    refused: "The relay said no",
+  const [text, more = ""] = {
+    connecting: ["Connecting…"],
+    online: peer ? ["Together", ` with your ${other}`] : ["Waiting", ` for your ${other}`],
+    offline: seconds > 0 ? ["Offline", `, next try in ${seconds} s`] : ["Offline"],
+    overwritten: ["Taken over", " by another tab"],
+    refused: ["Not let in"],
   }[state];
   // A status that is written again is read again.
   if ($("status").textContent !== text) $("status").textContent = text;
+  if ($("status-more").textContent !== more) $("status-more").textContent = more;
   $("retry").hidden = state !== "offline" || seconds < 2;
 }
 
 export function showPeer({ peer, device, live, fresh }) {
   const other = NAMES[otherDevice(device)];
-  $("peer-tag").textContent = !peer ? `Your ${other} · asleep` : !fresh ? `Your ${other} · resting` : live ? `Your ${other} · live` : `Your ${other} · idling`;
+  $("peer-tag").textContent = `Your ${other}: ${!peer ? "asleep" : !fresh ? "away" : live ? "live" : "idle"}`;
   $("peer-face").setAttribute("aria-label", peer ? `The face of your ${other}` : `A sleeping face: your ${other} is not connected`);
 }
 
-export function showEmpty(device) {
-  $("empty-title").textContent = device === "desktop" ? "Your phone is asleep" : "Your desktop is asleep";
-  $("empty-text").textContent = device === "desktop" ? "Scan the code with it, and this face wakes up." : "Open this room on your computer, and this face wakes up.";
+/** What to do about a sleeping face. */
+export function showEmpty({ state, device }) {
+  const [title, text] =
+    state !== "online" ? ["Just a moment", "The relay is out of reach. This page keeps trying."]
+    : device === "desktop" ? ["Your phone is asleep", "Scan the code with it, and this face wakes up."]
+    : ["Your desktop is asleep", "Open this room on your computer, and this face wakes up."];
+  $("empty-title").textContent = title;
+  $("empty-text").textContent = text;
 }
 
 /** How the other device gets here. `reachable`: its link works beyond this computer. */
@@ -38,10 +44,10 @@ export function showInvitation({ device, link, reachable }) {
   $("pair-title").textContent = toPhone ? "Bring your phone" : "Bring your desktop";
   $("qr").src = `/demo/qr.svg?data=${encodeURIComponent(link)}`;
   $("window").href = link.replace(/^https?:\/\/[^/]+/, location.origin);
-  $("window").textContent = toPhone ? "Play the phone in a tab" : "Play the desktop in a tab";
-  $("pair-text").textContent = reachable
-    ? toPhone ? "Scan with the camera. Your phone must be in the same network as this computer." : "Open the copied link on your computer."
-    : "This computer has no address in a network that a phone could reach: try a tab instead.";
+  $("window").textContent = toPhone ? "Play it in a tab" : "Play it here";
+  $("pair-text").textContent = !toPhone
+    ? "Open this room's link on your computer."
+    : reachable ? "Scan it with a phone in the same network." : "No phone can reach this computer's address. Try a tab instead.";
 }
 
 export function showNumbers({ delay, framesIn, framesOut, skipped, rtt }) {

@@ -1,0 +1,42 @@
+-- Gives a slot to a new connection (the rules: src/relay/record.rs, Record::claim).
+-- KEYS: the room, the desktop's lane, the mobile's lane
+-- ARGV: device, connection, instance, client or '', known generation, lease in ms, PUBLISH or SPUBLISH,
+--       the `claimed` envelope without its generation
+-- Answers {1, generation, replaced holder or '', other holder or ''} or {0, retry after ms}. The first element is
+-- a number, so that no client library can take the answer for a pub/sub message.
+local WINDOW_MS, EVICTIONS = 10000, 10
+local room, device = KEYS[1], ARGV[1]
+local other = device == 'desktop' and 'mobile' or 'desktop'
+local time = redis.call('TIME')
+local now_us = time[1] * 1000000 + time[2]
+local now = math.floor(now_us / 1000)
+
+-- 'connection instance client generation lease_end'; a client that did not name itself is '.'.
+local function holder(name)
+  local held = redis.call('HGET', room, name)
+  if held and tonumber(held:match('(%d+)$')) > now then return held end
+  return ''
+end
+
+local client = ARGV[4] == '' and '.' or ARGV[4]
+local replaced = holder(device)
+if replaced ~= '' and (client == '.' or replaced:match('^%S+ %S+ (%S+)') ~= client) then
+  local recent = {}
+  for at in (redis.call('HGET', room, device .. ':evictions') or ''):gmatch('%d+') do
+    if at + WINDOW_MS > now then recent[#recent + 1] = at end
+  end
+  if #recent >= EVICTIONS then return {0, recent[1] + WINDOW_MS - now} end
+  recent[#recent + 1] = string.format('%.0f', now)
+  redis.call('HSET', room, device .. ':evictions', table.concat(recent, ' '))
+end
+
+-- Still grows after the record expired, was flushed, or lost its newest writes in a failover.
+local last = tonumber(redis.call('HGET', room, 'last') or '0')
+local generation = string.format('%.0f', math.max(last + 1, ARGV[5] + 1, now_us))
+local held = table.concat({ARGV[2], ARGV[3], client, generation, string.format('%.0f', now + ARGV[6])}, ' ')
+redis.call('HSET', room, 'last', generation, device, held, device .. ':newest', ARGV[2] .. ' ' .. generation)
+-- What is left of a room outlives its leases, so that an overwritten connection still learns of it.
+redis.call('PEXPIRE', room, ARGV[6] * 3)
+redis.call(ARGV[7], KEYS[2], ARGV[8] .. generation)
+redis.call(ARGV[7], KEYS[3], ARGV[8] .. generation)
+return {1, generation, replaced, holder(other)}

@@ -1,0 +1,140 @@
+//! fred, set up for a live service: its defaults queue without bound, wait for ever, and lose messages.
+
+use std::time::Duration;
+
+use fred::clients::Client;
+use fred::error::{Error, ErrorKind};
+use fred::interfaces::ClientLike as _;
+use fred::socket2::TcpKeepalive;
+use fred::types::config::{
+    Config, ConnectionConfig, PerformanceConfig, ReconnectPolicy, TcpConfig, UnresponsiveConfig,
+};
+use fred::types::{Builder, RespVersion};
+use tracing::warn;
+
+use crate::backplane::CALL_LIMIT;
+
+/// How long a connection attempt may take.
+const CONNECT_LIMIT: Duration = Duration::from_secs(2);
+/// A server that answers nothing for this long is gone.
+const UNRESPONSIVE: Duration = Duration::from_secs(2);
+/// Commands that may wait in one client.
+const COMMANDS: usize = 8192;
+/// Messages that may wait between fred's reader and ours, which never waits itself. A slot costs some tens of
+/// bytes; fred's default of 32 loses bursts.
+const MESSAGES: usize = 16 * 1024;
+
+/// Why the backplane cannot be used at all: no retry will help.
+#[derive(Debug, thiserror::Error)]
+pub enum RedisError {
+    /// The URL is not one.
+    #[error("REDIS_URL is not usable: {0}")]
+    Url(String),
+    /// The server refuses us.
+    #[error("Redis refuses the connection (user, password or permissions in REDIS_URL): {0}")]
+    Refused(String),
+}
+
+/// What a URL asks for.
+///
+/// # Errors
+/// [`RedisError::Url`]
+pub fn config(url: &str) -> Result<Config, RedisError> {
+    let mut config =
+        Config::from_url(url).map_err(|error| RedisError::Url(error.details().to_owned()))?;
+    // RESP3: a subscribed connection still takes PING and SSUBSCRIBE.
+    config.version = RespVersion::RESP3;
+    config.fail_fast = false;
+    Ok(config)
+}
+
+fn builder(config: &Config) -> Builder {
+    let mut builder = Builder::from_config(config.clone());
+    builder
+        .set_connection_config(ConnectionConfig {
+            connection_timeout: CONNECT_LIMIT,
+            internal_command_timeout: CONNECT_LIMIT,
+            // A command that was sent when the connection broke may have been carried out: asking again is
+            // decided where it is known to be harmless.
+            max_command_attempts: 1,
+            max_command_buffer_len: COMMANDS,
+            reconnect_on_auth_error: true,
+            unresponsive: UnresponsiveConfig {
+                max_timeout: Some(UNRESPONSIVE),
+                interval: Duration::from_millis(500),
+            },
+            tcp: TcpConfig {
+                nodelay: Some(true),
+                keepalive: Some(TcpKeepalive::new().with_time(Duration::from_secs(10))),
+                user_timeout: Some(Duration::from_secs(5)),
+                ..TcpConfig::default()
+            },
+            ..ConnectionConfig::default()
+        })
+        .set_performance_config(PerformanceConfig {
+            default_command_timeout: CALL_LIMIT,
+            broadcast_channel_capacity: MESSAGES,
+            ..PerformanceConfig::default()
+        });
+    builder
+}
+
+/// A client that reconnects for ever; commands meanwhile end by their time limit.
+///
+/// # Errors
+/// What fred says of the configuration.
+pub(super) fn client(config: &Config) -> Result<Client, Error> {
+    let mut builder = builder(config);
+    let mut policy = ReconnectPolicy::new_exponential(0, 50, 1000, 2);
+    policy.set_jitter(100);
+    builder.set_policy(policy).build()
+}
+
+/// Connects once. A server that is not there (yet) is no error: an instance starts without Redis and waits.
+///
+/// # Errors
+/// [`RedisError`] when the server refuses us, which no waiting changes.
+pub async fn check(config: &Config) -> Result<(), RedisError> {
+    let config = Config {
+        fail_fast: true,
+        ..config.clone()
+    };
+    let client = builder(&config)
+        .build()
+        .map_err(|error| RedisError::Url(error.details().to_owned()))?;
+    let connected = tokio::time::timeout(CONNECT_LIMIT + CALL_LIMIT, async {
+        client.init().await?;
+        client.ping::<String>(None).await
+    });
+    let result = connected.await;
+    // Best effort: the check is over.
+    let _ = tokio::time::timeout(CALL_LIMIT, client.quit()).await;
+    match result {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) if is_refusal(&error) => {
+            Err(RedisError::Refused(error.details().to_owned()))
+        }
+        Ok(Err(error)) => {
+            warn!(%error, "Redis cannot be reached yet; this instance is not ready until it can");
+            Ok(())
+        }
+        Err(_) => {
+            warn!("Redis does not answer yet; this instance is not ready until it does");
+            Ok(())
+        }
+    }
+}
+
+fn is_refusal(error: &Error) -> bool {
+    let details = error.details();
+    matches!(error.kind(), ErrorKind::Auth)
+        || [
+            "WRONGPASS",
+            "NOAUTH",
+            "NOPERM",
+            "ERR invalid password",
+            "ERR AUTH",
+        ]
+        .iter()
+        .any(|code| details.contains(code))
+}

@@ -1,0 +1,550 @@
+//! The backplane of many instances: one Redis (alone, with Sentinel, or a cluster) that they all share.
+//!
+//! Each worker has two connections: one for commands and publishes, so that a user's publishes keep their
+//! order, and one that is subscribed. How a room lives in Redis is told in `src/README.md`.
+
+mod client;
+mod lanes;
+mod names;
+mod presence;
+mod publisher;
+mod scripts;
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use fred::clients::Client;
+use fred::interfaces::{ClientLike as _, EventInterface as _, PubsubInterface as _};
+use fred::types::config::Config;
+use fred::types::{Message, Value};
+use futures_util::future::{FutureExt as _, LocalBoxFuture, join_all};
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::oneshot;
+use tokio::time::{MissedTickBehavior, timeout};
+use tracing::{debug, info, warn};
+
+pub use self::client::{RedisError, check, config};
+use self::lanes::Lanes;
+use self::names::Names;
+use self::presence::{Presence, announce};
+use self::publisher::Publisher;
+use self::scripts::Scripts;
+use super::readiness::Readiness;
+use super::{
+    Backplane, CALL_LIMIT, Event, InstanceInfo, OWN_CLAIM_LIMIT, Published, Renewal, RoomSnapshot,
+    Sink, Unavailable,
+};
+use crate::metrics::Metrics;
+use crate::relay::envelope::Envelope;
+use crate::relay::ids::{ConnectionId, Device, InstanceId, StreamId, UserId};
+use crate::relay::protocol::Parcel;
+use crate::relay::record::{Claim, ClaimOutcome, Renewed};
+
+/// How often a worker probes: publishes to itself, to know that pub/sub really works.
+const PROBE_EVERY: Duration = Duration::from_millis(500);
+/// Without a probe for this long, the backplane is down.
+const DOWN_AFTER: Duration = Duration::from_millis(2300);
+/// Without a probe for this long, the subscriber's connection is made anew, once in this time: TCP alone may
+/// take minutes to notice that nobody is there.
+const RECONNECT_AFTER: Duration = Duration::from_secs(3);
+/// How often a worker looks at all this.
+const TICK: Duration = Duration::from_millis(100);
+/// How often an instance announces itself, and unused lanes are given back.
+const SECOND: Duration = Duration::from_secs(1);
+/// Renewals that are under way at the same time.
+const RENEWALS: usize = 256;
+
+/// Tells what an instance announces of itself.
+pub type Announce = Arc<dyn Fn() -> InstanceInfo + Send + Sync>;
+
+/// What a worker's share of the backplane is made from.
+#[derive(Clone)]
+pub struct RedisSettings {
+    /// Where Redis is.
+    pub config: Config,
+    /// The first part of every key and channel.
+    pub prefix: String,
+    /// How long a slot is held without renewal.
+    pub lease: Duration,
+    /// What may wait for one lane.
+    pub queue_bytes: usize,
+    /// This process.
+    pub instance: InstanceId,
+    /// What it says of itself.
+    pub announce: Announce,
+    /// Told of each probe that comes back.
+    pub readiness: Readiness,
+    /// What this process counts.
+    pub metrics: Arc<Metrics>,
+}
+
+/// One worker's share of the backplane.
+pub struct Redis {
+    settings: RedisSettings,
+    worker: usize,
+    names: Names,
+    scripts: Scripts,
+    commands: Client,
+    subscriber: Client,
+    lanes: Lanes,
+    publisher: Rc<Publisher>,
+    presence: Presence,
+    sink: Sink,
+    /// Claims that wait for their own message on the lane.
+    own_claims: RefCell<HashMap<ConnectionId, oneshot::Sender<()>>>,
+    is_up: Cell<bool>,
+    last_probe: Cell<Option<Instant>>,
+    last_reconnect: Cell<Instant>,
+    tasks: RefCell<Vec<tokio::task::JoinHandle<()>>>,
+}
+
+impl Redis {
+    /// Connects in the background, for ever; until then every claim is refused.
+    ///
+    /// # Errors
+    /// What fred says of the configuration.
+    pub fn start(
+        settings: RedisSettings,
+        worker: usize,
+        sink: Sink,
+    ) -> Result<Rc<Self>, fred::error::Error> {
+        let (commands, subscriber) = (
+            client::client(&settings.config)?,
+            client::client(&settings.config)?,
+        );
+        let sharded = settings.config.server.is_clustered();
+        let names = Names::new(&settings.prefix);
+        let lease_ms = u64::try_from(settings.lease.as_millis()).unwrap_or(u64::MAX);
+        let metrics = Arc::clone(&settings.metrics);
+        let fixed = vec![names.instances(), names.probe(settings.instance, worker)];
+        let redis = Rc::new(Self {
+            worker,
+            scripts: Scripts::new(names.clone(), lease_ms, sharded),
+            lanes: Lanes::new(subscriber.clone(), sharded, fixed),
+            publisher: Publisher::new(commands.clone(), sharded, settings.queue_bytes, metrics),
+            presence: Presence::default(),
+            names,
+            commands,
+            subscriber,
+            sink,
+            own_claims: RefCell::default(),
+            is_up: Cell::new(false),
+            last_probe: Cell::new(None),
+            last_reconnect: Cell::new(Instant::now()),
+            tasks: RefCell::default(),
+            settings,
+        });
+        redis.spawn();
+        Ok(redis)
+    }
+
+    fn spawn(self: &Rc<Self>) {
+        // Before connecting: no message and no reconnect is missed.
+        let messages = self.subscriber.message_rx();
+        let reconnects = self.subscriber.reconnect_rx();
+        let changes = self.commands.cluster_change_rx();
+        let me = Rc::downgrade(self);
+        let tasks = [
+            tokio::task::spawn_local(receive(me.clone(), messages)),
+            tokio::task::spawn_local(resubscribe(me.clone(), reconnects)),
+            tokio::task::spawn_local(follow_cluster(me.clone(), changes)),
+            tokio::task::spawn_local(tick(me)),
+        ];
+        self.tasks.borrow_mut().extend(tasks);
+        // fred's own tasks; they end with `quit`.
+        drop(self.commands.connect());
+        drop(self.subscriber.connect());
+    }
+
+    /// A message on one of our channels.
+    fn on_message(&self, message: &Message) {
+        let bytes = match &message.value {
+            // fred hands out what happens to be UTF-8 as a string.
+            Value::String(text) => text.clone().into_inner(),
+            Value::Bytes(bytes) => bytes.clone(),
+            _ => return (self.sink)(Event::Unreadable),
+        };
+        let channel: &str = &message.channel;
+        if let Some((user, lane)) = self.lanes.user_of(channel) {
+            return self.on_lane(&user, lane, &bytes);
+        }
+        let now = Instant::now();
+        if channel == self.names.instances() {
+            if let Some(heard) = self.presence.on_announcement(&bytes, now) {
+                (self.sink)(Event::Heard(heard));
+            }
+        } else if channel == self.names.probe(self.settings.instance, self.worker) {
+            self.on_probe(&bytes, now);
+        }
+    }
+
+    fn on_lane(&self, user: &UserId, lane: Device, bytes: &Bytes) {
+        let Ok(envelope) = Envelope::decode(bytes) else {
+            return (self.sink)(Event::Unreadable);
+        };
+        let mut own = None;
+        if let Envelope::Claimed { device, holder } = &envelope {
+            self.presence.note(holder.instance, Instant::now());
+            if *device == lane {
+                own = Some(holder.member.connection);
+            }
+        }
+        (self.sink)(Event::Lane {
+            user,
+            lane,
+            envelope,
+        });
+        // After the hub knows: the claim may be answered now.
+        if let Some(waits) =
+            own.and_then(|connection| self.own_claims.borrow_mut().remove(&connection))
+        {
+            let _ = waits.send(());
+        }
+    }
+
+    /// Our own probe came back: commands are carried out, and pub/sub delivers.
+    fn on_probe(&self, bytes: &Bytes, now: Instant) {
+        self.last_probe.set(Some(now));
+        let sent = <[u8; 8]>::try_from(&bytes[..])
+            .map(u64::from_be_bytes)
+            .unwrap_or_default();
+        let round_trip = self.settings.readiness.elapsed_ns().saturating_sub(sent);
+        self.settings
+            .metrics
+            .backplane_probe_seconds
+            .set(Duration::from_nanos(round_trip).as_secs_f64());
+        self.settings.readiness.on_probe(self.worker);
+        if !self.is_up.get() && self.lanes.is_whole() {
+            self.is_up.set(true);
+            self.settings.metrics.backplane_up.set(1);
+            info!(worker = self.worker, "the backplane is up");
+            self.presence.start_over(now);
+            self.publisher.set_up(true);
+            (self.sink)(Event::Up);
+        }
+    }
+
+    fn probe(self: &Rc<Self>) {
+        let sent = Bytes::copy_from_slice(&self.settings.readiness.elapsed_ns().to_be_bytes());
+        let channel = self.names.probe(self.settings.instance, self.worker);
+        self.publish_beside(channel, sent);
+    }
+
+    /// Publishes beside the lanes; what is lost is sent again soon.
+    fn publish_beside(self: &Rc<Self>, channel: String, bytes: Bytes) {
+        let me = Rc::clone(self);
+        tokio::task::spawn_local(async move {
+            let published = if me.lanes.is_sharded() {
+                timeout(SECOND, me.commands.spublish::<Value, _, _>(channel, bytes)).await
+            } else {
+                timeout(SECOND, me.commands.publish::<Value, _, _>(channel, bytes)).await
+            };
+            if let Ok(Err(error)) = published {
+                debug!(%error, "a probe or an announcement could not be published");
+            }
+        });
+    }
+
+    fn look_at_the_clock(self: &Rc<Self>, now: Instant) {
+        let silent_for = self.last_probe.get().map(|probe| now.duration_since(probe));
+        if self.is_up.get() && silent_for.is_none_or(|silent| silent >= DOWN_AFTER) {
+            self.is_up.set(false);
+            self.settings.metrics.backplane_up.set(0);
+            warn!(
+                worker = self.worker,
+                "the backplane is down: Redis does not answer"
+            );
+            self.publisher.set_up(false);
+            (self.sink)(Event::Down);
+        }
+        let is_stuck = silent_for.is_some_and(|silent| silent >= RECONNECT_AFTER);
+        if is_stuck && now.duration_since(self.last_reconnect.get()) >= RECONNECT_AFTER {
+            self.last_reconnect.set(now);
+            let subscriber = self.subscriber.clone();
+            tokio::task::spawn_local(async move {
+                // It may be dead without knowing it.
+                let _ = timeout(CALL_LIMIT, subscriber.force_reconnection()).await;
+            });
+        }
+        if self.is_up.get() {
+            for instance in self.presence.sweep(now) {
+                info!(instance.id = %instance, "an instance is silent: its connections count as gone");
+                (self.sink)(Event::Silent(instance));
+            }
+        }
+    }
+
+    /// Messages may have been lost, but the backplane was not down long enough to tell anybody.
+    fn on_gap(&self) {
+        self.settings.metrics.backplane_gaps.inc();
+        if self.is_up.get() {
+            (self.sink)(Event::Gap);
+        }
+    }
+
+    async fn claim_slot(&self, user: &UserId, claim: Claim) -> Result<ClaimOutcome, Unavailable> {
+        if !self.is_up.get() {
+            return Err(Unavailable);
+        }
+        let failed = |error: fred::error::Error| {
+            warn!(%error, "a claim failed");
+            Unavailable
+        };
+        let lane = self.names.lane(user, claim.device);
+        self.lanes
+            .subscribe(user, claim.device, lane)
+            .await
+            .map_err(failed)?;
+        let (told, own_claim) = oneshot::channel();
+        self.own_claims.borrow_mut().insert(claim.connection, told);
+        // The entry goes with this future, however it ends.
+        let _forget = OnDrop(|| drop(self.own_claims.borrow_mut().remove(&claim.connection)));
+        let outcome = self
+            .scripts
+            .claim(&self.commands, user, &claim)
+            .await
+            .map_err(failed)?;
+        if let ClaimOutcome::Claimed(claimed) = &outcome {
+            for holder in claimed.replaced.iter().chain(&claimed.other) {
+                self.presence.note(holder.instance, Instant::now());
+            }
+            if timeout(OWN_CLAIM_LIMIT, own_claim).await.is_err() {
+                debug!("a claim's own message was lost; its answer stands in for it");
+            }
+        }
+        Ok(outcome)
+    }
+}
+
+struct OnDrop<F: FnMut()>(F);
+
+impl<F: FnMut()> Drop for OnDrop<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
+
+/// Takes messages as they come; nothing here waits, so that fred's queue stays empty.
+async fn receive(me: Weak<Redis>, mut messages: tokio::sync::broadcast::Receiver<Message>) {
+    loop {
+        let received = messages.recv().await;
+        let Some(redis) = me.upgrade() else { return };
+        match received {
+            Ok(message) => redis.on_message(&message),
+            Err(RecvError::Lagged(lost)) => {
+                warn!(lost, "the subscriber lagged: messages were lost");
+                redis.on_gap();
+            }
+            Err(RecvError::Closed) => return,
+        }
+    }
+}
+
+/// fred restores no subscription by itself: all of them are made again after each reconnect, until the server
+/// has confirmed each.
+async fn resubscribe(
+    me: Weak<Redis>,
+    mut reconnects: tokio::sync::broadcast::Receiver<fred::types::config::Server>,
+) {
+    loop {
+        // Having missed some reconnects is one more reason.
+        if let Err(RecvError::Closed) = reconnects.recv().await {
+            return;
+        }
+        let Some(redis) = me.upgrade() else { return };
+        redis.lanes.on_reconnect();
+        redis.lanes.subscribe_all().await;
+        redis.on_gap();
+    }
+}
+
+/// A slot of the cluster has moved, or a replica has taken over: subscriptions on the old node are void, and
+/// nothing says so on the subscriber's own connection.
+async fn follow_cluster(
+    me: Weak<Redis>,
+    mut changes: tokio::sync::broadcast::Receiver<Vec<fred::types::ClusterStateChange>>,
+) {
+    loop {
+        if let Err(RecvError::Closed) = changes.recv().await {
+            return;
+        }
+        let Some(redis) = me.upgrade() else { return };
+        redis.lanes.follow_cluster().await;
+        redis.on_gap();
+    }
+}
+
+async fn tick(me: Weak<Redis>) {
+    let mut ticks = tokio::time::interval(TICK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let (mut probed, mut announced) = (None, None);
+    let is_due =
+        |last: Option<Instant>, pause| last.is_none_or(|last: Instant| last.elapsed() >= pause);
+    loop {
+        ticks.tick().await;
+        let Some(redis) = me.upgrade() else { return };
+        if is_due(probed, PROBE_EVERY) {
+            probed = Some(Instant::now());
+            redis.probe();
+        }
+        redis.look_at_the_clock(Instant::now());
+        redis.publisher.drain();
+        if is_due(announced, SECOND) {
+            announced = Some(Instant::now());
+            if redis.worker == 0 {
+                let announcement = announce(&(redis.settings.announce)());
+                redis.publish_beside(redis.names.instances(), announcement);
+            }
+            redis.lanes.give_back().await;
+        }
+    }
+}
+
+impl Backplane for Redis {
+    fn claim<'a>(
+        &'a self,
+        user: &'a UserId,
+        claim: Claim,
+    ) -> LocalBoxFuture<'a, Result<ClaimOutcome, Unavailable>> {
+        self.claim_slot(user, claim).boxed_local()
+    }
+
+    fn renew<'a>(
+        &'a self,
+        renewals: &'a [Renewal],
+    ) -> LocalBoxFuture<'a, Vec<Result<Renewed, Unavailable>>> {
+        let renew = async |renewal: &Renewal| {
+            let Renewal {
+                user,
+                device,
+                holder,
+            } = renewal;
+            let renewed = self
+                .scripts
+                .renew(&self.commands, user, *device, holder)
+                .await;
+            if let Ok(Renewed::Kept { other: Some(other) }) = &renewed {
+                self.presence.note(other.instance, Instant::now());
+            }
+            renewed.map_err(|error| {
+                debug!(%error, "a renewal failed");
+                Unavailable
+            })
+        };
+        async move {
+            let mut answers = Vec::with_capacity(renewals.len());
+            for batch in renewals.chunks(RENEWALS) {
+                if self.is_up.get() {
+                    answers.extend(join_all(batch.iter().map(renew)).await);
+                } else {
+                    answers.extend(batch.iter().map(|_| Err(Unavailable)));
+                }
+            }
+            answers
+        }
+        .boxed_local()
+    }
+
+    fn release<'a>(
+        &'a self,
+        user: &'a UserId,
+        device: Device,
+        connection: ConnectionId,
+    ) -> LocalBoxFuture<'a, ()> {
+        async move {
+            if let Err(error) = self
+                .scripts
+                .release(&self.commands, user, device, connection)
+                .await
+            {
+                debug!(%error, "a release failed; the lease will end");
+            }
+        }
+        .boxed_local()
+    }
+
+    fn unsubscribe(&self, user: &UserId, lane: Device) {
+        self.lanes.unsubscribe(self.names.lane(user, lane));
+    }
+
+    fn publish(
+        &self,
+        user: &UserId,
+        lane: Device,
+        envelope: Envelope,
+        since: Instant,
+    ) -> Published {
+        let stream = match &envelope {
+            Envelope::Parcel {
+                parcel: Parcel::Frame(bytes),
+                ..
+            } => bytes
+                .first()
+                .copied()
+                .map(StreamId)
+                .filter(|stream| !stream.is_reliable()),
+            Envelope::Parcel { .. }
+            | Envelope::Claimed { .. }
+            | Envelope::Released { .. }
+            | Envelope::Marker { .. }
+            | Envelope::ServerMessage { .. }
+            | Envelope::Disconnect { .. } => None,
+        };
+        self.publisher.publish(
+            self.names.lane(user, lane),
+            envelope.encode(),
+            stream,
+            since,
+        )
+    }
+
+    fn room<'a>(
+        &'a self,
+        user: &'a UserId,
+    ) -> LocalBoxFuture<'a, Result<RoomSnapshot, Unavailable>> {
+        async move {
+            if !self.is_up.get() {
+                return Err(Unavailable);
+            }
+            self.scripts
+                .room(&self.commands, user)
+                .await
+                .map_err(|error| {
+                    debug!(%error, "a room could not be read");
+                    Unavailable
+                })
+        }
+        .boxed_local()
+    }
+
+    fn instances(&self) -> Vec<InstanceInfo> {
+        self.presence.list()
+    }
+
+    fn is_silent(&self, instance: InstanceId) -> bool {
+        self.presence.is_silent(instance)
+    }
+
+    fn close(&self) -> LocalBoxFuture<'_, ()> {
+        async move {
+            // What is queued leaves first: releases, and the last frames.
+            let deadline = Instant::now() + SECOND;
+            while !self.publisher.is_idle() && Instant::now() < deadline {
+                tokio::time::sleep(TICK / 10).await;
+            }
+            for task in self.tasks.borrow_mut().drain(..) {
+                task.abort();
+            }
+            let _ = timeout(SECOND, async {
+                let _ = self.commands.quit().await;
+                self.subscriber.quit().await
+            })
+            .await;
+        }
+        .boxed_local()
+    }
+}

@@ -1,0 +1,69 @@
+//! The names of keys and channels. Everything of one user shares a hash tag, so that it lives in one slot
+//! of a cluster (Redis cluster specification, "Hash tags").
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+
+use crate::relay::ids::{Device, InstanceId, UserId};
+
+/// A uid can hold `{`, `}`, `:`, `*` or a line feed: everything outside A-Z a-z 0-9 - _ is encoded.
+const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_');
+
+/// Makes names under one prefix.
+#[derive(Debug, Clone)]
+pub(super) struct Names {
+    prefix: String,
+}
+
+impl Names {
+    /// Names that begin with `prefix`.
+    #[must_use]
+    pub(super) fn new(prefix: &str) -> Self {
+        Self {
+            prefix: prefix.to_owned(),
+        }
+    }
+
+    /// The hash of a room.
+    #[must_use]
+    pub(super) fn room(&self, user: &UserId) -> String {
+        format!(
+            "{}:{{{}}}",
+            self.prefix,
+            utf8_percent_encode(user.as_str(), ENCODED)
+        )
+    }
+
+    /// The lane of a device.
+    #[must_use]
+    pub(super) fn lane(&self, user: &UserId, device: Device) -> String {
+        format!("{}:{device}", self.room(user))
+    }
+
+    /// The channel on which instances announce themselves. A uid is never without braces.
+    #[must_use]
+    pub(super) fn instances(&self) -> String {
+        format!("{}:instances", self.prefix)
+    }
+
+    /// The channel on which one worker hears itself.
+    #[must_use]
+    pub(super) fn probe(&self, instance: InstanceId, worker: usize) -> String {
+        format!("{}:probe:{instance}:{worker}", self.prefix)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_uid_is_encoded_into_one_hash_tag() {
+        let names = Names::new("duo");
+        let user = UserId::new("a{b}:*\né-_9").unwrap();
+        assert_eq!(names.room(&user), "duo:{a%7Bb%7D%3A%2A%0A%C3%A9-_9}");
+        assert_eq!(
+            names.lane(&user, Device::Mobile),
+            "duo:{a%7Bb%7D%3A%2A%0A%C3%A9-_9}:mobile"
+        );
+    }
+}

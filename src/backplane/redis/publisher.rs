@@ -1,0 +1,211 @@
+//! What leaves for other instances: in order for each lane, many at once, never more than is bounded, and
+//! never stale.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, VecDeque};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use fred::clients::Client;
+use fred::interfaces::{ClientLike as _, PubsubInterface as _};
+use fred::types::Value;
+use fred::types::config::Options;
+use tracing::debug;
+
+use crate::backplane::{Published, STALE};
+use crate::metrics::{Dropped, Metrics};
+use crate::relay::ids::StreamId;
+use crate::relay::outbox::{Outbox, Outgoing, Pushed};
+
+/// Publishes that are under way at the same time.
+const IN_FLIGHT: usize = 2048;
+/// Bytes that are under way at the same time.
+const IN_FLIGHT_BYTES: usize = 8 * 1024 * 1024;
+/// A publish without an answer for this long: Redis stands still, and what follows waits here, where newer
+/// frames replace older ones, and not in the kernel.
+const STALLED: Duration = Duration::from_millis(200);
+
+/// Lanes that wait for Redis, each with what waits.
+#[derive(Default)]
+struct Waiting {
+    lanes: HashMap<Rc<str>, Outbox>,
+    order: VecDeque<Rc<str>>,
+}
+
+/// One worker's publisher.
+pub(super) struct Publisher {
+    client: Client,
+    sharded: bool,
+    /// What may wait for one lane.
+    queue_bytes: usize,
+    metrics: Arc<Metrics>,
+    /// When those that are under way left, oldest first.
+    in_flight: RefCell<VecDeque<(u64, Instant)>>,
+    next: Cell<u64>,
+    in_flight_bytes: Cell<usize>,
+    waiting: RefCell<Waiting>,
+    is_up: Cell<bool>,
+}
+
+impl Publisher {
+    /// A publisher that waits until it is told that Redis is there.
+    pub(super) fn new(
+        client: Client,
+        sharded: bool,
+        queue_bytes: usize,
+        metrics: Arc<Metrics>,
+    ) -> Rc<Self> {
+        Rc::new(Self {
+            client,
+            sharded,
+            queue_bytes,
+            metrics,
+            in_flight: RefCell::default(),
+            next: Cell::default(),
+            in_flight_bytes: Cell::default(),
+            waiting: RefCell::default(),
+            is_up: Cell::new(false),
+        })
+    }
+
+    /// Redis is there, or not.
+    pub(super) fn set_up(self: &Rc<Self>, is_up: bool) {
+        self.is_up.set(is_up);
+        self.drain();
+    }
+
+    /// Publishes on a lane; `stream` is that of a volatile frame.
+    pub(super) fn publish(
+        self: &Rc<Self>,
+        lane: String,
+        envelope: Bytes,
+        stream: Option<StreamId>,
+        since: Instant,
+    ) -> Published {
+        let mut waiting = self.waiting.borrow_mut();
+        if waiting.order.is_empty() && self.may_leave(Instant::now()) {
+            drop(waiting);
+            self.leave(lane.into(), envelope);
+            return Published::Queued;
+        }
+        // Behind what waits already: the order of a lane is kept.
+        let lane: Rc<str> = lane.into();
+        if !waiting.lanes.contains_key(&lane) {
+            waiting.order.push_back(Rc::clone(&lane));
+        }
+        let outbox = waiting.lanes.entry(lane).or_default();
+        match stream {
+            Some(stream) => {
+                match outbox.push_volatile(stream, envelope, since, self.queue_bytes) {
+                    Pushed::Waits => {}
+                    Pushed::Replaced => self.metrics.dropped(Dropped::Superseded, 1),
+                    Pushed::Dropped(count) => self.metrics.dropped(Dropped::QueueFull, count),
+                }
+                Published::Queued
+            }
+            None => {
+                match outbox.push_reliable(Outgoing::Binary(envelope), None, self.queue_bytes) {
+                    Ok(()) => Published::Queued,
+                    Err(_) => Published::Full,
+                }
+            }
+        }
+    }
+
+    fn may_leave(&self, now: Instant) -> bool {
+        let in_flight = self.in_flight.borrow();
+        let is_stalled = in_flight
+            .front()
+            .is_some_and(|(_, left)| now.duration_since(*left) > STALLED);
+        self.is_up.get()
+            && !is_stalled
+            && in_flight.len() < IN_FLIGHT
+            && self.in_flight_bytes.get() < IN_FLIGHT_BYTES
+    }
+
+    /// Lets what waits leave, as far as it may.
+    pub(super) fn drain(self: &Rc<Self>) {
+        loop {
+            let now = Instant::now();
+            if !self.may_leave(now) {
+                return;
+            }
+            let mut waiting = self.waiting.borrow_mut();
+            let Some(lane) = waiting.order.front().cloned() else {
+                return;
+            };
+            let due = waiting.lanes.get_mut(&lane).and_then(Outbox::pop);
+            match due {
+                None => {
+                    waiting.order.pop_front();
+                    waiting.lanes.remove(&lane);
+                }
+                Some(due) => {
+                    drop(waiting);
+                    if due
+                        .since
+                        .is_some_and(|since| now.duration_since(since) > STALE)
+                    {
+                        self.metrics.dropped(Dropped::Backplane, 1);
+                        continue;
+                    }
+                    let (Outgoing::Binary(envelope) | Outgoing::Text(envelope)) = due.message;
+                    self.leave(lane, envelope);
+                }
+            }
+        }
+    }
+
+    fn leave(self: &Rc<Self>, lane: Rc<str>, envelope: Bytes) {
+        let number = self.next.get();
+        self.next.set(number + 1);
+        let bytes = envelope.len();
+        self.in_flight
+            .borrow_mut()
+            .push_back((number, Instant::now()));
+        self.in_flight_bytes.set(self.in_flight_bytes.get() + bytes);
+        let publisher = Rc::clone(self);
+        // Tasks of this thread begin in the order in which they were spawned, and a command takes its place in
+        // fred's queue when it is first polled: the order of a lane is kept.
+        tokio::task::spawn_local(async move {
+            // Never a second try: it could arrive twice, or late.
+            let options = Options {
+                timeout: Some(STALE),
+                max_attempts: Some(1),
+                ..Options::default()
+            };
+            let client = publisher.client.with_options(&options);
+            let published = if publisher.sharded {
+                client.spublish::<Value, _, _>(&*lane, envelope).await
+            } else {
+                client.publish::<Value, _, _>(&*lane, envelope).await
+            };
+            if let Err(error) = published {
+                publisher.metrics.dropped(Dropped::Backplane, 1);
+                debug!(%error, "a publish failed");
+            }
+            publisher.arrived(number, bytes);
+        });
+    }
+
+    fn arrived(self: &Rc<Self>, number: u64, bytes: usize) {
+        self.in_flight_bytes.set(self.in_flight_bytes.get() - bytes);
+        {
+            // Answers come in order, except where a cluster's nodes answer on their own.
+            let mut in_flight = self.in_flight.borrow_mut();
+            if let Ok(at) = in_flight.binary_search_by_key(&number, |(number, _)| *number) {
+                in_flight.remove(at);
+            }
+        }
+        if !self.waiting.borrow().order.is_empty() {
+            self.drain();
+        }
+    }
+
+    /// True when nothing waits and nothing is under way.
+    pub(super) fn is_idle(&self) -> bool {
+        self.waiting.borrow().order.is_empty() && self.in_flight.borrow().is_empty()
+    }
+}

@@ -1,0 +1,34 @@
+-- Extends a lease, or puts back a slot that Redis lost (the rules: src/relay/record.rs, Record::renew).
+-- KEYS: the room, the desktop's lane, the mobile's lane
+-- ARGV: device, connection, instance, client or '', generation, lease in ms, PUBLISH or SPUBLISH,
+--       the `claimed` envelope
+-- Answers {1, other holder or ''} or, overwritten, {0, newest connection, newest generation, holder or ''}.
+local room, device = KEYS[1], ARGV[1]
+local other = device == 'desktop' and 'mobile' or 'desktop'
+local time = redis.call('TIME')
+local now = math.floor((time[1] * 1000000 + time[2]) / 1000)
+
+local function holder(name)
+  local held = redis.call('HGET', room, name)
+  if held and tonumber(held:match('(%d+)$')) > now then return held end
+  return ''
+end
+
+local newest = redis.call('HGET', room, device .. ':newest')
+if newest then
+  local connection, generation = newest:match('^(%S+) (%d+)$')
+  if tonumber(generation) > tonumber(ARGV[5]) then return {0, connection, generation, holder(device)} end
+end
+local known = redis.call('HGET', room, device)
+local client = ARGV[4] == '' and '.' or ARGV[4]
+local held = table.concat({ARGV[2], ARGV[3], client, ARGV[5], string.format('%.0f', now + ARGV[6])}, ' ')
+redis.call('HSET', room, device, held, device .. ':newest', ARGV[2] .. ' ' .. ARGV[5])
+if tonumber(redis.call('HGET', room, 'last') or '0') < tonumber(ARGV[5]) then
+  redis.call('HSET', room, 'last', ARGV[5])
+end
+redis.call('PEXPIRE', room, ARGV[6] * 3)
+if not known or known:match('^(%S+)') ~= ARGV[2] then
+  redis.call(ARGV[7], KEYS[2], ARGV[8])
+  redis.call(ARGV[7], KEYS[3], ARGV[8])
+end
+return {1, holder(other)}

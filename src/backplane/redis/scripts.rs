@@ -1,0 +1,254 @@
+//! Claim, renew, release and look as Lua scripts: each is atomic, and publishes what it changed, so that
+//! a lane's order is the room's order.
+
+use fred::clients::Client;
+use fred::error::{Error, ErrorKind};
+use fred::types::Value;
+use fred::types::scripts::Script;
+use uuid::Uuid;
+
+use super::names::Names;
+use crate::backplane::RoomSnapshot;
+use crate::relay::envelope::{Envelope, claimed_prefix, released_prefix};
+use crate::relay::ids::{ClientId, ConnectionId, Device, Generation, InstanceId, UserId};
+use crate::relay::protocol::Member;
+use crate::relay::record::{Claim, ClaimOutcome, Claimed, Held, Holder, Renewed};
+
+/// The scripts, and how they publish.
+#[derive(Debug, Clone)]
+pub(super) struct Scripts {
+    names: Names,
+    lease_ms: u64,
+    publish: &'static str,
+    claim: Script,
+    renew: Script,
+    release: Script,
+    room: Script,
+}
+
+impl Scripts {
+    /// Scripts for rooms under these names; `sharded` on a cluster.
+    #[must_use]
+    pub(super) fn new(names: Names, lease_ms: u64, sharded: bool) -> Self {
+        Self {
+            names,
+            lease_ms,
+            publish: if sharded { "SPUBLISH" } else { "PUBLISH" },
+            claim: Script::from_lua(include_str!("claim.lua")),
+            renew: Script::from_lua(include_str!("renew.lua")),
+            release: Script::from_lua(include_str!("release.lua")),
+            room: Script::from_lua(include_str!("room.lua")),
+        }
+    }
+
+    fn keys(&self, user: &UserId) -> Vec<String> {
+        let [desktop, mobile] = Device::ALL.map(|device| self.names.lane(user, device));
+        vec![self.names.room(user), desktop, mobile]
+    }
+
+    /// See [`crate::relay::record::Record::claim`].
+    ///
+    /// # Errors
+    /// What Redis or fred says.
+    pub(super) async fn claim(
+        &self,
+        client: &Client,
+        user: &UserId,
+        claim: &Claim,
+    ) -> Result<ClaimOutcome, Error> {
+        let name = claim.client.as_ref().map_or("", ClientId::as_str);
+        let prefix = claimed_prefix(
+            claim.device,
+            claim.connection,
+            claim.instance,
+            claim.client.as_ref(),
+        );
+        let arguments: Vec<Value> = vec![
+            claim.device.as_str().into(),
+            claim.connection.to_string().into(),
+            claim.instance.to_string().into(),
+            name.into(),
+            claim.known.to_string().into(),
+            self.lease_ms.to_string().into(),
+            self.publish.into(),
+            Value::Bytes(prefix),
+        ];
+        let answer = self
+            .claim
+            .evalsha_with_reload(client, self.keys(user), arguments)
+            .await?;
+        match numbered(answer)? {
+            (0, rest) => {
+                let retry_after_ms = rest
+                    .first()
+                    .and_then(Value::as_u64)
+                    .ok_or_else(unreadable)?;
+                Ok(ClaimOutcome::TooManyEvictions { retry_after_ms })
+            }
+            (_, rest) => match rest.as_slice() {
+                [generation, replaced, other] => Ok(ClaimOutcome::Claimed(Claimed {
+                    generation: Generation(generation.as_u64().ok_or_else(unreadable)?),
+                    replaced: holder(replaced)?.map(|held| held.holder),
+                    other: holder(other)?.map(|held| held.holder),
+                })),
+                _ => Err(unreadable()),
+            },
+        }
+    }
+
+    /// See [`crate::relay::record::Record::renew`].
+    ///
+    /// # Errors
+    /// What Redis or fred says.
+    pub(super) async fn renew(
+        &self,
+        client: &Client,
+        user: &UserId,
+        device: Device,
+        mine: &Holder,
+    ) -> Result<Renewed, Error> {
+        let envelope = Envelope::Claimed {
+            device,
+            holder: mine.clone(),
+        }
+        .encode();
+        let arguments: Vec<Value> = vec![
+            device.as_str().into(),
+            mine.member.connection.to_string().into(),
+            mine.instance.to_string().into(),
+            mine.client.as_ref().map_or("", ClientId::as_str).into(),
+            mine.member.generation.to_string().into(),
+            self.lease_ms.to_string().into(),
+            self.publish.into(),
+            Value::Bytes(envelope),
+        ];
+        let answer = self
+            .renew
+            .evalsha_with_reload(client, self.keys(user), arguments)
+            .await?;
+        match numbered(answer)? {
+            (0, rest) => match rest.as_slice() {
+                [connection, generation, held] => {
+                    let connection = connection
+                        .as_str()
+                        .and_then(|id| id.parse().ok())
+                        .map(ConnectionId);
+                    let generation = generation.as_u64().map(Generation);
+                    let (Some(connection), Some(generation)) = (connection, generation) else {
+                        return Err(unreadable());
+                    };
+                    let holder = holder(held)?.map(|held| held.holder);
+                    Ok(Renewed::Overwritten {
+                        by: Member {
+                            connection,
+                            generation,
+                        },
+                        holder,
+                    })
+                }
+                _ => Err(unreadable()),
+            },
+            (_, rest) => {
+                let other = rest.first().ok_or_else(unreadable)?;
+                Ok(Renewed::Kept {
+                    other: holder(other)?.map(|held| held.holder),
+                })
+            }
+        }
+    }
+
+    /// See [`crate::relay::record::Record::release`].
+    ///
+    /// # Errors
+    /// What Redis or fred says.
+    pub(super) async fn release(
+        &self,
+        client: &Client,
+        user: &UserId,
+        device: Device,
+        connection: ConnectionId,
+    ) -> Result<(), Error> {
+        let arguments: Vec<Value> = vec![
+            device.as_str().into(),
+            connection.to_string().into(),
+            self.publish.into(),
+            Value::Bytes(released_prefix(device, connection)),
+        ];
+        self.release
+            .evalsha_with_reload::<Value, _, _>(client, self.keys(user), arguments)
+            .await
+            .map(|_| ())
+    }
+
+    /// Who holds the slots; leases in milliseconds from now.
+    ///
+    /// # Errors
+    /// What Redis or fred says.
+    pub(super) async fn room(&self, client: &Client, user: &UserId) -> Result<RoomSnapshot, Error> {
+        let keys = vec![self.names.room(user)];
+        let answer = self
+            .room
+            .evalsha_with_reload(client, keys, Vec::<Value>::new())
+            .await?;
+        let (now, rest) = numbered(answer)?;
+        let [desktop, mobile] = rest.as_slice() else {
+            return Err(unreadable());
+        };
+        let left = |held: Option<Held>| {
+            held.map(|held| Held {
+                lease_ends: held.lease_ends.saturating_sub(now),
+                ..held
+            })
+        };
+        Ok([left(holder(desktop)?), left(holder(mobile)?)])
+    }
+}
+
+fn unreadable() -> Error {
+    Error::new(ErrorKind::Parse, "a script's answer has an unknown form")
+}
+
+/// Every answer begins with a number: one that begins with text could be taken for a pub/sub message.
+fn numbered(answer: Value) -> Result<(u64, Vec<Value>), Error> {
+    let Value::Array(mut answer) = answer else {
+        return Err(unreadable());
+    };
+    if answer.is_empty() {
+        return Err(unreadable());
+    }
+    let rest = answer.split_off(1);
+    let number = answer
+        .first()
+        .and_then(Value::as_u64)
+        .ok_or_else(unreadable)?;
+    Ok((number, rest))
+}
+
+/// `connection instance client generation lease_end`, or nothing.
+fn holder(value: &Value) -> Result<Option<Held>, Error> {
+    let text = value.as_str().ok_or_else(unreadable)?;
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let parse = || {
+        let mut parts = text.split(' ');
+        let connection = ConnectionId(parts.next()?.parse::<Uuid>().ok()?);
+        let instance = InstanceId(parts.next()?.parse::<Uuid>().ok()?);
+        let client = match parts.next()? {
+            "." => None,
+            name => Some(ClientId::new(name)?),
+        };
+        let generation = Generation(parts.next()?.parse().ok()?);
+        let lease_ends = parts.next()?.parse().ok()?;
+        let holder = Holder {
+            member: Member {
+                connection,
+                generation,
+            },
+            instance,
+            client,
+        };
+        Some(Held { holder, lease_ends })
+    };
+    parse().map(Some).ok_or_else(unreadable)
+}
