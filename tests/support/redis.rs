@@ -34,7 +34,12 @@ impl RedisServer {
     pub async fn try_start(address: SocketAddr) -> Option<Self> {
         let directory = tempfile::tempdir().unwrap();
         let child = Command::new("redis-server")
-            .args(["--bind", &address.ip().to_string(), "--port", &address.port().to_string()])
+            .args([
+                "--bind",
+                &address.ip().to_string(),
+                "--port",
+                &address.port().to_string(),
+            ])
             .args(["--save", "", "--appendonly", "no", "--dir"])
             .arg(directory.path())
             .stdin(Stdio::null())
@@ -42,7 +47,11 @@ impl RedisServer {
             .stderr(Stdio::null())
             .spawn()
             .expect("redis-server is installed");
-        let mut server = Self { child, address, _directory: directory };
+        let mut server = Self {
+            child,
+            address,
+            _directory: directory,
+        };
         let deadline = Instant::now() + LIMIT;
         let mut pause = tokio::time::interval(Duration::from_millis(2));
         loop {
@@ -58,7 +67,9 @@ impl RedisServer {
     }
 
     async fn answers(&self) -> bool {
-        let Ok(mut stream) = TcpStream::connect(self.address).await else { return false };
+        let Ok(mut stream) = TcpStream::connect(self.address).await else {
+            return false;
+        };
         let mut pong = [0; 7];
         stream.write_all(b"PING\r\n").await.is_ok()
             && stream.read_exact(&mut pong).await.is_ok()
@@ -77,7 +88,10 @@ impl RedisServer {
 
     /// Sends a signal (`STOP` and `CONT` make it half-open and bring it back).
     pub fn signal(&self, name: &str) {
-        let status = Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status().unwrap();
+        let status = Command::new("kill")
+            .args(["-s", name, &self.child.id().to_string()])
+            .status()
+            .unwrap();
         assert!(status.success());
     }
 }
