@@ -23,7 +23,7 @@ use fred::types::{Message, Value};
 use futures_util::future::{FutureExt as _, LocalBoxFuture, join_all};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::oneshot;
-use tokio::time::{MissedTickBehavior, timeout};
+use tokio::time::{MissedTickBehavior, timeout, timeout_at};
 use tracing::{debug, info, warn};
 
 pub use self::client::{RedisError, check, config, template};
@@ -208,6 +208,7 @@ impl Redis {
             .backplane_probe_seconds
             .set(Duration::from_nanos(round_trip).as_secs_f64());
         self.settings.readiness.on_probe(self.worker);
+        self.publisher.on_probe();
         if !self.is_up.get() && self.lanes.is_whole() {
             self.set_up(true);
             info!(worker = self.worker, "the backplane is up");
@@ -356,6 +357,8 @@ async fn resubscribe(
         if !is_first {
             redis.on_gap();
         }
+        // What comes back tells that all is well again: not a tick later than it has to.
+        redis.probe();
     }
 }
 
@@ -407,7 +410,11 @@ impl Backplane for Redis {
         user: &'a UserId,
         claim: Claim,
     ) -> LocalBoxFuture<'a, Result<ClaimOutcome, Unavailable>> {
-        self.claim_slot(user, claim).boxed_local()
+        // Its parts have limits, too, but one after the other.
+        let claiming = timeout(CALL_LIMIT, self.claim_slot(user, claim));
+        claiming
+            .map(|claimed| claimed.unwrap_or(Err(Unavailable)))
+            .boxed_local()
     }
 
     fn renew<'a>(
@@ -433,13 +440,18 @@ impl Backplane for Redis {
             })
         };
         async move {
+            let deadline = tokio::time::Instant::now() + CALL_LIMIT;
             let mut answers = Vec::with_capacity(renewals.len());
             for batch in renewals.chunks(RENEWALS) {
-                if self.is_up.get() {
-                    answers.extend(join_all(batch.iter().map(renew)).await);
-                } else {
-                    answers.extend(batch.iter().map(|_| Err(Unavailable)));
-                }
+                let asked = async {
+                    if self.is_up.get() {
+                        join_all(batch.iter().map(renew)).await
+                    } else {
+                        vec![Err(Unavailable); batch.len()]
+                    }
+                };
+                let answered = timeout_at(deadline, asked).await;
+                answers.extend(answered.unwrap_or_else(|_| vec![Err(Unavailable); batch.len()]));
             }
             answers
         }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use fred::clients::Client;
+use fred::error::ErrorKind;
 use fred::interfaces::{ClientLike as _, PubsubInterface as _};
 use fred::types::Value;
 use fred::types::config::Options;
@@ -51,6 +52,9 @@ pub(super) struct Publisher {
     in_flight_bytes: Cell<usize>,
     waiting: RefCell<Waiting>,
     is_up: Cell<bool>,
+    /// A publish got no answer at all. Nothing leaves until a probe is back: what is written to a Redis that
+    /// stands still is lost or arrives stale.
+    is_stuck: Cell<bool>,
 }
 
 impl Publisher {
@@ -71,6 +75,7 @@ impl Publisher {
             in_flight_bytes: Cell::default(),
             waiting: RefCell::default(),
             is_up: Cell::new(false),
+            is_stuck: Cell::new(false),
         })
     }
 
@@ -78,6 +83,13 @@ impl Publisher {
     pub(super) fn set_up(self: &Rc<Self>, is_up: bool) {
         self.is_up.set(is_up);
         self.drain();
+    }
+
+    /// A probe is back: Redis answers.
+    pub(super) fn on_probe(self: &Rc<Self>) {
+        if self.is_stuck.replace(false) {
+            self.drain();
+        }
     }
 
     /// Publishes on a lane; `stream` is that of a volatile frame.
@@ -131,6 +143,7 @@ impl Publisher {
             .front()
             .is_some_and(|(_, left)| now.duration_since(*left) > STALLED);
         self.is_up.get()
+            && !self.is_stuck.get()
             && !is_stalled
             && in_flight.len() < IN_FLIGHT
             && self.in_flight_bytes.get() < IN_FLIGHT_BYTES
@@ -199,6 +212,9 @@ impl Publisher {
             };
             if let Err(error) = published {
                 publisher.metrics.dropped(Dropped::Backplane, 1);
+                publisher
+                    .is_stuck
+                    .set(publisher.is_stuck.get() || matches!(error.kind(), ErrorKind::Timeout));
                 debug!(%error, "a publish failed");
             }
             publisher.arrived(number, bytes);
