@@ -74,13 +74,13 @@ pub enum Left {
     Overwritten,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Waiting<L> {
     connection: ConnectionId,
     seat: L,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Slot<L> {
     /// Who holds the slot, as far as is known here.
     holder: Option<Holder>,
@@ -134,7 +134,7 @@ impl<L> Slot<L> {
 }
 
 /// One user's room, as one instance sees it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Room<L> {
     desktop: Slot<L>,
     mobile: Slot<L>,
