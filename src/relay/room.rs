@@ -276,6 +276,19 @@ impl<L: Clone> Room<L> {
         }
     }
 
+    /// Something proves that `member` has claimed its slot, although its `claimed` may have been lost on
+    /// the way. The next renewal's answer tells where it is.
+    fn on_seen(&mut self, device: Device, member: Member, effects: &mut Vec<Effect<L>>) {
+        if member.generation > self.slot(device).newest.generation {
+            let holder = Holder {
+                member,
+                instance: InstanceId::UNKNOWN,
+                client: None,
+            };
+            self.on_claimed(device, holder, effects);
+        }
+    }
+
     /// The answer to a local claim. It completes what the lane has told, and stands in for it if the
     /// lane's message was lost.
     pub fn on_claim_answered(
@@ -335,11 +348,10 @@ impl<L: Clone> Room<L> {
 
     /// A slot became free, by a message on a lane.
     pub fn on_released(&mut self, device: Device, member: Member, effects: &mut Vec<Effect<L>>) {
+        // Its `claimed` may have been lost: whoever it took the slot from has lost it all the same.
+        self.on_seen(device, member, effects);
         let slot = self.slot_mut(device);
         slot.released = slot.released.max(member.generation);
-        if member.generation > slot.newest.generation {
-            slot.newest = member;
-        }
         // Compared with the member, so that the end of an old connection never frees a newer one's slot;
         // and what is here is released here, not by an echo.
         if slot.here.is_none()
@@ -447,17 +459,7 @@ impl<L: Clone> Room<L> {
             return None;
         }
         if from.generation > slot.newest.generation {
-            // Its `claimed` was lost on the way; the frame itself proves it. The next renewal's answer
-            // tells where it is.
-            self.on_claimed(
-                to.other(),
-                Holder {
-                    member: from,
-                    instance: InstanceId::UNKNOWN,
-                    client: None,
-                },
-                effects,
-            );
+            self.on_seen(to.other(), from, effects);
         } else if slot.silent {
             slot.silent = false;
             self.tell(to, effects);

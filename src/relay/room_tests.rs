@@ -351,6 +351,24 @@ fn a_lost_marker_and_a_peer_that_leaves_let_the_sender_go_on() {
 }
 
 #[test]
+fn a_release_of_a_newer_connection_whose_claim_was_lost_overwrites() {
+    let mut room = Room::default();
+    seat(&mut room, Desktop, 1, "");
+    seat(&mut room, Mobile, 2, "");
+    let lost = effects(|fx| room.on_released(Desktop, member(3), fx));
+    assert_eq!(
+        lost,
+        [
+            overwrite(1, 3, false),
+            peer(2, Desktop, 3, true),
+            peer(2, Desktop, 3, false)
+        ]
+    );
+    assert_eq!(route(&mut room, Desktop, 1), Route::Overwritten);
+    assert_eq!(route(&mut room, Mobile, 2), Route::Absent);
+}
+
+#[test]
 fn a_claim_that_failed_after_its_lane_message_leaves_its_slot() {
     let mut room = Room::default();
     seat(&mut room, Mobile, 1, "");
