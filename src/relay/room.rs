@@ -330,6 +330,9 @@ impl<L: Clone> Room<L> {
                 // A holder that is here knows best, and a claim made after the question is not in its answer.
                 if slot.here.is_none() && slot.newest.generation <= asked {
                     slot.holder = None;
+                    // If its instance comes back and renews, it is not silent; that it was heard again
+                    // meanwhile has not been noticed of a slot without a holder.
+                    slot.silent = false;
                     self.tell(device.other(), effects);
                 }
             }

@@ -369,6 +369,27 @@ fn a_release_of_a_newer_connection_whose_claim_was_lost_overwrites() {
 }
 
 #[test]
+fn an_instance_that_was_silent_for_longer_than_a_lease_is_seen_again() {
+    let mut room = Room::default();
+    seat(&mut room, Mobile, 1, "");
+    away(&mut room, Desktop, 2);
+    let kept = |other| Renewed::Kept { other };
+    let connection = member(1).connection;
+    let changes = effects(|fx| {
+        room.on_instance(B, true, fx);
+        room.on_renewed(Mobile, connection, Generation(2), kept(None), fx);
+        room.on_instance(B, false, fx);
+        let other = Some(holder(2, B, ""));
+        room.on_renewed(Mobile, connection, Generation(2), kept(other), fx);
+    });
+    assert_eq!(
+        changes,
+        [peer(1, Desktop, 2, false), peer(1, Desktop, 2, true)]
+    );
+    assert_eq!(route(&mut room, Mobile, 1), Route::Away(member(1)));
+}
+
+#[test]
 fn a_claim_that_failed_after_its_lane_message_leaves_its_slot() {
     let mut room = Room::default();
     seat(&mut room, Mobile, 1, "");
