@@ -466,6 +466,10 @@ impl<L: Clone> Room<L> {
         } else if slot.silent {
             slot.silent = false;
             self.tell(to, effects);
+        } else if slot.here.is_some() && slot.marker.is_none() && !slot.sent_away {
+            // A local sender's marker was given up, and this frame comes after all: later ones have
+            // overtaken it in memory.
+            return None;
         }
         self.slot(to).here.as_ref()
     }

@@ -351,6 +351,21 @@ fn a_lost_marker_and_a_peer_that_leaves_let_the_sender_go_on() {
 }
 
 #[test]
+fn a_frame_that_comes_after_its_marker_was_given_up_does_not_arrive_behind_later_ones() {
+    let mut room = Room::default();
+    seat(&mut room, Desktop, 1, "");
+    away(&mut room, Mobile, 2);
+    assert_eq!(route(&mut room, Desktop, 1), Route::Away(member(1)));
+    seat(&mut room, Mobile, 3, "");
+    let resumed = effects(|fx| room.on_marker_overdue(Desktop, fx));
+    assert_eq!(resumed, [Effect::Resume { seat: 1 }]);
+    assert_eq!(route(&mut room, Desktop, 1), Route::Here(&3));
+    let _ = effects(|fx| assert_eq!(room.on_lane(Mobile, member(1), fx), None));
+    // Another one that sends from elsewhere is heard.
+    let _ = effects(|fx| assert_eq!(room.on_lane(Mobile, member(4), fx), Some(&3)));
+}
+
+#[test]
 fn a_release_of_a_newer_connection_whose_claim_was_lost_overwrites() {
     let mut room = Room::default();
     seat(&mut room, Desktop, 1, "");
