@@ -415,15 +415,16 @@ impl<L: Clone> Room<L> {
             Renewed::Kept { other } => self.on_other_slot(device.other(), other, asked, effects),
             Renewed::Overwritten { by, holder } => {
                 // The lane's message was lost: this is how an overwritten connection learns of it.
-                let was_free = holder.is_none();
-                let newer = Holder {
-                    member: by,
-                    instance: InstanceId::UNKNOWN,
-                    client: None,
-                };
-                self.on_claimed(device, holder.unwrap_or(newer), effects);
-                if was_free {
-                    self.on_released(device, by, effects);
+                let is_free = holder.is_none();
+                match holder {
+                    Some(holder) => self.on_claimed(device, holder, effects),
+                    None => self.on_seen(device, by, effects),
+                }
+                // Not a release: perhaps only its lease has ended, and it renews again.
+                let slot = self.slot_mut(device);
+                if is_free && slot.here.is_none() && slot.holds(by.connection) {
+                    slot.holder = None;
+                    self.tell(device.other(), effects);
                 }
             }
         }

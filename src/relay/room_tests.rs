@@ -384,6 +384,28 @@ fn a_release_of_a_newer_connection_whose_claim_was_lost_overwrites() {
 }
 
 #[test]
+fn a_newer_connection_whose_lease_only_ended_comes_back() {
+    let mut room = Room::default();
+    seat(&mut room, Desktop, 1, "");
+    seat(&mut room, Mobile, 2, "");
+    let overwritten = Renewed::Overwritten {
+        by: member(3),
+        holder: None,
+    };
+    let _ = effects(|fx| {
+        room.on_renewed(Desktop, member(1).connection, Generation(2), overwritten, fx);
+    });
+    assert_eq!(route(&mut room, Mobile, 2), Route::Absent);
+    let kept = Renewed::Kept {
+        other: Some(holder(3, B, "")),
+    };
+    let back =
+        effects(|fx| room.on_renewed(Mobile, member(2).connection, Generation(3), kept, fx));
+    assert_eq!(back, [peer(2, Desktop, 3, true)]);
+    let _ = effects(|fx| assert_eq!(room.on_lane(Mobile, member(3), fx), Some(&2)));
+}
+
+#[test]
 fn an_instance_that_was_silent_for_longer_than_a_lease_is_seen_again() {
     let mut room = Room::default();
     seat(&mut room, Mobile, 1, "");
