@@ -324,6 +324,17 @@ impl<L: Clone> Room<L> {
                 slot.holder = Some(holder);
                 self.tell(device.other(), effects);
             }
+            // The record never goes back by itself: it was lost, together with a newer holder that has gone,
+            // and an older one that never heard of that has put its slot back.
+            Some(holder)
+                if holder.member.generation < slot.newest.generation
+                    && slot.newest.generation <= asked
+                    && slot.visible().is_none() =>
+            {
+                slot.newest = Member::NONE;
+                slot.released = Generation::NONE;
+                self.on_claimed(device, holder, effects);
+            }
             // Older than a release or a claim that the lane has told since.
             Some(_) => {}
             None => {

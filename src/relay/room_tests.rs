@@ -427,6 +427,29 @@ fn an_instance_that_was_silent_for_longer_than_a_lease_is_seen_again() {
 }
 
 #[test]
+fn after_the_record_was_lost_an_older_connection_stands_in_for_a_newer_one_that_has_gone() {
+    let mut room = Room::default();
+    seat(&mut room, Mobile, 1, "");
+    away(&mut room, Desktop, 2);
+    away(&mut room, Desktop, 3);
+    let answer = |room: &mut Room<u32>, asked| {
+        let other = Some(holder(2, B, ""));
+        let kept = Renewed::Kept { other };
+        effects(|fx| room.on_renewed(Mobile, member(1).connection, asked, kept, fx))
+    };
+    // Not while the newer one is there: it will put itself back.
+    assert_eq!(answer(&mut room, Generation(3)), []);
+    let _ = effects(|fx| room.on_released(Desktop, member(3), fx));
+    // Nor by an answer that may be older than the newer one's claim.
+    assert_eq!(answer(&mut room, Generation(2)), []);
+    assert_eq!(
+        answer(&mut room, Generation(3)),
+        [peer(1, Desktop, 2, true)]
+    );
+    let _ = effects(|fx| assert_eq!(room.on_lane(Mobile, member(2), fx), Some(&1)));
+}
+
+#[test]
 fn a_claim_that_failed_after_its_lane_message_leaves_its_slot() {
     let mut room = Room::default();
     seat(&mut room, Mobile, 1, "");
