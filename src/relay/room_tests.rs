@@ -393,14 +393,19 @@ fn a_newer_connection_whose_lease_only_ended_comes_back() {
         holder: None,
     };
     let _ = effects(|fx| {
-        room.on_renewed(Desktop, member(1).connection, Generation(2), overwritten, fx);
+        room.on_renewed(
+            Desktop,
+            member(1).connection,
+            Generation(2),
+            overwritten,
+            fx,
+        );
     });
     assert_eq!(route(&mut room, Mobile, 2), Route::Absent);
     let kept = Renewed::Kept {
         other: Some(holder(3, B, "")),
     };
-    let back =
-        effects(|fx| room.on_renewed(Mobile, member(2).connection, Generation(3), kept, fx));
+    let back = effects(|fx| room.on_renewed(Mobile, member(2).connection, Generation(3), kept, fx));
     assert_eq!(back, [peer(2, Desktop, 3, true)]);
     let _ = effects(|fx| assert_eq!(room.on_lane(Mobile, member(3), fx), Some(&2)));
 }
