@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use duorelay::backplane::memory::Memory;
 use duorelay::backplane::readiness::Readiness;
-use duorelay::backplane::redis::{Redis, RedisSettings, config};
+use duorelay::backplane::redis::{Redis, RedisSettings, config, template};
 use duorelay::backplane::{Backplane, Event, InstanceInfo, Published, Renewal, Sink};
 use duorelay::metrics::Metrics;
 use duorelay::relay::envelope::Envelope;
@@ -126,7 +126,7 @@ impl World {
                 let me =
                     InstanceInfo { instance, connections: 3, version: "test".into(), started_at: 1, draining: false };
                 let settings = RedisSettings {
-                    config: config(url).unwrap(),
+                    template: template(&config(url).unwrap()).unwrap(),
                     prefix: prefix.clone(),
                     lease,
                     queue_bytes: QUEUE_BYTES,
@@ -135,7 +135,7 @@ impl World {
                     readiness: Readiness::new(1),
                     metrics: Arc::clone(&metrics),
                 };
-                Redis::start(settings, 0, sink).unwrap()
+                Redis::start(settings, 0, sink)
             }
         };
         Worker { backplane, instance, metrics, log }
