@@ -141,15 +141,17 @@ impl World {
         Worker { backplane, instance, metrics, log }
     }
 
-    /// Loses a room, as a Redis does that is restarted or flushed. False where nothing can be lost.
-    pub async fn lose(&self, user: &UserId) -> bool {
-        let Self::Redis { nodes, .. } = self else { return false };
+    /// Loses a room, as a Redis does that is restarted or flushed.
+    pub async fn lose(&self, user: &UserId) {
+        let nodes = match self {
+            Self::Memory(memory) => return memory.lose(user),
+            Self::Redis { nodes, .. } => nodes,
+        };
         let key = self.key(user);
         for node in nodes {
             // Only one node of a cluster has it.
             let _ = ask(*node, &["DEL", &key]).await;
         }
-        true
     }
 
     /// Ends all leases of a room and forgets its evictions, as time does.

@@ -207,7 +207,6 @@ impl Redis {
             .metrics
             .backplane_probe_seconds
             .set(Duration::from_nanos(round_trip).as_secs_f64());
-        self.settings.readiness.on_probe(self.worker);
         self.publisher.on_probe();
         if !self.is_up.get() && self.lanes.is_whole() {
             self.set_up(true);
@@ -215,6 +214,10 @@ impl Redis {
             self.presence.start_over(now);
             self.publisher.set_up(true);
             (self.sink)(Event::Up);
+        }
+        // Not before: a balancer would send clients whose claims are still refused.
+        if self.is_up.get() {
+            self.settings.readiness.on_probe(self.worker);
         }
     }
 
