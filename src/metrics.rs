@@ -82,6 +82,17 @@ pub enum Dropped {
 }
 
 impl Dropped {
+    const ALL: [Self; 8] = [
+        Self::Superseded,
+        Self::QueueFull,
+        Self::PeerAbsent,
+        Self::Rate,
+        Self::Overwritten,
+        Self::PeerChanged,
+        Self::Backplane,
+        Self::Unreadable,
+    ];
+
     const fn as_str(self) -> &'static str {
         match self {
             Self::Superseded => "superseded",
@@ -230,6 +241,14 @@ impl Default for Metrics {
             backplane_probe_seconds: Gauge::default(),
             backplane_gaps: Counter::default(),
         };
+        // A series that has not counted yet is 0, not absent: dashboards and alerts see it from the start.
+        for cause in Dropped::ALL {
+            let _ = metrics.dropped.get_or_create(&CauseLabel { cause: Text(cause.as_str()) });
+        }
+        for cause in ["hand_over", "eviction"] {
+            let _ = metrics.overwritten.get_or_create(&CauseLabel { cause: Text(cause) });
+        }
+        let _ = metrics.handshakes.get_or_create(&ResultLabel { result: Text("accepted") });
         registry.register(
             "connections",
             "Open WebSockets that hold a slot or did",
