@@ -172,12 +172,15 @@ impl Hub {
 
     /// Gives back lanes and rooms that nobody here needs any more.
     pub(super) fn settle(&self, seat: &Seat) {
+        // A connection that has joined since may have made the room anew: its lanes are not this seat's to
+        // give back.
+        let known = self.room(&seat.user);
+        if !known.is_some_and(|room| Rc::ptr_eq(&room, &seat.room)) {
+            return;
+        }
         let (listens, is_idle) = {
             let room = seat.room.borrow();
-            (
-                Device::ALL.map(|device| room.listens(device)),
-                room.is_idle(),
-            )
+            (Device::ALL.map(|device| room.listens(device)), room.is_idle())
         };
         for (device, listens) in Device::ALL.into_iter().zip(listens) {
             if !listens {
@@ -185,14 +188,7 @@ impl Hub {
             }
         }
         if is_idle {
-            let mut rooms = self.rooms.borrow_mut();
-            // A connection that has joined since may have made the room anew.
-            if rooms
-                .get(&seat.user)
-                .is_some_and(|room| Rc::ptr_eq(room, &seat.room))
-            {
-                rooms.remove(&seat.user);
-            }
+            self.rooms.borrow_mut().remove(&seat.user);
         }
     }
 
