@@ -26,6 +26,16 @@
 //! The hub and the outboxes are in the simulation; there the eviction limit and hand-overs are, too.
 //!
 //! Mutations ([`world::Mutation`]) build a mistake into the world, and the search has to find it.
+<<<<<<< HEAD
+=======
+
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "tests"
+)]
+>>>>>>> model
 
 mod checker;
 mod network;
