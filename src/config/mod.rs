@@ -147,6 +147,17 @@ pub enum Command {
     Serve(Box<Config>),
     /// `duorelay demo`.
     Demo(Box<DemoOptions>),
+    /// `duorelay health`.
+    Health(HealthCheck),
+}
+
+/// What `duorelay health` asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// Where the instance listens, as [`Config::listen`].
+    pub listen: SocketAddr,
+    /// Which of its health checks.
+    pub path: &'static str,
 }
 
 /// A command that may start, and what should be said first.
@@ -165,6 +176,8 @@ impl Launch {
         match &self.command {
             Command::Serve(config) => (config.log, &config.log_filter),
             Command::Demo(options) => (options.log, &options.log_filter),
+            // A check has nothing to tell but why it failed.
+            Command::Health(_) => (LogFormat::Pretty, "error"),
         }
     }
 }
@@ -294,6 +307,9 @@ pub fn load(
         command_line::Name::Demo => read::demo(&mut values, machine)
             .map(Box::new)
             .map(Command::Demo),
+        command_line::Name::Health { ready } => {
+            read::health(&mut values, machine, ready).map(Command::Health)
+        }
     };
     let (mistakes, notices) = values.finish(name);
     match command {

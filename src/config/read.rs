@@ -11,7 +11,7 @@ use url::{Host, Url};
 
 use super::table::{self, Setting};
 use super::values::Values;
-use super::{Config, DemoOptions, Limits, Machine, Redis, Times, sign_in};
+use super::{Config, DemoOptions, HealthCheck, Limits, Machine, Redis, Times, sign_in};
 use crate::telemetry::{LogFormat, check_filter};
 
 const DAY: u64 = 24 * 60 * 60;
@@ -63,6 +63,19 @@ pub(super) fn demo(values: &mut Values, machine: Machine) -> Option<DemoOptions>
         times: times?,
         log: log?,
         log_filter: log_filter?,
+    })
+}
+
+/// Everything that `duorelay health` needs.
+pub(super) fn health(values: &mut Values, machine: Machine, ready: bool) -> Option<HealthCheck> {
+    let (listen, _) = addresses(values, machine)?;
+    Some(HealthCheck {
+        listen,
+        path: if ready {
+            "/healthz/ready"
+        } else {
+            "/healthz/live"
+        },
     })
 }
 

@@ -170,6 +170,25 @@ fn no_variable_turns_serve_into_demo() {
 }
 
 #[test]
+fn health_asks_where_the_instance_of_the_same_environment_listens() {
+    let asks = |arguments: &[&str], environment| match launch(arguments, environment).command {
+        Command::Health(check) => (check.listen.to_string(), check.path),
+        other => panic!("{other:?}"),
+    };
+    let live = |listen: &str| (listen.to_owned(), "/healthz/live");
+    assert_eq!(asks(&["health"], &[]), live("[::]:3000"));
+    assert_eq!(asks(&["health"], &[("PORT", "4000")]), live("[::]:4000"));
+    assert_eq!(
+        asks(
+            &["health", "--ready"],
+            &[("DUORELAY_LISTEN", "10.0.0.1:5000")]
+        ),
+        ("10.0.0.1:5000".to_owned(), "/healthz/ready")
+    );
+    assert_eq!(asks(&["health", "--port=6000"], &[]), live("[::]:6000"));
+}
+
+#[test]
 fn serve_is_the_default_command() {
     for arguments in [&[][..], &["serve"][..], &["--workers", "1"][..]] {
         assert!(
