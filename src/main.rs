@@ -37,12 +37,15 @@ fn run(command: Command) -> Result<(), Box<dyn Error>> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    runtime.block_on(async {
+    let result = runtime.block_on(async {
         match command {
             Command::Serve(config) => server::run(*config).await?,
             Command::Demo(options) => demo::run(*options).await?,
             Command::Health(check) => health::run(check).await?,
         }
         Ok(())
-    })
+    });
+    // Whatever still runs in the background is not waited for: all that matters has ended.
+    runtime.shutdown_background();
+    result
 }

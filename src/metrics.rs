@@ -120,7 +120,7 @@ const BUCKETS: [f64; 14] = [
     0.1,
     0.25,
     1.0,
-    f64::MAX,
+    f64::INFINITY,
 ];
 
 /// A histogram of durations that takes no lock: the library's own takes one, and this one is on the
