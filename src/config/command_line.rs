@@ -8,7 +8,7 @@ use clap::builder::Styles;
 use clap::builder::styling::AnsiColor;
 use clap::{Arg, ArgAction, ArgMatches};
 
-use super::table::{ALL, Fallback, LISTEN, PORT, Setting};
+use super::table::{ALL, Fallback, LISTEN, PORT, REDIS_URL, Setting};
 
 /// The commands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,7 +46,12 @@ pub(super) fn parse(
     Ok(match matches.subcommand() {
         Some(("demo", given)) => (
             Name::Demo,
-            flags(given, ALL.iter().filter(|s| s.group.is_for_demo())),
+            flags(
+                given,
+                ALL.iter()
+                    .filter(|s| s.group.is_for_demo())
+                    .chain([&&REDIS_URL]),
+            ),
         ),
         Some(("health", given)) => (
             Name::Health {
@@ -90,6 +95,14 @@ pub(super) fn program() -> clap::Command {
         .subcommand(
             command("demo", ALL.iter().copied().filter(|setting| setting.group.is_for_demo()))
                 .about("Try it out: one instance with its own sign-in and a page for desktop and phone")
+                .arg(
+                    // Not by its variable, which may name a real Redis: who wants this says so here.
+                    Arg::new(REDIS_URL.flag)
+                        .long(REDIS_URL.flag)
+                        .value_name(REDIS_URL.value_name)
+                        .help("Join other demos over this Redis [default: one instance alone]")
+                        .help_heading(REDIS_URL.group.heading()),
+                )
                 .after_help("For development only: anyone who reaches the port can sign in."),
         )
         .subcommand(

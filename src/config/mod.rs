@@ -54,6 +54,14 @@ pub struct Config {
     pub log_filter: String,
 }
 
+impl Config {
+    /// No other instance shares the backplane.
+    #[must_use]
+    pub const fn is_alone(&self) -> bool {
+        self.redis.is_none()
+    }
+}
+
 /// The Redis backplane.
 #[derive(Debug, Clone)]
 pub struct Redis {
@@ -93,13 +101,15 @@ pub struct Times {
     pub max_lifetime: Option<Duration>,
 }
 
-/// What `duorelay demo` runs by: everything but sign-in and backplane, which it brings itself.
+/// What `duorelay demo` runs by: everything but sign-in, which it brings itself.
 #[derive(Debug, Clone)]
 pub struct DemoOptions {
     /// As [`Config::listen`].
     pub listen: SocketAddr,
     /// As [`Config::admin_listen`].
     pub admin_listen: SocketAddr,
+    /// Other demos are joined over it, under a prefix of their own; none without.
+    pub redis: Option<Redis>,
     /// As [`Config::admin_token`].
     pub admin_token: Option<SecretString>,
     /// As [`Config::allowed_origins`].
@@ -119,14 +129,14 @@ pub struct DemoOptions {
 }
 
 impl DemoOptions {
-    /// A relay of one instance, in memory, that accepts the tokens of `auth` until they expire.
+    /// A relay that accepts the tokens of `auth` until they expire.
     #[must_use]
     pub fn into_config(self, auth: Settings) -> Config {
         Config {
             listen: self.listen,
             admin_listen: self.admin_listen,
             admin_token: self.admin_token,
-            redis: None,
+            redis: self.redis,
             auth,
             enforce_expiry: true,
             allowed_origins: self.allowed_origins,
@@ -193,8 +203,10 @@ pub enum Notice {
         /// A setting of nearly the same name.
         suggestion: Option<&'static str>,
     },
-    /// The demo never looks at what concerns real users or a real Redis.
-    #[error("`duorelay demo` ignores {0}: it has its own sign-in and keeps its rooms in memory")]
+    /// The demo never looks at variables that concern real users or a real Redis.
+    #[error(
+        "`duorelay demo` ignores {0}: it has its own sign-in, and joins others only by --redis-url"
+    )]
     IgnoredByDemo(&'static str),
     /// Anyone can sign in as anyone.
     #[error(
