@@ -1,7 +1,7 @@
 //! `duorelay health`: asks the instance on this machine how it is, for container engines, whose health
 //! checks run inside an image that has no other HTTP client.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -63,18 +63,20 @@ async fn ask(address: SocketAddr, path: &str) -> std::io::Result<String> {
     Ok(answer.lines().next().unwrap_or_default().to_owned())
 }
 
-/// Who listens on every address is reached on the loopback one.
+/// Who listens on every address is reached on IPv4's loopback: `[::]` takes IPv4 too, and containers without
+/// IPv6 have no `::1`.
 fn reachable(listen: SocketAddr) -> SocketAddr {
-    let ip = match listen.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        ip => ip,
-    };
-    SocketAddr::new(ip, listen.port())
+    if listen.ip().is_unspecified() {
+        SocketAddr::new(Ipv4Addr::LOCALHOST.into(), listen.port())
+    } else {
+        listen
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv6Addr;
+
     use tokio::net::TcpListener;
 
     use super::*;
@@ -92,7 +94,7 @@ mod tests {
             String::from_utf8(request).unwrap()
         });
         let check = HealthCheck {
-            listen: SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port),
+            listen: SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port),
             path: "/healthz/ready",
         };
         (run(check).await, serving.await.unwrap())

@@ -360,11 +360,15 @@ class Seeing(unittest.TestCase):
     def test_connections_are_watched_where_their_limit_is(self):
         watched = int(re.search(r"duorelay_connections\) > (\d+)", read("k8s/observe/rules.yml"))[1])
         for place, environment in environments():
-            if place != "app.yaml":
+            if place.startswith("k8s/"):
                 self.assertEqual(watched, 0.8 * setting(environment, "DUORELAY_MAX_CONNECTIONS"), place)
         (pods,) = [it["pods"] for it in of_kind("gke", "HorizontalPodAutoscaler")["spec"]["metrics"] if it["type"] == "Pods"]
         self.assert_known(pods["metric"]["name"])
         self.assertLess(int(pods["target"]["averageValue"]), watched)
+
+    def test_a_full_relay_has_files_left(self):
+        relay = COMPOSE["services"]["relay"]
+        self.assertGreater(relay["ulimits"]["nofile"], setting(relay["environment"], "DUORELAY_MAX_CONNECTIONS") + 1000)
 
     def test_every_file_that_is_mounted_exists(self):
         for name, service in COMPOSE["services"].items():

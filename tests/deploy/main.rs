@@ -15,5 +15,8 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod balancer;
 mod demo;
+mod device;
 mod health;
+mod rolling;
