@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use duorelay::config::{self, Command, Machine};
-use duorelay::{demo, server, telemetry};
+use duorelay::{demo, health, server, telemetry};
 
 fn main() -> ExitCode {
     let launch = match config::load(std::env::args_os(), std::env::vars_os(), Machine::this()) {
@@ -41,6 +41,7 @@ fn run(command: Command) -> Result<(), Box<dyn Error>> {
         match command {
             Command::Serve(config) => server::run(*config).await?,
             Command::Demo(options) => demo::run(*options).await?,
+            Command::Health(check) => health::run(check).await?,
         }
         Ok(())
     });

@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use fred::clients::Client;
 use fred::error::{Error, ErrorKind};
-use fred::interfaces::ClientLike as _;
+use fred::interfaces::{ClientLike as _, KeysInterface as _};
 use fred::socket2::TcpKeepalive;
 use fred::types::config::{
     Config, ConnectionConfig, PerformanceConfig, ReconnectPolicy, TcpConfig, UnresponsiveConfig,
 };
-use fred::types::{Builder, RespVersion};
+use fred::types::{Builder, RespVersion, SetOptions};
 use tracing::warn;
 
 use crate::backplane::CALL_LIMIT;
@@ -33,6 +33,9 @@ pub enum RedisError {
     /// The server refuses us.
     #[error("Redis refuses the connection (user, password or permissions in REDIS_URL): {0}")]
     Refused(String),
+    /// There is no agreement without it.
+    #[error("Redis cannot be asked what others have chosen: {0}")]
+    Away(String),
 }
 
 /// What a URL asks for.
@@ -124,6 +127,32 @@ pub async fn check(config: &Config) -> Result<(), RedisError> {
             Ok(())
         }
     }
+}
+
+/// What the instances with this Redis agree on as `key`: the proposal of the first that asked.
+///
+/// # Errors
+/// [`RedisError`] when Redis cannot be asked.
+pub async fn agree(config: &Config, key: &str, proposal: String) -> Result<String, RedisError> {
+    let config = Config {
+        fail_fast: true,
+        ..config.clone()
+    };
+    let away = |error: Error| RedisError::Away(error.details().to_owned());
+    let client = builder(&config).build().map_err(away)?;
+    let asked = tokio::time::timeout(CONNECT_LIMIT + CALL_LIMIT, async {
+        client.init().await?;
+        let () = client
+            .set(key, proposal, None, Some(SetOptions::NX), false)
+            .await?;
+        client.get(key).await
+    });
+    let result = asked.await;
+    // Best effort: the answer is here.
+    let _ = tokio::time::timeout(CALL_LIMIT, client.quit()).await;
+    result
+        .map_err(|_| RedisError::Away("no answer in time".to_owned()))?
+        .map_err(away)
 }
 
 fn is_refusal(error: &Error) -> bool {

@@ -26,7 +26,7 @@ use tokio::sync::oneshot;
 use tokio::time::{MissedTickBehavior, timeout, timeout_at};
 use tracing::{debug, info, warn};
 
-pub use self::client::{RedisError, check, config, template};
+pub use self::client::{RedisError, agree, check, config, template};
 use self::lanes::Lanes;
 use self::names::Names;
 use self::presence::{Presence, announce};
