@@ -26,8 +26,6 @@
 //! The hub and the outboxes are in the simulation; there the eviction limit and hand-overs are, too.
 //!
 //! Mutations ([`world::Mutation`]) build a mistake into the world, and the search has to find it.
-<<<<<<< HEAD
-=======
 
 #![allow(
     missing_docs,
@@ -35,7 +33,6 @@
     clippy::print_stdout,
     reason = "tests"
 )]
->>>>>>> model
 
 mod checker;
 mod network;
