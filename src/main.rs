@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use duorelay::config::{self, Command, Machine};
-use duorelay::{demo, server, telemetry};
+use duorelay::{demo, health, server, telemetry};
 
 fn main() -> ExitCode {
     let launch = match config::load(std::env::args_os(), std::env::vars_os(), Machine::this()) {
@@ -37,11 +37,15 @@ fn run(command: Command) -> Result<(), Box<dyn Error>> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    runtime.block_on(async {
+    let result = runtime.block_on(async {
         match command {
             Command::Serve(config) => server::run(*config).await?,
             Command::Demo(options) => demo::run(*options).await?,
+            Command::Health(check) => health::run(check).await?,
         }
         Ok(())
-    })
+    });
+    // Whatever still runs in the background is not waited for: all that matters has ended.
+    runtime.shutdown_background();
+    result
 }

@@ -82,6 +82,17 @@ pub enum Dropped {
 }
 
 impl Dropped {
+    const ALL: [Self; 8] = [
+        Self::Superseded,
+        Self::QueueFull,
+        Self::PeerAbsent,
+        Self::Rate,
+        Self::Overwritten,
+        Self::PeerChanged,
+        Self::Backplane,
+        Self::Unreadable,
+    ];
+
     const fn as_str(self) -> &'static str {
         match self {
             Self::Superseded => "superseded",
@@ -131,7 +142,7 @@ const BUCKETS: [f64; 14] = [
     0.1,
     0.25,
     1.0,
-    f64::MAX,
+    f64::INFINITY,
 ];
 
 /// A histogram of durations that takes no lock: the library's own takes one, and this one is on the
@@ -263,6 +274,14 @@ impl Default for Metrics {
             backplane_lagged: Counter::default(),
             backplane_connects: Counter::default(),
         };
+        // A series that has not counted yet is 0, not absent: dashboards and alerts see it from the start.
+        for cause in Dropped::ALL {
+            let _ = metrics.dropped.get_or_create(&CauseLabel { cause: Text(cause.as_str()) });
+        }
+        for cause in ["hand_over", "eviction"] {
+            let _ = metrics.overwritten.get_or_create(&CauseLabel { cause: Text(cause) });
+        }
+        let _ = metrics.handshakes.get_or_create(&ResultLabel { result: Text("accepted") });
         registry.register(
             "connections",
             "Open WebSockets that hold a slot or did",

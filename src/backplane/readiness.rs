@@ -16,7 +16,6 @@ struct Inner {
     start: Instant,
     /// Nanoseconds since `start`; 0 until the first probe.
     probes: Box<[AtomicU64]>,
-    /// Which workers' way to the others is up.
     up: Box<[AtomicBool]>,
     always: bool,
 }
@@ -26,10 +25,11 @@ impl Readiness {
     #[must_use]
     pub fn new(workers: usize) -> Self {
         let probes = (0..workers).map(|_| AtomicU64::new(0)).collect();
+        let up = (0..workers).map(|_| AtomicBool::new(false)).collect();
         Self(Arc::new(Inner {
             start: Instant::now(),
             probes,
-            up: (0..workers).map(|_| AtomicBool::new(false)).collect(),
+            up,
             always: false,
         }))
     }
@@ -58,7 +58,8 @@ impl Readiness {
         }
     }
 
-    /// A worker's way is up, or down; true when all workers' are up now.
+    /// A worker's backplane is up, or down; returns whether every worker's is up.
+    #[must_use]
     pub fn set_up(&self, worker: usize, is_up: bool) -> bool {
         if let Some(up) = self.0.up.get(worker) {
             up.store(is_up, Ordering::Release);

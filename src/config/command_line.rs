@@ -8,7 +8,7 @@ use clap::builder::Styles;
 use clap::builder::styling::AnsiColor;
 use clap::{Arg, ArgAction, ArgMatches};
 
-use super::table::{ALL, Fallback, Setting};
+use super::table::{ALL, Fallback, LISTEN, PORT, REDIS_URL, Setting};
 
 /// The commands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,7 +17,15 @@ pub(super) enum Name {
     Serve,
     /// The demo.
     Demo,
+    /// The health check.
+    Health {
+        /// Whether clients may be sent here, and not only whether it lives.
+        ready: bool,
+    },
 }
+
+/// What tells a health check whom to ask.
+static HEALTH: [&Setting; 2] = [&PORT, &LISTEN];
 
 /// Values of flags, by their setting's variable.
 pub(super) type Flags = BTreeMap<&'static str, String>;
@@ -38,7 +46,18 @@ pub(super) fn parse(
     Ok(match matches.subcommand() {
         Some(("demo", given)) => (
             Name::Demo,
-            flags(given, ALL.iter().filter(|s| s.group.is_for_demo())),
+            flags(
+                given,
+                ALL.iter()
+                    .filter(|s| s.group.is_for_demo())
+                    .chain([&&REDIS_URL]),
+            ),
+        ),
+        Some(("health", given)) => (
+            Name::Health {
+                ready: given.get_flag("ready"),
+            },
+            flags(given, HEALTH.iter()),
         ),
         Some((_, given)) => (Name::Serve, flags(given, ALL.iter())),
         None => (Name::Serve, Flags::new()),
@@ -76,7 +95,25 @@ pub(super) fn program() -> clap::Command {
         .subcommand(
             command("demo", ALL.iter().copied().filter(|setting| setting.group.is_for_demo()))
                 .about("Try it out: one instance with its own sign-in and a page for desktop and phone")
+                .arg(
+                    // Not by its variable, which may name a real Redis: who wants this says so here.
+                    Arg::new(REDIS_URL.flag)
+                        .long(REDIS_URL.flag)
+                        .value_name(REDIS_URL.value_name)
+                        .help("Join other demos over this Redis [default: one instance alone]")
+                        .help_heading(REDIS_URL.group.heading()),
+                )
                 .after_help("For development only: anyone who reaches the port can sign in."),
+        )
+        .subcommand(
+            command("health", HEALTH.into_iter())
+                .about("Ask the instance on this machine whether it works: exit code 0 or 1")
+                .arg(
+                    Arg::new("ready")
+                        .long("ready")
+                        .action(ArgAction::SetTrue)
+                        .help("Ask whether clients may be sent to it, not only whether it lives"),
+                ),
         )
 }
 

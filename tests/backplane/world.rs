@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use duorelay::backplane::memory::Memory;
 use duorelay::backplane::readiness::Readiness;
-use duorelay::backplane::redis::{Redis, RedisSettings, config};
+use duorelay::backplane::redis::{Redis, RedisSettings, config, template};
 use duorelay::backplane::{Backplane, Event, InstanceInfo, Published, Renewal, Sink};
 use duorelay::metrics::Metrics;
 use duorelay::relay::envelope::Envelope;
@@ -126,7 +126,7 @@ impl World {
                 let me =
                     InstanceInfo { instance, connections: 3, version: "test".into(), started_at: 1, draining: false };
                 let settings = RedisSettings {
-                    config: config(url).unwrap(),
+                    template: template(&config(url).unwrap()).unwrap(),
                     prefix: prefix.clone(),
                     lease,
                     queue_bytes: QUEUE_BYTES,
@@ -135,21 +135,23 @@ impl World {
                     readiness: Readiness::new(1),
                     metrics: Arc::clone(&metrics),
                 };
-                Redis::start(settings, 0, sink).unwrap()
+                Redis::start(settings, 0, sink)
             }
         };
         Worker { backplane, instance, metrics, log }
     }
 
-    /// Loses a room, as a Redis does that is restarted or flushed. False where nothing can be lost.
-    pub async fn lose(&self, user: &UserId) -> bool {
-        let Self::Redis { nodes, .. } = self else { return false };
+    /// Loses a room, as a Redis does that is restarted or flushed.
+    pub async fn lose(&self, user: &UserId) {
+        let nodes = match self {
+            Self::Memory(memory) => return memory.lose(user),
+            Self::Redis { nodes, .. } => nodes,
+        };
         let key = self.key(user);
         for node in nodes {
             // Only one node of a cluster has it.
             let _ = ask(*node, &["DEL", &key]).await;
         }
-        true
     }
 
     /// Ends all leases of a room and forgets its evictions, as time does.

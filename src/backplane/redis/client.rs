@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use fred::clients::Client;
 use fred::error::{Error, ErrorKind};
-use fred::interfaces::ClientLike as _;
+use fred::interfaces::{ClientLike as _, KeysInterface as _};
 use fred::socket2::TcpKeepalive;
 use fred::types::config::{
     ClusterDiscoveryPolicy, Config, ConnectionConfig, PerformanceConfig, ReconnectPolicy,
     ServerConfig, TcpConfig, UnresponsiveConfig,
 };
-use fred::types::{Builder, RespVersion};
+use fred::types::{Builder, RespVersion, SetOptions};
 use tracing::warn;
 
 use crate::backplane::CALL_LIMIT;
@@ -34,6 +34,9 @@ pub enum RedisError {
     /// The server refuses us.
     #[error("Redis refuses the connection (user, password or permissions in REDIS_URL): {0}")]
     Refused(String),
+    /// There is no agreement without it.
+    #[error("Redis cannot be asked what others have chosen: {0}")]
+    Away(String),
 }
 
 /// What a URL asks for.
@@ -87,15 +90,16 @@ fn builder(config: &Config) -> Builder {
     builder
 }
 
-/// A client that reconnects for ever; commands meanwhile end by their time limit.
+/// A client that reconnects for ever once it is connected; commands meanwhile end by their time limit.
 ///
 /// # Errors
-/// What fred says of the configuration.
-pub(super) fn client(config: &Config) -> Result<Client, Error> {
+/// [`RedisError::Url`] when fred does not accept the configuration.
+pub fn template(config: &Config) -> Result<Client, RedisError> {
     let mut builder = builder(config);
     let mut policy = ReconnectPolicy::new_exponential(0, 50, 1000, 2);
     policy.set_jitter(100);
-    builder.set_policy(policy).build()
+    let client = builder.set_policy(policy).build();
+    client.map_err(|error| RedisError::Url(error.details().to_owned()))
 }
 
 /// Connects once. A server that is not there (yet) is no error: an instance starts without Redis and waits.
@@ -157,6 +161,32 @@ pub(super) async fn redirected<T>(ask: impl AsyncFn() -> Result<T, Error>) -> Re
 pub(super) fn is_redirection(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::Routing)
         && error.details().starts_with("Too many redirections")
+}
+
+/// What the instances with this Redis agree on as `key`: the proposal of the first that asked.
+///
+/// # Errors
+/// [`RedisError`] when Redis cannot be asked.
+pub async fn agree(config: &Config, key: &str, proposal: String) -> Result<String, RedisError> {
+    let config = Config {
+        fail_fast: true,
+        ..config.clone()
+    };
+    let away = |error: Error| RedisError::Away(error.details().to_owned());
+    let client = builder(&config).build().map_err(away)?;
+    let asked = tokio::time::timeout(CONNECT_LIMIT + CALL_LIMIT, async {
+        client.init().await?;
+        let () = client
+            .set(key, proposal, None, Some(SetOptions::NX), false)
+            .await?;
+        client.get(key).await
+    });
+    let result = asked.await;
+    // Best effort: the answer is here.
+    let _ = tokio::time::timeout(CALL_LIMIT, client.quit()).await;
+    result
+        .map_err(|_| RedisError::Away("no answer in time".to_owned()))?
+        .map_err(away)
 }
 
 fn is_refusal(error: &Error) -> bool {

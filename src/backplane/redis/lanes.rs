@@ -246,14 +246,16 @@ impl Lanes {
     }
 
     /// Waits until subscriptions have been lost, and makes them again until the server has confirmed all of them.
-    pub(super) async fn restore(&self) {
+    /// True when there was something to lose: not the first time.
+    pub(super) async fn restore(&self) -> bool {
         self.lost.notified().await;
+        let had_any = self.whole.get() > 0;
         loop {
             let epoch = self.epoch.get();
             match self.subscribe_lost(epoch).await {
                 Ok(()) if self.epoch.get() == epoch => {
                     self.whole.set(epoch);
-                    return;
+                    return had_any;
                 }
                 Ok(()) => {}
                 Err(error) => {

@@ -21,7 +21,7 @@ use fred::clients::Client;
 use fred::interfaces::{
     ClientLike as _, ClusterInterface as _, EventInterface as _, PubsubInterface as _,
 };
-use fred::types::config::{Config, Server};
+use fred::types::config::Server;
 use fred::types::{ClusterStateChange, Message, Value};
 use futures_util::future::{FutureExt as _, LocalBoxFuture, join_all};
 use tokio::sync::broadcast::error::RecvError;
@@ -29,7 +29,7 @@ use tokio::sync::{broadcast, oneshot};
 use tokio::time::{MissedTickBehavior, timeout, timeout_at};
 use tracing::{debug, info, warn};
 
-pub use self::client::{RedisError, check, config};
+pub use self::client::{RedisError, agree, check, config, template};
 use self::lanes::Lanes;
 use self::names::Names;
 use self::presence::{Presence, announce};
@@ -66,8 +66,8 @@ pub type Announce = Arc<dyn Fn() -> InstanceInfo + Send + Sync>;
 /// What a worker's share of the backplane is made from.
 #[derive(Clone)]
 pub struct RedisSettings {
-    /// Where Redis is.
-    pub config: Config,
+    /// A client that is set up and not connected: each worker makes its own after it.
+    pub template: Client,
     /// The first part of every key and channel.
     pub prefix: String,
     /// How long a slot is held without renewal.
@@ -106,19 +106,10 @@ pub struct Redis {
 
 impl Redis {
     /// Connects in the background, for ever; until then every claim is refused.
-    ///
-    /// # Errors
-    /// What fred says of the configuration.
-    pub fn start(
-        settings: RedisSettings,
-        worker: usize,
-        sink: Sink,
-    ) -> Result<Rc<Self>, fred::error::Error> {
-        let (commands, subscriber) = (
-            client::client(&settings.config)?,
-            client::client(&settings.config)?,
-        );
-        let sharded = settings.config.server.is_clustered();
+    #[must_use]
+    pub fn start(settings: RedisSettings, worker: usize, sink: Sink) -> Rc<Self> {
+        let (commands, subscriber) = (settings.template.clone_new(), settings.template.clone_new());
+        let sharded = commands.is_clustered();
         let names = Names::new(&settings.prefix);
         let lease_ms = u64::try_from(settings.lease.as_millis()).unwrap_or(u64::MAX);
         let metrics = Arc::clone(&settings.metrics);
@@ -145,7 +136,7 @@ impl Redis {
             settings,
         });
         redis.spawn();
-        Ok(redis)
+        redis
     }
 
     fn spawn(self: &Rc<Self>) {
@@ -421,8 +412,9 @@ async fn note_reconnects(me: Weak<Redis>, mut reconnects: broadcast::Receiver<Se
 async fn restore(me: Weak<Redis>) {
     loop {
         let Some(redis) = me.upgrade() else { return };
-        redis.lanes.restore().await;
-        redis.on_gap();
+        if redis.lanes.restore().await {
+            redis.on_gap();
+        }
         // What comes back tells that all is well again: not a tick later than it has to.
         redis.probe();
     }

@@ -30,11 +30,15 @@ const UNHEARD: usize = 1024;
 /// frames replace older ones, and not in the kernel.
 const STALLED: Duration = Duration::from_millis(200);
 
+/// Bytes that may wait for all lanes of a worker together.
+const WAITING_BYTES: usize = 64 * 1024 * 1024;
+
 /// Lanes that wait for Redis, each with what waits.
 #[derive(Default)]
 struct Waiting {
     lanes: HashMap<Rc<str>, Outbox>,
     order: VecDeque<Rc<str>>,
+    bytes: usize,
 }
 
 /// Lanes that nobody has heard: to be told, and told lately.
@@ -114,13 +118,17 @@ impl Publisher {
             self.leave(lane.into(), envelope);
             return Published::Queued;
         }
+        if waiting.bytes + envelope.len() > WAITING_BYTES {
+            return Published::Full;
+        }
         // Behind what waits already: the order of a lane is kept.
         let lane: Rc<str> = lane.into();
         if !waiting.lanes.contains_key(&lane) {
             waiting.order.push_back(Rc::clone(&lane));
         }
         let outbox = waiting.lanes.entry(lane).or_default();
-        match stream {
+        let before = outbox.waiting_bytes();
+        let published = match stream {
             Some(stream) => {
                 match outbox.push_volatile(stream, envelope, since, self.queue_bytes) {
                     Pushed::Waits => {}
@@ -135,7 +143,10 @@ impl Publisher {
                     Err(_) => Published::Full,
                 }
             }
-        }
+        };
+        let after = outbox.waiting_bytes();
+        waiting.bytes = waiting.bytes + after - before;
+        published
     }
 
     fn may_leave(&self, now: Instant) -> bool {
@@ -161,7 +172,11 @@ impl Publisher {
             let Some(lane) = waiting.order.front().cloned() else {
                 return;
             };
-            let due = waiting.lanes.get_mut(&lane).and_then(Outbox::pop);
+            let outbox = waiting.lanes.entry(Rc::clone(&lane)).or_default();
+            let before = outbox.waiting_bytes();
+            let due = outbox.pop();
+            let gone = before - outbox.waiting_bytes();
+            waiting.bytes -= gone;
             match due {
                 None => {
                     waiting.order.pop_front();

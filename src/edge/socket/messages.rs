@@ -1,0 +1,240 @@
+//! What a client's messages mean: rates, errors, and the way to the other device.
+
+use std::time::Instant;
+
+use bytes::Bytes;
+use tungstenite::Message;
+
+use crate::auth::{Identity, unix_now};
+use crate::hub::{MARKER_LIMIT, Sent};
+use crate::metrics::Dropped;
+use crate::relay::close::Close;
+use crate::relay::ids::StreamId;
+use crate::relay::limits::Verdict;
+use crate::relay::protocol::{
+    ClientMessage, EMPTY_FRAME, MessageError, Parcel, Protocol, ServerMessage,
+};
+use crate::relay::refusal::Refusal;
+
+use super::clock::{deadline_of, unix_ms};
+use super::{GOODBYE_LIMIT, Held, Socket, State, label_of};
+
+impl Socket {
+    pub(super) fn on_message(&mut self, message: Message, now: Instant) {
+        match &message {
+            Message::Binary(_) | Message::Text(_) => {}
+            Message::Close(frame) => {
+                // The codec answers with the same code; what waits for this client is of no use any more.
+                let code = frame.as_ref().map_or(1005, |frame| frame.code.into());
+                self.hub.leave(&self.seat);
+                self.seat
+                    .with_outbox(|outbox| outbox.close_now(None, Close::Answer(code)));
+                self.hub.metrics().closed(code);
+                self.state = State::Closing {
+                    until: now + GOODBYE_LIMIT,
+                    reset: false,
+                };
+                self.flushed = false;
+                return;
+            }
+            Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => return,
+        }
+        match self.rate.on_message(now) {
+            Verdict::Pass => self.process(message, now),
+            Verdict::Limited { until, tell } => {
+                if tell {
+                    let error = MessageError::new(
+                        "rate_limited",
+                        "more messages a second than limits.messages_per_second",
+                    );
+                    self.tell_error(&error);
+                }
+                if self.is_volatile(&message) {
+                    self.hub.metrics().dropped(Dropped::Rate, 1);
+                } else {
+                    self.held = Some(Held::Rate(message, until));
+                }
+            }
+            Verdict::Abuse => self.leave(Close::Policy),
+        }
+    }
+
+    fn is_volatile(&self, message: &Message) -> bool {
+        let Message::Binary(bytes) = message else {
+            return false;
+        };
+        let stream = bytes.first().copied().map(StreamId);
+        self.seat.protocol == Protocol::V1 && stream.is_some_and(|stream| !stream.is_reliable())
+    }
+
+    /// False while the held message has to wait on.
+    pub(super) fn retry_held(&mut self, now: Instant) -> bool {
+        match self.held.take() {
+            Some(Held::Rate(message, until)) if until <= now => {
+                self.rate.on_held(now);
+                self.process(message, now);
+            }
+            Some(Held::Marker(parcel, until)) => {
+                if until <= now {
+                    self.hub.on_marker_overdue(&self.seat);
+                }
+                self.forward(parcel, now);
+            }
+            held => self.held = held,
+        }
+        self.held.is_none()
+    }
+
+    fn process(&mut self, message: Message, now: Instant) {
+        match (message, self.seat.protocol) {
+            (Message::Binary(bytes), Protocol::V1) if bytes.is_empty() => {
+                self.on_error(&EMPTY_FRAME, now)
+            }
+            (Message::Binary(bytes), Protocol::V1) => self.forward(Parcel::Frame(bytes), now),
+            (Message::Text(text), Protocol::V1) => self.on_text(&text, now),
+            (Message::Binary(bytes), Protocol::Classic) => {
+                let text = match String::from_utf8_lossy(&bytes) {
+                    std::borrow::Cow::Borrowed(_) => bytes,
+                    std::borrow::Cow::Owned(text) => Bytes::from(text),
+                };
+                self.forward(
+                    Parcel::Text {
+                        text,
+                        label: self.seat.label(),
+                    },
+                    now,
+                );
+            }
+            (Message::Text(text), Protocol::Classic) => {
+                self.forward(
+                    Parcel::Text {
+                        text: text.into(),
+                        label: self.seat.label(),
+                    },
+                    now,
+                );
+            }
+            (Message::Close(_) | Message::Ping(_) | Message::Pong(_) | Message::Frame(_), _) => {}
+        }
+    }
+
+    fn on_text(&mut self, text: &str, now: Instant) {
+        match ClientMessage::parse(text) {
+            Ok(ClientMessage::Send { data, id }) => {
+                let data = Bytes::copy_from_slice(data.as_bytes());
+                self.forward(
+                    Parcel::Send {
+                        data,
+                        id,
+                        label: self.seat.label(),
+                    },
+                    now,
+                );
+            }
+            Ok(ClientMessage::Ping { id }) => {
+                let pong = ServerMessage::Pong {
+                    id: id.as_deref(),
+                    time: unix_ms(),
+                };
+                self.hub.control(&self.seat, &pong);
+            }
+            Ok(ClientMessage::Auth { token }) => {
+                // Verified elsewhere: no socket of this thread waits for it but this one.
+                let verifier = self.settings.verifier.clone();
+                let verify = async move { verifier.verify(&token, unix_now()).await };
+                self.auth = Some(self.settings.verify_on.spawn(verify));
+            }
+            Err(error) => self.on_error(&error, now),
+        }
+    }
+
+    /// A frame's way out of this socket.
+    fn forward(&mut self, parcel: Parcel, now: Instant) {
+        let failed = match self.hub.send(&self.seat, &parcel, now) {
+            Sent::Done | Sent::Overwritten => return,
+            Sent::Wait => {
+                self.held = Some(Held::Marker(parcel, now + MARKER_LIMIT));
+                return;
+            }
+            Sent::Absent => (
+                "peer_absent",
+                "nobody holds the other slot: the message was dropped",
+            ),
+            Sent::Refused => (
+                "backplane_unavailable",
+                "the way to the other device is blocked: the message was dropped",
+            ),
+        };
+        let (code, detail) = failed;
+        match parcel {
+            Parcel::Frame(bytes) => {
+                let stream = bytes
+                    .first()
+                    .copied()
+                    .map(StreamId)
+                    .filter(|stream| stream.is_reliable());
+                let due = |stream| {
+                    self.faults
+                        .get_or_insert_default()
+                        .absent
+                        .is_due(stream, now)
+                };
+                if stream.is_some_and(due) {
+                    self.tell_error(&MessageError::new(code, detail));
+                }
+            }
+            Parcel::Send { id, .. } => self.tell_error(&MessageError { code, detail, id }),
+            Parcel::Text { .. } => {}
+        }
+    }
+
+    /// An error of the client: told, and counted.
+    fn on_error(&mut self, error: &MessageError, now: Instant) {
+        self.tell_error(error);
+        if self.faults.get_or_insert_default().errors.on_error(now) {
+            self.leave(Close::Policy);
+        }
+    }
+
+    fn tell_error(&mut self, error: &MessageError) {
+        let MessageError { code, detail, id } = error;
+        self.hub.control(
+            &self.seat,
+            &ServerMessage::Error {
+                code,
+                detail,
+                id: id.as_deref(),
+            },
+        );
+    }
+
+    pub(super) fn on_verified(&mut self, verified: Result<Identity, Refusal>, now: Instant) {
+        match verified {
+            Ok(identity) if identity.user == self.seat.user => {
+                self.expires_at = identity.expires_at;
+                self.expires = deadline_of(identity.expires_at, now);
+                self.told_expiring = false;
+                self.seat.set_label(label_of(&identity));
+                if let Some(revocation) = &mut self.revocation {
+                    revocation.identity = identity.clone();
+                }
+                let expires_at = identity.expires_at;
+                self.hub
+                    .control(&self.seat, &ServerMessage::Authenticated { expires_at });
+            }
+            Ok(_) => self.on_error(
+                &MessageError::new("wrong_user", "the token is another user's"),
+                now,
+            ),
+            Err(refusal) => {
+                let error = MessageError::new(refusal.code(), refusal.detail());
+                if refusal.status() == 503 {
+                    // Not the client's mistake.
+                    self.tell_error(&error);
+                } else {
+                    self.on_error(&error, now);
+                }
+            }
+        }
+    }
+}

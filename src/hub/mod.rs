@@ -1,0 +1,281 @@
+//! A worker's rooms: asks [`Room`] what to do, and does it. Knows no sockets and no Redis.
+//!
+//! Everything here runs on one thread. No borrow of a room or an outbox is held while anything that
+//! may come back (the backplane, a waker) is called.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+pub use crate::backplane::readiness::Readiness;
+use crate::backplane::{Backplane, Event, Published};
+pub use crate::backplane::{CALL_LIMIT, InstanceInfo, RoomSnapshot};
+use crate::metrics::{Dropped, Metrics};
+use crate::relay::close::Close;
+use crate::relay::envelope::Envelope;
+use crate::relay::ids::{Device, InstanceId, UserId};
+use crate::relay::outbox::{Outbox, Outgoing};
+use crate::relay::protocol::{
+    BackplaneState, CLASSIC_OVERWRITTEN, ClientLimits, Member, PeerState, Protocol, ServerMessage,
+};
+use crate::relay::room::{Effect, Room};
+
+mod frames;
+mod membership;
+mod operator;
+mod seat;
+
+pub use self::seat::{Drain, Joining, Seat};
+
+type SharedRoom = Rc<RefCell<Room<Rc<Seat>>>>;
+/// What came of a message to the other device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub enum Sent {
+    /// It is on its way.
+    Done,
+    /// Nobody is there.
+    Absent,
+    /// Send it again when the seat is woken, at the latest after [`MARKER_LIMIT`]; read nothing before.
+    Wait,
+    /// The backplane's queue is full.
+    Refused,
+    /// The sender has lost its slot.
+    Overwritten,
+}
+
+/// How long a sender waits for what it sent through the backplane to arrive.
+pub const MARKER_LIMIT: Duration = Duration::from_millis(500);
+
+/// What a hub is told once.
+#[derive(Debug, Clone)]
+pub struct HubSettings {
+    /// This process.
+    pub instance: InstanceId,
+    /// What clients are told.
+    pub limits: ClientLimits,
+    /// How often a silent connection is pinged.
+    pub heartbeat: Duration,
+    /// How long a slot is held without renewal.
+    pub lease: Duration,
+}
+
+/// One worker's share of this instance's rooms.
+pub struct Hub {
+    settings: HubSettings,
+    rooms: RefCell<HashMap<UserId, SharedRoom>>,
+    backplane: Rc<dyn Backplane>,
+    metrics: Arc<Metrics>,
+    is_down: Cell<bool>,
+    leaving: Cell<Option<Instant>>,
+}
+
+impl Hub {
+    /// A hub over a backplane that is made with the sink of its events.
+    pub fn new(
+        settings: HubSettings,
+        metrics: Arc<Metrics>,
+        make: impl FnOnce(crate::backplane::Sink) -> Rc<dyn Backplane>,
+    ) -> Rc<Self> {
+        Rc::new_cyclic(|me: &std::rc::Weak<Self>| {
+            let me = me.clone();
+            let sink: crate::backplane::Sink = Rc::new(move |event| {
+                if let Some(hub) = me.upgrade() {
+                    hub.on_event(event);
+                }
+            });
+            let backplane = make(sink);
+            Self {
+                settings,
+                rooms: RefCell::default(),
+                backplane,
+                metrics,
+                is_down: Cell::new(false),
+                leaving: Cell::new(None),
+            }
+        })
+    }
+
+    /// What this process counts.
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// The way to other instances.
+    #[must_use]
+    pub fn backplane(&self) -> &Rc<dyn Backplane> {
+        &self.backplane
+    }
+
+    /// What clients may send.
+    #[must_use]
+    pub fn settings(&self) -> &HubSettings {
+        &self.settings
+    }
+
+    /// Rooms with a connection here.
+    #[must_use]
+    pub fn room_count(&self) -> usize {
+        self.rooms.borrow().len()
+    }
+
+    fn apply(self: &Rc<Self>, effects: Vec<Effect<Rc<Seat>>>) {
+        for effect in effects {
+            match effect {
+                Effect::Overwrite { seat, by } => {
+                    let last = match seat.protocol {
+                        Protocol::V1 => ServerMessage::Overwritten { by }.encode(),
+                        Protocol::Classic => Bytes::from_static(CLASSIC_OVERWRITTEN.as_bytes()),
+                    };
+                    self.metrics.overwritten(by.same_client);
+                    seat.close(Some(last), Close::Overwritten);
+                    self.settle(&seat);
+                }
+                Effect::Peer {
+                    seat,
+                    device,
+                    member,
+                    connected,
+                } => {
+                    let dropped = seat.with_outbox(Outbox::drop_volatile);
+                    self.metrics.dropped(Dropped::PeerChanged, dropped);
+                    if seat.protocol == Protocol::V1 {
+                        let state = if connected {
+                            PeerState::Connected
+                        } else {
+                            PeerState::Disconnected
+                        };
+                        let Member {
+                            connection,
+                            generation,
+                        } = member;
+                        let message = ServerMessage::Peer {
+                            device,
+                            state,
+                            connection,
+                            generation,
+                        };
+                        self.push_reliable(&seat, Outgoing::Text(message.encode()), None);
+                    }
+                }
+                Effect::Mark { seat, lane, nonce } => {
+                    let marker = Envelope::Marker {
+                        instance: self.settings.instance,
+                        nonce,
+                    };
+                    if self
+                        .backplane
+                        .publish(&seat.user, lane, marker, Instant::now())
+                        == Published::Full
+                    {
+                        self.on_marker_overdue(&seat);
+                    }
+                }
+                Effect::Resume { seat } => seat.wake(),
+            }
+        }
+    }
+
+    fn room(&self, user: &UserId) -> Option<SharedRoom> {
+        self.rooms.borrow().get(user).cloned()
+    }
+
+    fn on_event(self: &Rc<Self>, event: Event<'_>) {
+        match event {
+            Event::Lane {
+                user,
+                lane,
+                envelope,
+            } => self.on_lane(user, lane, envelope),
+            Event::Unreadable => self.metrics.dropped(Dropped::Unreadable, 1),
+            Event::Down => self.on_backplane(BackplaneState::Down),
+            Event::Up => self.on_backplane(BackplaneState::Up),
+            Event::Gap => self.renew_soon(),
+            Event::Silent(instance) => self.on_instance(instance, true),
+            Event::Heard(instance) => self.on_instance(instance, false),
+        }
+    }
+
+    fn on_lane(self: &Rc<Self>, user: &UserId, lane: Device, envelope: Envelope) {
+        let Some(room) = self.room(user) else { return };
+        let mut effects = Vec::new();
+        match envelope {
+            Envelope::Parcel { from, parcel } => {
+                let (to, occupancy) = {
+                    let mut room = room.borrow_mut();
+                    let to = room.on_lane(lane, from, &mut effects).cloned();
+                    (to, room.occupancy())
+                };
+                self.apply(effects);
+                match to {
+                    Some(to) => self.deliver(&to, occupancy, &parcel, Instant::now()),
+                    None => self.metrics.dropped(Dropped::Overwritten, 1),
+                }
+            }
+            Envelope::Claimed { device, holder } => {
+                room.borrow_mut().on_claimed(device, holder, &mut effects);
+                self.apply(effects);
+            }
+            Envelope::Released { device, member } => {
+                room.borrow_mut().on_released(device, member, &mut effects);
+                self.apply(effects);
+            }
+            Envelope::Marker { instance, nonce } => {
+                if instance == self.settings.instance {
+                    room.borrow_mut().on_marker(lane, nonce, &mut effects);
+                    self.apply(effects);
+                }
+            }
+            Envelope::ServerMessage { data } => {
+                let to = room.borrow().here(lane).cloned();
+                if let Some(to) = to {
+                    self.deliver_server_message(&to, &data);
+                }
+            }
+            Envelope::Disconnect { connection } => {
+                let to = room.borrow().here(lane).cloned();
+                if let Some(to) = to.filter(|to| to.connection == connection) {
+                    self.disconnect(&to);
+                }
+            }
+        }
+    }
+
+    fn on_backplane(self: &Rc<Self>, state: BackplaneState) {
+        let is_down = state == BackplaneState::Down;
+        if self.is_down.replace(is_down) == is_down {
+            return;
+        }
+        for seat in self.seats() {
+            self.control(&seat, &ServerMessage::Backplane { state });
+        }
+        if !is_down {
+            self.renew_soon();
+        }
+    }
+
+    /// Whatever was lost is healed by renewing; spread, so that a full instance does not fall upon a Redis
+    /// that has only just come back.
+    fn renew_soon(&self) {
+        let now = Instant::now();
+        let spread = (self.settings.lease / 4).min(Duration::from_secs(2));
+        for seat in self.seats() {
+            seat.renew_at.set(now + spread.mul_f64(fastrand::f64()));
+        }
+    }
+
+    fn on_instance(self: &Rc<Self>, instance: InstanceId, silent: bool) {
+        let rooms: Vec<SharedRoom> = self.rooms.borrow().values().cloned().collect();
+        for room in rooms {
+            let mut effects = Vec::new();
+            room.borrow_mut()
+                .on_instance(instance, silent, &mut effects);
+            self.apply(effects);
+        }
+    }
+}

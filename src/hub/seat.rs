@@ -1,0 +1,139 @@
+//! A local connection: what its room and its socket task share.
+
+use std::cell::{Cell, RefCell};
+use std::sync::Arc;
+use std::task::{Context, Waker};
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use crate::relay::close::Close;
+use crate::relay::ids::{ClientId, ConnectionId, Device, Generation, InstanceId, UserId};
+use crate::relay::outbox::Outbox;
+use crate::relay::protocol::{Member, Protocol};
+use crate::relay::record::Holder;
+
+use super::SharedRoom;
+
+/// A connection that is about to claim its slot.
+#[derive(Debug, Clone)]
+pub struct Joining {
+    /// The verified user.
+    pub user: UserId,
+    /// The slot.
+    pub device: Device,
+    /// The client, if it named itself.
+    pub client: Option<ClientId>,
+    /// What it speaks.
+    pub protocol: Protocol,
+    /// The e-mail address of its token, or the uid where there is none: the classic room's name.
+    pub label: Arc<str>,
+    /// End of its token, Unix seconds.
+    pub expires_at: u64,
+}
+
+/// A local connection: what its room and its socket task share.
+pub struct Seat {
+    /// The connection.
+    pub connection: ConnectionId,
+    /// Whose.
+    pub user: UserId,
+    /// Which slot.
+    pub device: Device,
+    /// What it speaks.
+    pub protocol: Protocol,
+    pub(super) client: Option<ClientId>,
+    pub(super) room: SharedRoom,
+    pub(super) label: RefCell<Arc<str>>,
+    pub(super) generation: Cell<Generation>,
+    pub(super) outbox: RefCell<Outbox>,
+    pub(super) waker: RefCell<Option<Waker>>,
+    pub(super) renew_at: Cell<Instant>,
+    /// Since when renewals have found nobody in the other slot, although somebody is known to be there.
+    pub(super) other_missing: Cell<Option<Instant>>,
+    pub(super) drain: Cell<Option<Drain>>,
+}
+
+/// This instance is leaving: when this connection should come back elsewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Drain {
+    /// Its turn.
+    pub at: Instant,
+    /// When it is closed with 1012 if it is still here.
+    pub deadline: Instant,
+}
+
+impl std::fmt::Debug for Seat {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Seat")
+            .field("connection", &self.connection)
+            .field("device", &self.device)
+            .finish()
+    }
+}
+
+impl Seat {
+    /// What waits for this connection.
+    pub fn with_outbox<T>(&self, act: impl FnOnce(&mut Outbox) -> T) -> T {
+        act(&mut self.outbox.borrow_mut())
+    }
+
+    /// Wakes the socket task of `context` when there is something to write.
+    pub fn register(&self, context: &Context<'_>) {
+        let mut waker = self.waker.borrow_mut();
+        if !waker
+            .as_ref()
+            .is_some_and(|known| known.will_wake(context.waker()))
+        {
+            *waker = Some(context.waker().clone());
+        }
+    }
+
+    /// Wakes the socket task.
+    pub fn wake(&self) {
+        if let Some(waker) = &*self.waker.borrow() {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// What waits is written, then `last`, then the close.
+    pub fn close(&self, last: Option<Bytes>, close: Close) {
+        self.with_outbox(|outbox| outbox.close(last, close));
+        self.wake();
+    }
+
+    /// The close is written next.
+    pub fn close_now(&self, close: Close) {
+        self.with_outbox(|outbox| outbox.close_now(None, close));
+        self.wake();
+    }
+
+    /// When this connection should leave, if the instance is leaving.
+    #[must_use]
+    pub fn drain(&self) -> Option<Drain> {
+        self.drain.get()
+    }
+
+    /// The name of the classic room: the e-mail address, or the uid.
+    #[must_use]
+    pub fn label(&self) -> Arc<str> {
+        Arc::clone(&self.label.borrow())
+    }
+
+    /// The token was refreshed, perhaps with another e-mail address.
+    pub fn set_label(&self, label: Arc<str>) {
+        *self.label.borrow_mut() = label;
+    }
+
+    pub(super) fn holder(&self, instance: InstanceId, generation: Generation) -> Holder {
+        let member = Member {
+            connection: self.connection,
+            generation,
+        };
+        Holder {
+            member,
+            instance,
+            client: self.client.clone(),
+        }
+    }
+}
