@@ -18,7 +18,7 @@ pub const SLACK: Duration = Duration::from_millis(700);
 /// Instances that share a Redis and an issuer of tokens.
 pub struct Fleet {
     pub relays: Vec<Relay>,
-    pub issuer: Issuer,
+    _issuer: Issuer,
 }
 
 impl Fleet {
@@ -39,7 +39,10 @@ impl Fleet {
             async move { config.start().await }
         });
         let relays = join_all(starts).await;
-        Self { relays, issuer }
+        Self {
+            relays,
+            _issuer: issuer,
+        }
     }
 
     /// The room as each instance sees it must be the same; returns it.
@@ -60,10 +63,15 @@ impl Fleet {
         loop {
             pause.tick().await;
             let room = self.relays[0].room(uid).await;
-            if room["desktop"]["connection"] == desktop.id() && room["mobile"]["connection"] == mobile.id() {
+            if room["desktop"]["connection"] == desktop.id()
+                && room["mobile"]["connection"] == mobile.id()
+            {
                 return;
             }
-            assert!(Instant::now() < deadline, "the slots are not whole again: {room}");
+            assert!(
+                Instant::now() < deadline,
+                "the slots are not whole again: {room}"
+            );
         }
     }
 }
@@ -71,7 +79,11 @@ impl Fleet {
 /// A v1 handshake as this device.
 pub fn v1(relay: &Relay, uid: &str, device: &str) -> Handshake {
     let token = Token::firebase(uid).sign();
-    relay.handshake().offer(&["duorelay.v1"]).bearer(&token).device(device)
+    relay
+        .handshake()
+        .offer(&["duorelay.v1"])
+        .bearer(&token)
+        .device(device)
 }
 
 /// A desktop on one instance and a mobile on another, who know of each other.
@@ -80,7 +92,10 @@ pub async fn pair(uid: &str, desktop: &Relay, mobile: &Relay) -> (Client, Client
     let mobile = v1(mobile, uid, "mobile").open_v1().await;
     assert_eq!(mobile.welcome["peer"], desktop.as_peer());
     let peer = desktop.expect_json("peer").await;
-    assert_eq!((&peer["connection"], &peer["state"]), (&mobile.welcome["connection"], &json!("connected")));
+    assert_eq!(
+        (&peer["connection"], &peer["state"]),
+        (&mobile.welcome["connection"], &json!("connected"))
+    );
     (desktop, mobile)
 }
 
@@ -115,6 +130,9 @@ pub async fn told(client: &mut Client, limit: Duration, kind: &str) -> Value {
 /// Resident memory of a process, in bytes (proc(5), `VmRSS`).
 pub fn resident(relay: &Relay) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", relay.id())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .unwrap();
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
 }
