@@ -12,8 +12,8 @@ use futures_util::future::{FutureExt as _, LocalBoxFuture, join_all};
 use tokio::time::{Instant, sleep, timeout};
 use uuid::Uuid;
 
-use crate::support::{LIMIT, RedisServer, within};
-use crate::world::{Heard, LEASE, QUEUE_BYTES, Worker, World, frame, run, user};
+use crate::support::{LIMIT, Proxy, RedisServer, within};
+use crate::world::{Heard, LEASE, QUEUE_BYTES, Worker, World, claimed, frame, run, user};
 
 const DESKTOP: Device = Device::Desktop;
 const MOBILE: Device = Device::Mobile;
@@ -252,6 +252,23 @@ async fn crosses_and_is_fresh(a: &Worker, ann: &UserId, b: &Worker, start: Insta
     }
     assert!(fresh > 0, "the newest frame is sent");
     assert!(reliable, "reliable frames wait");
+}
+
+#[test]
+fn a_claim_waits_until_its_lane_is_acknowledged() {
+    run(async {
+        let server = RedisServer::start().await;
+        let slow =
+            Proxy::start_slow(server.address(), b"SUBSCRIBE", Duration::from_millis(30)).await;
+        let world = World::at(slow.address());
+        let worker = world.attach().await;
+        for n in 0..5 {
+            let ann = user(&format!("ann{n}"));
+            let (holder, _) = worker.claim(&ann, DESKTOP, None).await;
+            let own = Heard::Lane(ann, DESKTOP, claimed(DESKTOP, &holder));
+            assert!(worker.has_heard(&own), "claimed before it was subscribed");
+        }
+    });
 }
 
 #[test]

@@ -153,6 +153,27 @@ pub async fn a_claims_own_message_is_handed_out_before_its_answer(world: &World)
     }
 }
 
+pub async fn behind_a_backlog_claims_still_hear_themselves_first(world: &World) {
+    let (a, b, ann) = (world.attach().await, world.attach().await, user("ann"));
+    a.claim(&ann, DESKTOP, None).await;
+    let (mobile, _) = b.claim(&ann, MOBILE, None).await;
+    let payload = vec![0x55; 60_000];
+    for round in 0..5 {
+        // What the subscriber has to read before it can subscribe more.
+        for _ in 0..30 {
+            b.publish(&ann, DESKTOP, frame(&mobile, &payload));
+        }
+        let users: Vec<_> = (0..20).map(|n| user(&format!("user{round}-{n}"))).collect();
+        let claims = users.iter().map(async |user| {
+            let (holder, _) = a.claim(user, DESKTOP, None).await;
+            let own = Heard::Lane(user.clone(), DESKTOP, claimed(DESKTOP, &holder));
+            assert!(a.has_heard(&own), "the answer came first");
+        });
+        join_all(claims).await;
+        a.take();
+    }
+}
+
 pub async fn a_release_frees_only_its_own_connections_slot(world: &World) {
     let (a, b, ann) = (world.attach().await, world.attach().await, user("ann"));
     let (mobile, _) = b.claim(&ann, MOBILE, None).await;

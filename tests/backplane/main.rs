@@ -48,6 +48,7 @@ suite! {
         a_claim_tells_whom_it_replaced_and_who_holds_the_other_slot,
         generations_grow_whatever_the_room_remembers,
         a_claims_own_message_is_handed_out_before_its_answer,
+        behind_a_backlog_claims_still_hear_themselves_first,
         a_release_frees_only_its_own_connections_slot,
         a_renewal_keeps_the_slot_and_extends_its_lease,
         a_renewal_puts_back_what_was_lost_and_says_so_on_both_lanes,

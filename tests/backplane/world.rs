@@ -266,6 +266,11 @@ impl Worker {
         self.log.heard.borrow_mut().drain(..).collect()
     }
 
+    /// True when this was heard and not taken yet.
+    pub fn has_heard(&self, this: &Heard) -> bool {
+        self.log.heard.borrow().contains(this)
+    }
+
     /// The next event.
     pub async fn next(&self) -> Heard {
         within(LIMIT, "an event", async {

@@ -305,15 +305,18 @@ async fn an_instance_behind_a_blocked_line_is_down_and_comes_back() {
 async fn a_connection_that_is_overwritten_during_a_break_is_told_after_it() {
     let redis = RedisServer::start().await;
     let proxy = Proxy::start(redis.address()).await;
-    let fleet = Fleet::start_with(
-        &[&redis.url(), &format!("redis://{}", proxy.address())],
-        |config| config,
-    )
-    .await;
+    // Three of them: what the fence has to keep out comes from one instance, the newer connection is on another.
+    let urls = [
+        redis.url(),
+        format!("redis://{}", proxy.address()),
+        redis.url(),
+    ];
+    let urls = [urls[0].as_str(), urls[1].as_str(), urls[2].as_str()];
+    let fleet = Fleet::start_with(&urls, |config| config).await;
     let (mut desktop, mut old) = pair("ann", &fleet.relays[0], &fleet.relays[1]).await;
     proxy.hold(true);
     told(&mut old, LIMIT, "backplane").await;
-    let mut new = v1(&fleet.relays[0], "ann", "mobile").open_v1().await;
+    let mut new = v1(&fleet.relays[2], "ann", "mobile").open_v1().await;
     assert_eq!(new.welcome["peer"], desktop.as_peer());
     // What the old one sends now is fenced off, whenever it arrives.
     old.send_frame(0x80, b"old").await;
@@ -327,6 +330,11 @@ async fn a_connection_that_is_overwritten_during_a_break_is_told_after_it() {
             other => panic!("{other:?}"),
         }
     }
+    // What the old one's instance had kept has left, and nothing of it has come.
+    fleet.relays[1]
+        .wait_for_metric("duorelay_backplane_publishes_total", &["heard"], 1.0)
+        .await;
+    desktop.sync().await;
     new.sync().await;
     fleet.wait_for_room("ann", &desktop, &new).await;
 }

@@ -1,6 +1,7 @@
 //! A TCP proxy between a relay and its Redis that can be slowed down.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -18,6 +19,11 @@ pub struct Proxy {
 impl Proxy {
     /// A proxy to `server`.
     pub async fn start(server: SocketAddr) -> Self {
+        Self::start_slow(server, b"", Duration::ZERO).await
+    }
+
+    /// A proxy to `server` on which everything behind a request with this word takes this much longer.
+    pub async fn start_slow(server: SocketAddr, word: &'static [u8], delay: Duration) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (held, hold) = watch::channel(false);
@@ -31,7 +37,7 @@ impl Proxy {
                     let (mut from_client, mut to_client) = client.into_split();
                     let (mut from_server, mut to_server) = server.into_split();
                     let forth = tokio::spawn(async move {
-                        tokio::io::copy(&mut from_client, &mut to_server).await
+                        forth(&mut from_client, &mut to_server, word, delay).await
                     });
                     back(&mut from_server, &mut to_client, hold).await;
                     forth.abort();
@@ -53,6 +59,24 @@ impl Proxy {
     /// Reads nothing more from the server, or goes on.
     pub fn hold(&self, held: bool) {
         self.held.send_replace(held);
+    }
+}
+
+async fn forth(
+    from: &mut (impl AsyncReadExt + Unpin),
+    to: &mut (impl AsyncWriteExt + Unpin),
+    word: &[u8],
+    delay: Duration,
+) {
+    let mut buffer = vec![0; 16 * 1024];
+    while let Ok(read @ 1..) = from.read(&mut buffer).await {
+        let request = &buffer[..read];
+        if !delay.is_zero() && request.windows(word.len()).any(|window| window == word) {
+            tokio::time::sleep(delay).await;
+        }
+        if to.write_all(request).await.is_err() {
+            return;
+        }
     }
 }
 
