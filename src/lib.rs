@@ -6,6 +6,7 @@ pub mod config;
 pub mod demo;
 pub mod edge;
 pub mod hub;
+pub mod loadtest;
 pub mod metrics;
 pub mod relay;
 pub mod server;

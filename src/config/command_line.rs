@@ -8,7 +8,9 @@ use clap::builder::Styles;
 use clap::builder::styling::AnsiColor;
 use clap::{Arg, ArgAction, ArgMatches};
 
+use super::loadtest::{self, LoadOptions};
 use super::table::{ALL, Fallback, Setting};
+use super::Mistake;
 
 /// The commands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,13 +21,22 @@ pub(super) enum Name {
     Demo,
 }
 
+/// A command line that was understood.
+#[derive(Debug)]
+pub(super) enum Parsed {
+    /// A command whose settings come from the environment, too.
+    Settings(Name, Flags),
+    /// The load tester.
+    Loadtest(Result<Box<LoadOptions>, Vec<Mistake>>),
+}
+
 /// Values of flags, by their setting's variable.
 pub(super) type Flags = BTreeMap<&'static str, String>;
 
 /// Which command is asked for, and its flags.
 pub(super) fn parse(
     arguments: impl IntoIterator<Item = OsString>,
-) -> Result<(Name, Flags), clap::Error> {
+) -> Result<Parsed, clap::Error> {
     let mut arguments: Vec<OsString> = arguments.into_iter().collect();
     let first = arguments
         .get(1)
@@ -36,12 +47,13 @@ pub(super) fn parse(
     }
     let matches = program().try_get_matches_from(arguments)?;
     Ok(match matches.subcommand() {
-        Some(("demo", given)) => (
+        Some(("loadtest", given)) => Parsed::Loadtest(loadtest::read(given).map(Box::new)),
+        Some(("demo", given)) => Parsed::Settings(
             Name::Demo,
             flags(given, ALL.iter().filter(|s| s.group.is_for_demo())),
         ),
-        Some((_, given)) => (Name::Serve, flags(given, ALL.iter())),
-        None => (Name::Serve, Flags::new()),
+        Some((_, given)) => Parsed::Settings(Name::Serve, flags(given, ALL.iter())),
+        None => Parsed::Settings(Name::Serve, Flags::new()),
     })
 }
 
@@ -78,6 +90,7 @@ pub(super) fn program() -> clap::Command {
                 .about("Try it out: one instance with its own sign-in and a page for desktop and phone")
                 .after_help("For development only: anyone who reaches the port can sign in."),
         )
+        .subcommand(loadtest::command())
 }
 
 fn command(name: &'static str, settings: impl Iterator<Item = &'static Setting>) -> clap::Command {

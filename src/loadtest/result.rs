@@ -1,0 +1,228 @@
+//! From counts and readings to figures.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::tally::{Tally, Times};
+use super::watch::Reading;
+use crate::config::{Assertion, LoadOptions, Scenario};
+
+/// Seconds that are kept whole until every thread has told of them.
+const OPEN: usize = 4;
+
+/// One second of the measurement.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Point {
+    /// Since the measurement began.
+    pub(super) second: u64,
+    /// Frames.
+    pub(super) sent: u64,
+    /// Frames.
+    pub(super) delivered: u64,
+    /// Volatile frames, at least 0.
+    pub(super) superseded: u64,
+    /// Reliable frames, at least 0.
+    pub(super) lost: u64,
+    /// Handshakes.
+    pub(super) welcomed: u64,
+    /// Seconds; absent when nothing arrived. Handshakes' in a storm, takeovers' where they are what is done.
+    pub(super) p50: Option<f64>,
+    /// As before.
+    pub(super) p99: Option<f64>,
+    /// As before.
+    pub(super) max: Option<f64>,
+}
+
+/// Everything counted so far.
+#[derive(Debug, Default)]
+pub(super) struct Results {
+    /// All together.
+    pub(super) total: Tally,
+    /// The measured seconds that are complete.
+    pub(super) points: Vec<Point>,
+    open: BTreeMap<u64, Tally>,
+    /// Connections open at the same time, at most.
+    pub(super) peak: i64,
+    /// Latencies of the last tenth.
+    tail: Times,
+    /// Readings of the measured time: seconds since its begin.
+    pub(super) readings: Vec<(f64, Reading)>,
+    /// Before anything connected.
+    pub(super) before: Reading,
+}
+
+fn clamp(count: i64) -> u64 {
+    u64::try_from(count).unwrap_or(0)
+}
+
+/// What is timed in a scenario.
+pub(super) fn timed(scenario: Scenario, tally: &Tally) -> &Times {
+    match scenario {
+        Scenario::Stream | Scenario::Slow | Scenario::Rolling => &tally.latency,
+        Scenario::Idle | Scenario::Storm => &tally.handshake,
+        Scenario::Overwrite => &tally.told,
+    }
+}
+
+impl Results {
+    /// Nothing yet but a first reading.
+    pub(super) fn after(before: Reading) -> Self {
+        Self { before, ..Self::default() }
+    }
+
+    /// Takes what a thread counted before the measurement.
+    pub(super) fn before(&mut self, tally: &Tally) {
+        self.total.add(tally);
+        self.peak = self.peak.max(self.total.connected);
+    }
+
+    /// Takes what a thread counted in a second.
+    pub(super) fn second(&mut self, second: u64, tally: &Tally, options: &LoadOptions) {
+        self.before(tally);
+        if second >= tail_from(options.duration) {
+            self.tail.add(&tally.latency);
+        }
+        self.open.entry(second).or_default().add(tally);
+        while self.open.len() > OPEN {
+            self.complete(options.scenario);
+        }
+    }
+
+    fn complete(&mut self, scenario: Scenario) {
+        let Some((second, tally)) = self.open.pop_first() else { return };
+        let times = timed(scenario, &tally);
+        self.points.push(Point {
+            second,
+            sent: tally.sent,
+            delivered: tally.delivered,
+            superseded: clamp(tally.superseded),
+            lost: clamp(tally.lost),
+            welcomed: tally.welcomed,
+            p50: times.quantile(0.5),
+            p99: times.quantile(0.99),
+            max: times.max(),
+        });
+    }
+
+    /// The newest second that has begun, for the progress bar.
+    pub(super) fn latest(&self) -> Option<&Tally> {
+        self.open.last_key_value().map(|(_, tally)| tally)
+    }
+
+    /// No more will come.
+    pub(super) fn finish(&mut self, scenario: Scenario) {
+        while !self.open.is_empty() {
+            self.complete(scenario);
+        }
+    }
+
+    /// Every figure that this run has; times in seconds.
+    pub(super) fn figures(&self, options: &LoadOptions, measured: Duration) -> BTreeMap<&'static str, f64> {
+        let mut figures = BTreeMap::new();
+        let mut set = |name, value: Option<f64>| {
+            if let Some(value) = value {
+                figures.insert(name, value);
+            }
+        };
+        let total = &self.total;
+        let count = |count: u64| {
+            #[expect(clippy::cast_precision_loss, reason = "counts are below 2^52")]
+            let count = count as f64;
+            count
+        };
+        let streams = options.scenario.streams();
+        let delivered = count(total.delivered);
+        let welcomed_meanwhile = count(self.points.iter().map(|point| point.welcomed).sum());
+        if streams {
+            set("p50", total.latency.quantile(0.5));
+            set("p90", total.latency.quantile(0.9));
+            set("p99", total.latency.quantile(0.99));
+            set("p999", total.latency.quantile(0.999));
+            set("max", total.latency.max());
+            set("mean", total.latency.mean());
+            set("age_end_p99", self.tail.quantile(0.99));
+            set("lag_p99", total.lag.quantile(0.99));
+            set("sent", Some(count(total.sent)));
+            set("delivered", Some(delivered));
+            set("rate", Some(delivered / measured.as_secs_f64().max(1e-9)));
+            set("superseded", Some(count(clamp(total.superseded))));
+            set("lost", Some(count(clamp(total.lost))));
+            set("out_of_order", Some(count(total.out_of_order)));
+            set("duplicates", Some(count(total.duplicates)));
+            set("wrong_user", Some(count(total.wrong_user)));
+            set("unsent", Some(count(total.unsent)));
+            set("silence", total.silence.max());
+        }
+        set("connected", Some(count(clamp(self.peak))));
+        set("welcomed", Some(count(total.welcomed)));
+        set("refused", Some(count(total.refused.values().sum())));
+        set("failed", Some(count(total.failed.values().sum())));
+        set("reconnects", Some(count(total.reconnects)));
+        set("handshake_p50", total.handshake.quantile(0.5));
+        set("handshake_p99", total.handshake.quantile(0.99));
+        if options.scenario == Scenario::Overwrite {
+            let [none, one, both] = total.left;
+            set("told_p50", total.told.quantile(0.5));
+            set("told_p99", total.told.quantile(0.99));
+            set("none_left", Some(count(none)));
+            set("one_left", Some(count(one)));
+            set("both_left", Some(count(both)));
+        }
+        let (first, last) = (self.readings.first(), self.readings.last());
+        if let (Some((_, first)), Some((_, last))) = (first, last) {
+            let cpu = last.sum(|instance| instance.cpu).zip(first.sum(|instance| instance.cpu));
+            let cpu = cpu.map(|(last, first)| last - first);
+            let each = |whole: Option<f64>, count: f64| whole.filter(|_| count > 0.0).map(|whole| whole / count);
+            let redis = last.redis.as_ref().zip(first.redis.as_ref());
+            if streams {
+                set("cpu_per_frame", each(cpu, delivered));
+                set("redis_cpu_per_frame", each(redis.map(|(last, first)| last.cpu - first.cpu), delivered));
+                let commands = redis.map(|(last, first)| last.commands - first.commands);
+                set("redis_commands_per_frame", each(commands, delivered));
+            }
+            if options.scenario == Scenario::Storm {
+                set("cpu_per_handshake", each(cpu, welcomed_meanwhile));
+            }
+            let grown = last.sum(|instance| instance.rss).zip(self.before.sum(|instance| instance.rss));
+            let opened = last.sum(|instance| instance.connections).zip(self.before.sum(|instance| instance.connections));
+            if let (Some((rss, rss_before)), Some((open, open_before))) = (grown, opened)
+                && open > open_before
+            {
+                set("rss_per_connection", Some((rss - rss_before) / (open - open_before)));
+            }
+        }
+        let largest = self.readings.iter().filter_map(|(_, reading)| reading.sum(|instance| instance.rss));
+        set("rss", largest.reduce(f64::max));
+        figures
+    }
+}
+
+/// The first second of the last tenth; at least one second.
+fn tail_from(duration: Duration) -> u64 {
+    let seconds = duration.as_secs();
+    seconds - seconds.div_ceil(10).max(1).min(seconds)
+}
+
+/// What became of a demand.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Verdict {
+    /// As it was written.
+    pub(super) demand: String,
+    /// What was measured; absent when this run has no such figure.
+    pub(super) value: Option<f64>,
+    /// A demand on a figure that was not measured is broken.
+    pub(super) holds: bool,
+}
+
+/// Judges every demand.
+pub(super) fn judge(assertions: &[Assertion], figures: &BTreeMap<&'static str, f64>) -> Vec<Verdict> {
+    let judge = |assertion: &Assertion| {
+        let value = figures.get(assertion.figure.name).copied();
+        Verdict {
+            demand: assertion.to_string(),
+            value,
+            holds: value.is_some_and(|value| assertion.holds(value)),
+        }
+    };
+    assertions.iter().map(judge).collect()
+}
