@@ -38,12 +38,15 @@ fn run(command: Command) -> Result<ExitCode, Box<dyn Error>> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    runtime.block_on(async {
+    let result = runtime.block_on(async {
         match command {
             Command::Serve(config) => server::run(*config).await?,
             Command::Demo(options) => demo::run(*options).await?,
             Command::Loadtest(options) => return Ok(loadtest::main(*options).await),
         }
         Ok(ExitCode::SUCCESS)
-    })
+    });
+    // Whatever still runs in the background is not waited for: all that matters has ended.
+    runtime.shutdown_background();
+    result
 }

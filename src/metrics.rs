@@ -2,6 +2,8 @@
 //!
 //! No label holds a uid, a token or an address.
 
+mod process;
+
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -120,7 +122,7 @@ const BUCKETS: [f64; 14] = [
     0.1,
     0.25,
     1.0,
-    f64::MAX,
+    f64::INFINITY,
 ];
 
 /// A histogram of durations that takes no lock: the library's own takes one, and this one is on the
@@ -201,7 +203,9 @@ pub struct Metrics {
 
 impl Default for Metrics {
     fn default() -> Self {
-        let mut registry = Registry::with_prefix("duorelay");
+        let mut root = Registry::default();
+        root.register_collector(Box::new(process::Process));
+        let registry = root.sub_registry_with_prefix("duorelay");
         let frames: Family<FrameLabels, Counter> = Family::default();
         let frame = |lane, path| {
             let labels = FrameLabels {
@@ -283,7 +287,7 @@ impl Default for Metrics {
             metrics.backplane_gaps.clone(),
         );
         Self {
-            registry: RwLock::new(registry),
+            registry: RwLock::new(root),
             ..metrics
         }
     }
@@ -366,5 +370,23 @@ impl Metrics {
             0
         };
         self.closes.get_or_create(&CodeLabel { code }).inc();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpu_and_memory_of_the_process_stand_beside_our_own_metrics() {
+        let text = Metrics::default().encode();
+        let value = |name: &str| -> f64 {
+            let line = text.lines().find(|line| line.starts_with(name)).unwrap();
+            line.rsplit(' ').next().unwrap().parse().unwrap()
+        };
+        assert!(value("process_cpu_seconds_total ") > 0.0, "{text}");
+        assert!(value("process_resident_memory_bytes ") > 1e6, "{text}");
+        assert_eq!(value("duorelay_backplane_up "), 0.0);
+        assert!(text.ends_with("# EOF\n"));
     }
 }

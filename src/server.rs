@@ -52,8 +52,10 @@ pub enum ServerError {
     System(#[from] io::Error),
 }
 
-/// After the drain's end, what is left to say goodbye and to release.
-const STOP_LIMIT: Duration = Duration::from_millis(1500);
+/// After the drain's end, what is left to say goodbye.
+const GOODBYE_LIMIT: Duration = Duration::from_millis(1200);
+/// What is left after that to release slots and to let the backplane go.
+const STOP_LIMIT: Duration = Duration::from_millis(600);
 /// How often a drain looks whether anybody is left.
 const DRAIN_TICK: Duration = Duration::from_millis(50);
 /// How often the gate forgets addresses.
@@ -177,7 +179,9 @@ pub async fn serve(
     serving.abort();
     admin_serving.abort();
     sweeping.abort();
-    to_workers.tell_all(|| Command::Stop).await;
+    let stopping = tokio::time::timeout(STOP_LIMIT, to_workers.tell_all(|| Command::Stop));
+    // A worker that does not listen is not waited for.
+    let _ = stopping.await;
     drop(to_workers);
     // The threads end once their backplane has let go; waiting for them must not block this runtime.
     let joined = tokio::task::spawn_blocking(move || workers.into_iter().for_each(Worker::join));
@@ -207,7 +211,7 @@ async fn backplane(
     redis::check(&fred).await?;
     let readiness = Readiness::new(config.workers);
     let settings = RedisSettings {
-        config: fred,
+        template: redis::template(&fred)?,
         prefix: settings.prefix.clone(),
         lease: config.times.lease,
         queue_bytes: config.limits.queue_bytes,
@@ -216,12 +220,8 @@ async fn backplane(
         readiness: readiness.clone(),
         metrics: Arc::clone(metrics),
     };
-    // The clients are built once here, so that nothing is left to fail on a worker's thread.
     let make = move |worker, sink: Sink| -> Rc<dyn Backplane> {
-        match Redis::start(settings.clone(), worker, sink) {
-            Ok(redis) => redis,
-            Err(error) => unreachable!("the same configuration has just connected: {error}"),
-        }
+        Redis::start(settings.clone(), worker, sink)
     };
     Ok((Arc::new(make), readiness))
 }
@@ -237,7 +237,7 @@ async fn drain(gate: &Gate, workers: &Workers, delay: Duration, drain: Duration)
     workers.tell_all(|| Command::Drain(deadline)).await;
     let mut ticks = tokio::time::interval(DRAIN_TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    while gate.connections() > 0 && Instant::now() < deadline + STOP_LIMIT {
+    while gate.connections() > 0 && Instant::now() < deadline + GOODBYE_LIMIT {
         ticks.tick().await;
     }
 }

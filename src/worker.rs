@@ -168,11 +168,11 @@ async fn renew(hub: Rc<Hub>) {
 async fn connect(hub: Rc<Hub>, settings: Rc<SocketSettings>, join: Box<Join>) {
     let Join {
         joining,
+        identity,
         admission,
         answer,
         socket,
     } = *join;
-    let expires_at = joining.expires_at;
     let connection = ConnectionId(Uuid::now_v7());
     let seat = match hub.join(joining, connection).await {
         Ok(seat) => seat,
@@ -196,7 +196,7 @@ async fn connect(hub: Rc<Hub>, settings: Rc<SocketSettings>, join: Box<Join>) {
     let Ok(stream) = stream.arrive() else {
         return give_up(&seat);
     };
-    let socket = Socket::new(hub, seat, settings, stream, &early, expires_at);
+    let socket = Socket::new(hub, seat, settings, stream, &early, identity);
     tokio::task::spawn_local(async move {
         socket.run().await;
         drop(admission);

@@ -186,6 +186,12 @@ impl Verifier {
         Ok(identity)
     }
 
+    /// True when sessions are checked for revocation.
+    #[must_use]
+    pub fn checks_revocation(&self) -> bool {
+        self.inner.revocation.is_some()
+    }
+
     /// Does this session still stand? Always, where no revocation check is configured.
     ///
     /// # Errors

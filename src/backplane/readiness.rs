@@ -1,7 +1,7 @@
 //! Whether this instance's way to the others works, as its balancer is told.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// A worker whose last probe is older than this is not ready.
@@ -16,6 +16,7 @@ struct Inner {
     start: Instant,
     /// Nanoseconds since `start`; 0 until the first probe.
     probes: Box<[AtomicU64]>,
+    up: Box<[AtomicBool]>,
     always: bool,
 }
 
@@ -24,9 +25,11 @@ impl Readiness {
     #[must_use]
     pub fn new(workers: usize) -> Self {
         let probes = (0..workers).map(|_| AtomicU64::new(0)).collect();
+        let up = (0..workers).map(|_| AtomicBool::new(false)).collect();
         Self(Arc::new(Inner {
             start: Instant::now(),
             probes,
+            up,
             always: false,
         }))
     }
@@ -37,6 +40,7 @@ impl Readiness {
         Self(Arc::new(Inner {
             start: Instant::now(),
             probes: Box::default(),
+            up: Box::default(),
             always: true,
         }))
     }
@@ -52,6 +56,15 @@ impl Readiness {
         if let Some(probe) = self.0.probes.get(worker) {
             probe.store(self.elapsed_ns().max(1), Ordering::Release);
         }
+    }
+
+    /// A worker's backplane is up, or down; returns whether every worker's is up.
+    #[must_use]
+    pub fn set_up(&self, worker: usize, is_up: bool) -> bool {
+        if let Some(up) = self.0.up.get(worker) {
+            up.store(is_up, Ordering::Release);
+        }
+        self.0.up.iter().all(|up| up.load(Ordering::Acquire))
     }
 
     /// True when all probes are back and none is missing since.

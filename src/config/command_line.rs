@@ -8,9 +8,9 @@ use clap::builder::Styles;
 use clap::builder::styling::AnsiColor;
 use clap::{Arg, ArgAction, ArgMatches};
 
+use super::Mistake;
 use super::loadtest::{self, LoadOptions};
 use super::table::{ALL, Fallback, Setting};
-use super::Mistake;
 
 /// The commands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,9 +34,7 @@ pub(super) enum Parsed {
 pub(super) type Flags = BTreeMap<&'static str, String>;
 
 /// Which command is asked for, and its flags.
-pub(super) fn parse(
-    arguments: impl IntoIterator<Item = OsString>,
-) -> Result<Parsed, clap::Error> {
+pub(super) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Parsed, clap::Error> {
     let mut arguments: Vec<OsString> = arguments.into_iter().collect();
     let first = arguments
         .get(1)

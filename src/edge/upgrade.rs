@@ -75,15 +75,17 @@ async fn accept(edge: &Edge, request: &mut Request) -> Result<Response, Refusal>
         label: label_of(&identity),
         expires_at: identity.expires_at,
     };
+    let user = identity.user.clone();
     let join = Join {
         joining,
+        identity,
         admission,
         answer,
         socket: comes,
     };
     if !edge
         .workers
-        .send(&identity.user, Command::Join(Box::new(join)))
+        .send(&user, Command::Join(Box::new(join)))
         .await
     {
         return Err(Refusal::Full);

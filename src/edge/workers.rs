@@ -10,6 +10,7 @@ use tokio::time::timeout;
 
 use super::limits::Admission;
 use super::stream::MovingStream;
+use crate::auth::Identity;
 use crate::hub::{CALL_LIMIT, InstanceInfo, Joining, RoomSnapshot};
 use crate::relay::ids::{Device, UserId};
 use crate::relay::refusal::Refusal;
@@ -31,6 +32,8 @@ pub struct Moving {
 pub struct Join {
     /// Who, and which slot.
     pub joining: Joining,
+    /// By which token.
+    pub identity: Identity,
     /// Its place among the connections of this instance.
     pub admission: Admission,
     /// Gets the answer to the handshake.

@@ -11,7 +11,7 @@ pub(super) use crate::backplane::CALL_LIMIT;
 use crate::backplane::Renewal;
 use crate::relay::ids::{ConnectionId, Device};
 use crate::relay::protocol::{BackplaneState, Protocol, ServerMessage};
-use crate::relay::record::{Claim, ClaimOutcome, Claimed};
+use crate::relay::record::{Claim, ClaimOutcome, Claimed, Renewed};
 use crate::relay::refusal::Refusal;
 use crate::relay::room::Left;
 
@@ -45,6 +45,7 @@ impl Hub {
             outbox: RefCell::default(),
             waker: RefCell::default(),
             renew_at: Cell::new(Instant::now() + self.settings.lease),
+            other_missing: Cell::new(None),
             drain: Cell::new(None),
         });
         let known = {
@@ -239,6 +240,9 @@ impl Hub {
         for ((seat, known), renewed) in asked.into_iter().zip(answers) {
             // Without an answer the lease goes on until the next try.
             let Ok(renewed) = renewed else { continue };
+            if self.may_come_back(&seat, &renewed) {
+                continue;
+            }
             let mut effects = Vec::new();
             seat.room.borrow_mut().on_renewed(
                 seat.device,
@@ -250,6 +254,21 @@ impl Hub {
             self.apply(effects);
             self.settle(&seat);
         }
+    }
+
+    /// After a break, or when Redis has lost its data, the other slot may only not have been renewed yet:
+    /// that nobody holds it is believed once its holder has had the time, two thirds of a lease.
+    fn may_come_back(&self, seat: &Seat, renewed: &Renewed) -> bool {
+        let is_missing = matches!(renewed, Renewed::Kept { other: None })
+            && seat.room.borrow().visible(seat.device.other()).is_some();
+        if !is_missing {
+            seat.other_missing.set(None);
+            return false;
+        }
+        let now = Instant::now();
+        let since = seat.other_missing.get().unwrap_or(now);
+        seat.other_missing.set(Some(since));
+        now.duration_since(since) < self.settings.lease * 2 / 3
     }
 
     /// This instance is leaving: connections come back elsewhere, spread evenly with jitter until

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::tally::{Tally, Times};
 use super::watch::Reading;
-use crate::config::{Assertion, LoadOptions, Scenario};
+use crate::config::{Assertion, LoadOptions, Scenario, Unit};
 
 /// Seconds that are kept whole until every thread has told of them.
 const OPEN: usize = 4;
@@ -67,7 +67,10 @@ pub(super) fn timed(scenario: Scenario, tally: &Tally) -> &Times {
 impl Results {
     /// Nothing yet but a first reading.
     pub(super) fn after(before: Reading) -> Self {
-        Self { before, ..Self::default() }
+        Self {
+            before,
+            ..Self::default()
+        }
     }
 
     /// Takes what a thread counted before the measurement.
@@ -89,7 +92,9 @@ impl Results {
     }
 
     fn complete(&mut self, scenario: Scenario) {
-        let Some((second, tally)) = self.open.pop_first() else { return };
+        let Some((second, tally)) = self.open.pop_first() else {
+            return;
+        };
         let times = timed(scenario, &tally);
         self.points.push(Point {
             second,
@@ -117,7 +122,11 @@ impl Results {
     }
 
     /// Every figure that this run has; times in seconds.
-    pub(super) fn figures(&self, options: &LoadOptions, measured: Duration) -> BTreeMap<&'static str, f64> {
+    pub(super) fn figures(
+        &self,
+        options: &LoadOptions,
+        measured: Duration,
+    ) -> BTreeMap<&'static str, f64> {
         let mut figures = BTreeMap::new();
         let mut set = |name, value: Option<f64>| {
             if let Some(value) = value {
@@ -170,28 +179,45 @@ impl Results {
         }
         let (first, last) = (self.readings.first(), self.readings.last());
         if let (Some((_, first)), Some((_, last))) = (first, last) {
-            let cpu = last.sum(|instance| instance.cpu).zip(first.sum(|instance| instance.cpu));
+            let cpu = last
+                .sum(|instance| instance.cpu)
+                .zip(first.sum(|instance| instance.cpu));
             let cpu = cpu.map(|(last, first)| last - first);
-            let each = |whole: Option<f64>, count: f64| whole.filter(|_| count > 0.0).map(|whole| whole / count);
+            let each = |whole: Option<f64>, count: f64| {
+                whole.filter(|_| count > 0.0).map(|whole| whole / count)
+            };
             let redis = last.redis.as_ref().zip(first.redis.as_ref());
             if streams {
                 set("cpu_per_frame", each(cpu, delivered));
-                set("redis_cpu_per_frame", each(redis.map(|(last, first)| last.cpu - first.cpu), delivered));
+                set(
+                    "redis_cpu_per_frame",
+                    each(redis.map(|(last, first)| last.cpu - first.cpu), delivered),
+                );
                 let commands = redis.map(|(last, first)| last.commands - first.commands);
                 set("redis_commands_per_frame", each(commands, delivered));
             }
             if options.scenario == Scenario::Storm {
                 set("cpu_per_handshake", each(cpu, welcomed_meanwhile));
             }
-            let grown = last.sum(|instance| instance.rss).zip(self.before.sum(|instance| instance.rss));
-            let opened = last.sum(|instance| instance.connections).zip(self.before.sum(|instance| instance.connections));
+            let grown = last
+                .sum(|instance| instance.rss)
+                .zip(self.before.sum(|instance| instance.rss));
+            let opened = last
+                .sum(|instance| Some(instance.connections))
+                .zip(self.before.sum(|instance| Some(instance.connections)));
             if let (Some((rss, rss_before)), Some((open, open_before))) = (grown, opened)
                 && open > open_before
             {
-                set("rss_per_connection", Some((rss - rss_before) / (open - open_before)));
+                set(
+                    "rss_per_connection",
+                    Some((rss - rss_before) / (open - open_before)),
+                );
             }
         }
-        let largest = self.readings.iter().filter_map(|(_, reading)| reading.sum(|instance| instance.rss));
+        let largest = self
+            .readings
+            .iter()
+            .filter_map(|(_, reading)| reading.sum(|instance| instance.rss));
         set("rss", largest.reduce(f64::max));
         figures
     }
@@ -208,6 +234,8 @@ fn tail_from(duration: Duration) -> u64 {
 pub(super) struct Verdict {
     /// As it was written.
     pub(super) demand: String,
+    /// Of the figure.
+    pub(super) unit: Unit,
     /// What was measured; absent when this run has no such figure.
     pub(super) value: Option<f64>,
     /// A demand on a figure that was not measured is broken.
@@ -215,14 +243,149 @@ pub(super) struct Verdict {
 }
 
 /// Judges every demand.
-pub(super) fn judge(assertions: &[Assertion], figures: &BTreeMap<&'static str, f64>) -> Vec<Verdict> {
+pub(super) fn judge(
+    assertions: &[Assertion],
+    figures: &BTreeMap<&'static str, f64>,
+) -> Vec<Verdict> {
     let judge = |assertion: &Assertion| {
         let value = figures.get(assertion.figure.name).copied();
         Verdict {
             demand: assertion.to_string(),
+            unit: assertion.figure.unit,
             value,
             holds: value.is_some_and(|value| assertion.holds(value)),
         }
     };
     assertions.iter().map(judge).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::loadtest::watch::{Instance, RedisState};
+
+    #[test]
+    fn the_last_tenth_is_at_least_a_second() {
+        for (seconds, from) in [
+            (0, 0),
+            (1, 0),
+            (3, 2),
+            (10, 9),
+            (20, 18),
+            (40, 36),
+            (45, 40),
+        ] {
+            assert_eq!(tail_from(Duration::from_secs(seconds)), from);
+        }
+    }
+
+    #[test]
+    fn a_demand_on_what_was_not_measured_is_broken() {
+        let demands: Vec<_> = ["lost=0", "told_p99<1s", "lost>0"]
+            .map(|text| Assertion::parse(text).unwrap())
+            .into();
+        let verdicts = judge(&demands, &[("lost", 0.0)].into());
+        let short: Vec<_> = verdicts
+            .iter()
+            .map(|verdict| (verdict.value, verdict.holds))
+            .collect();
+        assert_eq!(
+            short,
+            [(Some(0.0), true), (None, false), (Some(0.0), false)]
+        );
+    }
+
+    fn reading(cpu: f64, rss: f64, connections: f64) -> Reading {
+        Reading {
+            instances: vec![
+                Some(Instance {
+                    cpu: Some(cpu),
+                    rss: Some(rss),
+                    connections,
+                    ..Instance::default()
+                });
+                2
+            ],
+            redis: Some(RedisState {
+                cpu: cpu / 2.0,
+                commands: cpu * 100.0,
+                memory: 1.0,
+            }),
+        }
+    }
+
+    fn options() -> LoadOptions {
+        let arguments = ["duorelay", "loadtest", "--duration", "10s"].map(Into::into);
+        let machine = crate::config::Machine {
+            terminal: false,
+            cores: 1,
+            ipv6: false,
+        };
+        match crate::config::load(arguments, [], machine).unwrap().command {
+            crate::config::Command::Loadtest(options) => *options,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn costs_are_those_between_the_first_and_the_last_reading() {
+        let options = options();
+        let mut results = Results::after(reading(0.0, 10e6, 0.0));
+        results.before(&Tally {
+            connected: 100,
+            welcomed: 100,
+            ..Tally::default()
+        });
+        let mut second = Tally {
+            sent: 1000,
+            delivered: 900,
+            superseded: 100,
+            ..Tally::default()
+        };
+        second.latency.record(Duration::from_millis(2));
+        for at in [0, 1, 9] {
+            results.second(at, &second, &options);
+        }
+        results.readings = vec![
+            (0.0, reading(1.0, 11e6, 100.0)),
+            (10.0, reading(2.35, 12e6, 100.0)),
+        ];
+        results.finish(options.scenario);
+        let figures = results.figures(&options, options.duration);
+        let near = |name, wanted: f64| {
+            let value: f64 = figures[name];
+            assert!(
+                (value - wanted).abs() < wanted.abs() * 1e-3 + 1e-12,
+                "{name}: {value} {wanted}"
+            );
+        };
+        near("delivered", 2700.0);
+        near("superseded", 300.0);
+        near("rate", 270.0);
+        near("cpu_per_frame", 2.7 / 2700.0);
+        near("redis_cpu_per_frame", 0.675 / 2700.0);
+        near("redis_commands_per_frame", 135.0 / 2700.0);
+        near("rss_per_connection", 4e6 / 200.0);
+        near("rss", 24e6);
+        near("connected", 100.0);
+        near("p50", 0.002);
+        near("age_end_p99", 0.002);
+        assert!(!figures.contains_key("told_p99"));
+        let seconds: Vec<_> = results
+            .points
+            .iter()
+            .map(|point| (point.second, point.delivered))
+            .collect();
+        assert_eq!(seconds, [(0, 900), (1, 900), (9, 900)]);
+    }
+
+    #[test]
+    fn without_metrics_there_are_no_costs() {
+        let options = options();
+        let results = Results::default();
+        let figures = results.figures(&options, Duration::ZERO);
+        for name in ["cpu_per_frame", "rss", "rss_per_connection", "p50"] {
+            assert!(!figures.contains_key(name), "{name}");
+        }
+    }
 }

@@ -29,19 +29,29 @@ pub(super) enum Stream {
 }
 
 impl Stream {
-    pub(super) fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    pub(super) fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         match self {
             Self::Plain(stream) => Pin::new(stream).poll_read(cx, buffer),
             Self::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
         }
     }
 
-    pub(super) fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    pub(super) fn poll_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         match self {
             // Not through the runtime's budget: the pacer writes to many sockets in one turn, and a budget
             // that is used up would look like a full socket.
             Self::Plain(stream) => match stream.try_write(bytes) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Pin::new(stream).poll_write(cx, bytes),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    Pin::new(stream).poll_write(cx, bytes)
+                }
                 result => Poll::Ready(result),
             },
             Self::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
@@ -89,7 +99,11 @@ impl Throttle {
             self.budget = (self.budget + since * self.bytes_per_second).min(burst);
             self.filled = now;
             if self.budget >= PACKET {
-                #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "small and positive")]
+                #[expect(
+                    clippy::cast_possible_truncation,
+                    clippy::cast_sign_loss,
+                    reason = "small and positive"
+                )]
                 return Poll::Ready(self.budget as usize);
             }
             let wait = Duration::from_secs_f64((PACKET - self.budget) / self.bytes_per_second);
@@ -182,7 +196,11 @@ impl Socket {
             .max_write_buffer_size(WRITE_LIMIT);
         let codec = WebSocketContext::from_partially_read(early, Role::Client, Some(config));
         Self {
-            io: RefCell::new(Io { stream, codec, throttle }),
+            io: RefCell::new(Io {
+                stream,
+                codec,
+                throttle,
+            }),
             reader: RefCell::new(None),
             blocked: Cell::new(false),
         }
@@ -197,8 +215,14 @@ impl Socket {
         let Io { stream, codec, .. } = &mut *io;
         // The reader is woken instead, as only it may wait on the stream.
         let mut cx = Context::from_waker(Waker::noop());
-        let mut stream = Blocking { stream, throttle: None, cx: &mut cx };
-        let result = codec.write(&mut stream, message).and_then(|()| codec.flush(&mut stream));
+        let mut stream = Blocking {
+            stream,
+            throttle: None,
+            cx: &mut cx,
+        };
+        let result = codec
+            .write(&mut stream, message)
+            .and_then(|()| codec.flush(&mut stream));
         match result {
             Ok(()) => Ok(()),
             Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -221,7 +245,10 @@ impl Socket {
 
     /// Says goodbye; the answer is read like any other message.
     pub(super) fn close(&self) {
-        let frame = CloseFrame { code: CloseCode::Normal, reason: "".into() };
+        let frame = CloseFrame {
+            code: CloseCode::Normal,
+            reason: "".into(),
+        };
         // Already closed is as good.
         let _ = self.send(Message::Close(Some(frame)));
     }
@@ -234,13 +261,24 @@ impl Socket {
     fn poll_receive(&self, cx: &mut Context<'_>) -> Poll<Result<Message, Ended>> {
         {
             let mut reader = self.reader.borrow_mut();
-            if !reader.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            if !reader
+                .as_ref()
+                .is_some_and(|waker| waker.will_wake(cx.waker()))
+            {
                 *reader = Some(cx.waker().clone());
             }
         }
         let mut io = self.io.borrow_mut();
-        let Io { stream, codec, throttle } = &mut *io;
-        let mut stream = Blocking { stream, throttle: throttle.as_mut(), cx };
+        let Io {
+            stream,
+            codec,
+            throttle,
+        } = &mut *io;
+        let mut stream = Blocking {
+            stream,
+            throttle: throttle.as_mut(),
+            cx,
+        };
         if self.blocked.replace(false)
             && let Err(Error::Io(error)) = codec.flush(&mut stream)
             && error.kind() == io::ErrorKind::WouldBlock
@@ -256,8 +294,12 @@ impl Socket {
                     return Poll::Ready(Err(Ended { code }));
                 }
                 Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)) => {}
-                Ok(message @ (Message::Text(_) | Message::Binary(_))) => return Poll::Ready(Ok(message)),
-                Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => return Poll::Pending,
+                Ok(message @ (Message::Text(_) | Message::Binary(_))) => {
+                    return Poll::Ready(Ok(message));
+                }
+                Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return Poll::Pending;
+                }
                 Err(_) => return Poll::Ready(Err(Ended { code: 1006 })),
             }
         }

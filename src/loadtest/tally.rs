@@ -22,7 +22,9 @@ impl Times {
 
     fn histogram(&mut self) -> Option<&mut Histogram<u64>> {
         if self.0.is_none() {
-            self.0 = Histogram::new_with_bounds(1, Self::LONGEST_US, 3).ok().map(Box::new);
+            self.0 = Histogram::new_with_bounds(1, Self::LONGEST_US, 3)
+                .ok()
+                .map(Box::new);
         }
         self.0.as_deref_mut()
     }
@@ -38,7 +40,6 @@ impl Times {
     }
 
     /// How many were counted.
-    #[cfg(test)]
     pub(super) fn count(&self) -> u64 {
         self.0.as_ref().map_or(0, |histogram| histogram.len())
     }
@@ -155,14 +156,20 @@ mod tests {
     #[test]
     fn quantiles_are_those_of_all_parts_together() {
         let mut sum = Times::default();
-        assert_eq!((sum.quantile(0.5), sum.max(), sum.mean(), sum.count()), (None, None, None, 0));
+        assert_eq!(
+            (sum.quantile(0.5), sum.max(), sum.mean(), sum.count()),
+            (None, None, None, 0)
+        );
         for half in [1..=50_u64, 51..=100] {
             let mut part = Times::default();
             half.for_each(|time| part.record(ms(time)));
             sum.add(&part);
         }
         let near = |value: Option<f64>, wanted: f64| {
-            assert!((value.unwrap() - wanted).abs() <= wanted / 900.0, "{value:?} {wanted}");
+            assert!(
+                (value.unwrap() - wanted).abs() <= wanted / 900.0,
+                "{value:?} {wanted}"
+            );
         };
         near(sum.quantile(0.5), 0.05);
         near(sum.quantile(0.99), 0.099);
@@ -201,17 +208,43 @@ mod tests {
             left: [16, 17, 18],
             ..Tally::default()
         };
-        for times in [&mut second.latency, &mut second.lag, &mut second.handshake, &mut second.told, &mut second.silence] {
+        for times in [
+            &mut second.latency,
+            &mut second.lag,
+            &mut second.handshake,
+            &mut second.told,
+            &mut second.silence,
+        ] {
             times.record(ms(1));
         }
         let mut sum = second.clone();
         sum.add(&second);
-        assert_eq!((sum.sent, sum.delivered, sum.unsent, sum.superseded), (2, 4, 6, -8));
-        assert_eq!((sum.lost, sum.out_of_order, sum.duplicates, sum.wrong_user), (10, 12, 14, 16));
+        assert_eq!(
+            (sum.sent, sum.delivered, sum.unsent, sum.superseded),
+            (2, 4, 6, -8)
+        );
+        assert_eq!(
+            (sum.lost, sum.out_of_order, sum.duplicates, sum.wrong_user),
+            (10, 12, 14, 16)
+        );
         assert_eq!((sum.connected, sum.welcomed, sum.reconnects), (-18, 20, 22));
-        assert_eq!((sum.refused["full"], sum.failed["timeout"], sum.closes[&4001], sum.errors["bad_json"]), (24, 26, 28, 30));
+        assert_eq!(
+            (
+                sum.refused["full"],
+                sum.failed["timeout"],
+                sum.closes[&4001],
+                sum.errors["bad_json"]
+            ),
+            (24, 26, 28, 30)
+        );
         assert_eq!(sum.left, [32, 34, 36]);
-        for times in [&sum.latency, &sum.lag, &sum.handshake, &sum.told, &sum.silence] {
+        for times in [
+            &sum.latency,
+            &sum.lag,
+            &sum.handshake,
+            &sum.told,
+            &sum.silence,
+        ] {
             assert_eq!(times.count(), 2);
         }
     }

@@ -20,10 +20,10 @@ const LIMIT: Duration = Duration::from_millis(900);
 /// One instance at one moment.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Instance {
-    /// CPU since its start, in seconds.
-    pub(super) cpu: f64,
-    /// Resident memory, in bytes.
-    pub(super) rss: f64,
+    /// CPU since its start, in seconds; absent where the process does not tell.
+    pub(super) cpu: Option<f64>,
+    /// Resident memory, in bytes; absent where the process does not tell.
+    pub(super) rss: Option<f64>,
     /// Open connections.
     pub(super) connections: f64,
     /// What it dropped since its start, by cause.
@@ -37,16 +37,23 @@ impl Instance {
         for line in text.lines().filter(|line| !line.starts_with('#')) {
             let name_end = line.find(['{', ' ']).unwrap_or(line.len());
             let (name, rest) = line.split_at(name_end);
-            let (labels, value) = match rest.strip_prefix('{').and_then(|rest| rest.rsplit_once('}')) {
+            let (labels, value) = match rest
+                .strip_prefix('{')
+                .and_then(|rest| rest.rsplit_once('}'))
+            {
                 Some((labels, value)) => (labels, value),
                 None => ("", rest),
             };
-            let Some(value) = value.split_whitespace().next().and_then(|text| text.parse::<f64>().ok()) else {
+            let Some(value) = value
+                .split_whitespace()
+                .next()
+                .and_then(|text| text.parse::<f64>().ok())
+            else {
                 continue;
             };
             match name {
-                "process_cpu_seconds_total" => instance.cpu += value,
-                "process_resident_memory_bytes" => instance.rss += value,
+                "process_cpu_seconds_total" => instance.cpu = Some(value),
+                "process_resident_memory_bytes" => instance.rss = Some(value),
                 "duorelay_connections" => instance.connections += value,
                 "duorelay_dropped_total" => {
                     let cause = labels.split('"').nth(1).unwrap_or_default();
@@ -73,8 +80,12 @@ pub(super) struct RedisState {
 impl RedisState {
     fn add(&mut self, info: &str) {
         for line in info.lines() {
-            let Some((name, value)) = line.trim().split_once(':') else { continue };
-            let Ok(value) = value.parse::<f64>() else { continue };
+            let Some((name, value)) = line.trim().split_once(':') else {
+                continue;
+            };
+            let Ok(value) = value.parse::<f64>() else {
+                continue;
+            };
             match name {
                 "used_cpu_user" | "used_cpu_sys" => self.cpu += value,
                 "total_commands_processed" => self.commands += value,
@@ -96,11 +107,14 @@ pub(super) struct Reading {
 
 impl Reading {
     /// The sum over the instances, if all answered.
-    pub(super) fn sum(&self, of: impl Fn(&Instance) -> f64) -> Option<f64> {
+    pub(super) fn sum(&self, of: impl Fn(&Instance) -> Option<f64>) -> Option<f64> {
         if self.instances.is_empty() {
             return None;
         }
-        self.instances.iter().map(|instance| instance.as_ref().map(&of)).sum()
+        self.instances
+            .iter()
+            .map(|instance| instance.as_ref().and_then(&of))
+            .sum()
     }
 }
 
@@ -126,11 +140,15 @@ impl Watch {
         let redis = match &options.redis {
             None => None,
             Some(url) => {
-                let problem = |error: fred::error::Error| failed("--redis-url".to_owned(), error.details().to_owned());
+                let problem = |error: fred::error::Error| {
+                    failed("--redis-url".to_owned(), error.details().to_owned())
+                };
                 let config = Config::from_url(url.expose_secret()).map_err(problem)?;
                 let clustered = config.server.is_clustered();
                 let client = Builder::from_config(config)
-                    .with_connection_config(|connection| connection.connection_timeout = Duration::from_secs(5))
+                    .with_connection_config(|connection| {
+                        connection.connection_timeout = Duration::from_secs(5)
+                    })
                     .build()
                     .map_err(problem)?;
                 timeout(Duration::from_secs(5), client.init())
@@ -140,15 +158,25 @@ impl Watch {
                 Some((client, clustered))
             }
         };
-        let watch = Self { http, metrics: options.metrics.clone(), redis };
+        let watch = Self {
+            http,
+            metrics: options.metrics.clone(),
+            redis,
+        };
         let first = watch.read().await;
         for (url, instance) in watch.metrics.iter().zip(&first.instances) {
             if instance.is_none() {
-                return Err(failed(url.to_string(), "no metrics there (--metrics)".to_owned()));
+                return Err(failed(
+                    url.to_string(),
+                    "no metrics there (--metrics)".to_owned(),
+                ));
             }
         }
         if watch.redis.is_some() && first.redis.is_none() {
-            return Err(failed("--redis-url".to_owned(), "no answer to INFO".to_owned()));
+            return Err(failed(
+                "--redis-url".to_owned(),
+                "no answer to INFO".to_owned(),
+            ));
         }
         Ok((watch, first))
     }
@@ -161,7 +189,14 @@ impl Watch {
     }
 
     async fn ask(&self, url: &Url) -> Option<Instance> {
-        let response = self.http.get(url.clone()).send().await.ok()?.error_for_status().ok()?;
+        let response = self
+            .http
+            .get(url.clone())
+            .send()
+            .await
+            .ok()?
+            .error_for_status()
+            .ok()?;
         Some(Instance::parse(&response.text().await.ok()?))
     }
 
@@ -186,7 +221,11 @@ async fn info(client: &Client, node: Option<Server>) -> Option<String> {
     let command = CustomCommand::new_static("INFO", ClusterHash::Random, false);
     let sections = vec!["everything"];
     match node {
-        Some(node) => client.with_cluster_node(node).custom(command, sections).await.ok(),
+        Some(node) => client
+            .with_cluster_node(node)
+            .custom(command, sections)
+            .await
+            .ok(),
         None => client.custom(command, sections).await.ok(),
     }
 }
@@ -203,8 +242,8 @@ mod tests {
             duorelay_dropped_total{cause=\"superseded\"} 9 1700000000\nbroken\nduorelay_x{a=\"} 5\"} 1\n# EOF\n";
         let instance = Instance::parse(text);
         let wanted = Instance {
-            cpu: 12.5,
-            rss: 1.5e7,
+            cpu: Some(12.5),
+            rss: Some(1.5e7),
             connections: 7.0,
             dropped: [("superseded".to_owned(), 9.0)].into(),
         };
@@ -218,15 +257,34 @@ mod tests {
             total_commands_processed:100\r\nused_memory:1000\r\nused_memory_human:1K\r\n";
         state.add(info);
         state.add(info);
-        assert_eq!(state, RedisState { cpu: 7.0, commands: 200.0, memory: 2000.0 });
+        assert_eq!(
+            state,
+            RedisState {
+                cpu: 7.0,
+                commands: 200.0,
+                memory: 2000.0
+            }
+        );
     }
 
     #[test]
     fn a_sum_needs_all_instances() {
-        let one = Instance { rss: 5.0, ..Instance::default() };
-        let reading = |instances| Reading { instances, redis: None };
+        let one = Instance {
+            rss: Some(5.0),
+            ..Instance::default()
+        };
+        let reading = |instances| Reading {
+            instances,
+            redis: None,
+        };
         assert_eq!(reading(vec![]).sum(|instance| instance.rss), None);
-        assert_eq!(reading(vec![Some(one.clone()), None]).sum(|instance| instance.rss), None);
-        assert_eq!(reading(vec![Some(one.clone()), Some(one)]).sum(|instance| instance.rss), Some(10.0));
+        assert_eq!(
+            reading(vec![Some(one.clone()), None]).sum(|instance| instance.rss),
+            None
+        );
+        assert_eq!(
+            reading(vec![Some(one.clone()), Some(one)]).sum(|instance| instance.rss),
+            Some(10.0)
+        );
     }
 }

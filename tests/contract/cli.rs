@@ -16,8 +16,14 @@ const SETTINGS: &[(&str, &str)] = &[
     ("--redis-url", "REDIS_URL"),
     ("--redis-prefix", "DUORELAY_REDIS_PREFIX"),
     ("--firebase-project-id", "FIREBASE_PROJECT_ID"),
-    ("--google-application-credentials", "GOOGLE_APPLICATION_CREDENTIALS"),
-    ("--firebase-auth-emulator-host", "FIREBASE_AUTH_EMULATOR_HOST"),
+    (
+        "--google-application-credentials",
+        "GOOGLE_APPLICATION_CREDENTIALS",
+    ),
+    (
+        "--firebase-auth-emulator-host",
+        "FIREBASE_AUTH_EMULATOR_HOST",
+    ),
     ("--issuer", "DUORELAY_ISSUER"),
     ("--audience", "DUORELAY_AUDIENCE"),
     ("--jwks-url", "DUORELAY_JWKS_URL"),
@@ -29,7 +35,10 @@ const SETTINGS: &[(&str, &str)] = &[
     ("--message-bytes", "DUORELAY_MESSAGE_BYTES"),
     ("--queue-bytes", "DUORELAY_QUEUE_BYTES"),
     ("--messages-per-second", "DUORELAY_MESSAGES_PER_SECOND"),
-    ("--handshakes-per-second-per-ip", "DUORELAY_HANDSHAKES_PER_SECOND_PER_IP"),
+    (
+        "--handshakes-per-second-per-ip",
+        "DUORELAY_HANDSHAKES_PER_SECOND_PER_IP",
+    ),
     ("--workers", "DUORELAY_WORKERS"),
     ("--heartbeat-seconds", "DUORELAY_HEARTBEAT_SECONDS"),
     ("--lease-seconds", "DUORELAY_LEASE_SECONDS"),
@@ -84,7 +93,10 @@ fn version_is_the_packages() {
     for flag in ["--version", "-V"] {
         let output = run(&[flag], &[]);
         assert!(output.status.success());
-        assert_eq!(text(&output.stdout).trim(), format!("duorelay {}", env!("CARGO_PKG_VERSION")));
+        assert_eq!(
+            text(&output.stdout).trim(),
+            format!("duorelay {}", env!("CARGO_PKG_VERSION"))
+        );
     }
 }
 
@@ -106,16 +118,28 @@ fn help_of_serve_has_every_setting_with_its_variable_and_default() {
     assert!(output.status.success());
     let help = text(&output.stdout);
     for (flag, variable) in SETTINGS {
-        let has = |word: &str| help.split(|c: char| c.is_whitespace() || "[],".contains(c)).any(|part| part == word);
+        let has = |word: &str| {
+            help.split(|c: char| c.is_whitespace() || "[],".contains(c))
+                .any(|part| part == word)
+        };
         assert!(has(flag), "{flag} is missing");
         assert!(has(variable), "{variable} is missing");
     }
     // Each default stands in its setting's paragraph, which ends with its variable.
     let paragraphs: Vec<&str> = help.split("[env: ").collect();
     for (variable, default) in DEFAULTS {
-        let at = paragraphs.iter().position(|part| part.split([']', '=']).next() == Some(*variable)).unwrap();
-        let paragraph = paragraphs[at - 1].split_whitespace().collect::<Vec<_>>().join(" ");
-        assert!(paragraph.contains(&format!("[default: {default}")), "{variable}: {paragraph}");
+        let at = paragraphs
+            .iter()
+            .position(|part| part.split([']', '=']).next() == Some(*variable))
+            .unwrap();
+        let paragraph = paragraphs[at - 1]
+            .split_whitespace()
+            .collect::<Vec<_>>()
+            .join(" ");
+        assert!(
+            paragraph.contains(&format!("[default: {default}")),
+            "{variable}: {paragraph}"
+        );
     }
 }
 
@@ -125,7 +149,12 @@ fn secrets_never_reach_the_help() {
         ("DUORELAY_ADMIN_TOKEN", "very-secret-operator"),
         ("REDIS_URL", "redis://user:very-secret-password@127.0.0.1:1"),
     ];
-    for args in [&["--help"][..], &["serve", "--help"], &["demo", "--help"], &["serve", "-h"]] {
+    for args in [
+        &["--help"][..],
+        &["serve", "--help"],
+        &["demo", "--help"],
+        &["serve", "-h"],
+    ] {
         let output = run(args, &secrets);
         let all = text(&output.stdout) + &text(&output.stderr);
         assert!(!all.contains("very-secret"), "{all}");
@@ -162,7 +191,10 @@ fn all_mistakes_are_told_together_each_with_its_variable() {
     assert_ne!(output.status.code(), Some(124), "it started");
     let stderr = text(&output.stderr);
     for (variable, _) in mistakes {
-        let lines = stderr.lines().filter(|line| line.trim_start().starts_with(variable)).count();
+        let lines = stderr
+            .lines()
+            .filter(|line| line.trim_start().starts_with(variable))
+            .count();
         assert_eq!(lines, 1, "{variable} in:\n{stderr}");
     }
     // Nobody to sign in was named either.
@@ -172,7 +204,10 @@ fn all_mistakes_are_told_together_each_with_its_variable() {
 
 #[test]
 fn an_unknown_flag_is_a_mistake() {
-    let output = run(&["serve", "--max-conections", "1"], &[("FIREBASE_PROJECT_ID", PROJECT)]);
+    let output = run(
+        &["serve", "--max-conections", "1"],
+        &[("FIREBASE_PROJECT_ID", PROJECT)],
+    );
     assert!(!output.status.success());
     assert!(text(&output.stderr).contains("--max-conections"));
     assert!(!run(&["dance"], &[]).status.success());
@@ -180,9 +215,19 @@ fn an_unknown_flag_is_a_mistake() {
 
 #[test]
 fn revocation_checks_need_credentials() {
-    let output = run(&["serve"], &[("FIREBASE_PROJECT_ID", PROJECT), ("DUORELAY_CHECK_REVOKED", "true")]);
+    let output = run(
+        &["serve"],
+        &[
+            ("FIREBASE_PROJECT_ID", PROJECT),
+            ("DUORELAY_CHECK_REVOKED", "true"),
+        ],
+    );
     assert!(!output.status.success());
-    assert!(text(&output.stderr).contains("GOOGLE_APPLICATION_CREDENTIALS"), "{}", text(&output.stderr));
+    assert!(
+        text(&output.stderr).contains("GOOGLE_APPLICATION_CREDENTIALS"),
+        "{}",
+        text(&output.stderr)
+    );
 }
 
 #[test]
@@ -202,7 +247,10 @@ fn the_emulator_is_refused_beside_a_production_credential_file() {
     let output = run(&["serve"], &env);
     assert!(!output.status.success());
     let stderr = text(&output.stderr);
-    assert!(stderr.contains("FIREBASE_AUTH_EMULATOR_HOST") && !stderr.contains("very-secret"), "{stderr}");
+    assert!(
+        stderr.contains("FIREBASE_AUTH_EMULATOR_HOST") && !stderr.contains("very-secret"),
+        "{stderr}"
+    );
 }
 
 #[tokio::test]
@@ -224,7 +272,10 @@ async fn serve_is_the_default_command_and_flags_win_over_variables() {
 #[tokio::test]
 async fn the_defaults_of_the_limits_are_those_of_the_contract() {
     let issuer = Issuer::start();
-    let relay = Config::new(&issuer).unset("DUORELAY_HANDSHAKES_PER_SECOND_PER_IP").start().await;
+    let relay = Config::new(&issuer)
+        .unset("DUORELAY_HANDSHAKES_PER_SECOND_PER_IP")
+        .start()
+        .await;
     let client = relay.v1_desktop("ann").await;
     let limits = serde_json::json!({"message_bytes": 65536, "messages_per_second": 240, "queue_bytes": 1_048_576});
     assert_eq!(client.welcome["limits"], limits);
@@ -234,12 +285,16 @@ async fn the_defaults_of_the_limits_are_those_of_the_contract() {
 #[tokio::test]
 async fn an_unknown_variable_is_warned_about_and_has_no_effect() {
     let issuer = Issuer::start();
-    let relay =
-        Config::new(&issuer).set("DUORELAY_SERVICE_HOST", "10.0.0.1").set("DUORELAY_MAX_CONECTIONS", "1").start().await;
+    let relay = Config::new(&issuer)
+        .set("DUORELAY_SERVICE_HOST", "10.0.0.1")
+        .set("DUORELAY_MAX_CONECTIONS", "1")
+        .start()
+        .await;
     for name in ["DUORELAY_SERVICE_HOST", "DUORELAY_MAX_CONECTIONS"] {
         relay.wait_for_log(name).await;
         let log = relay.log();
-        let line: Value = serde_json::from_str(log.lines().find(|line| line.contains(name)).unwrap()).unwrap();
+        let line: Value =
+            serde_json::from_str(log.lines().find(|line| line.contains(name)).unwrap()).unwrap();
         assert_eq!(line["level"], "WARN", "{line}");
     }
     relay.v1_desktop("ann").await;
@@ -255,7 +310,11 @@ async fn the_emulators_unsigned_tokens_are_accepted_only_where_it_is_set() {
         .await;
     relay.wait_for_log("FIREBASE_AUTH_EMULATOR_HOST").await;
     let unsigned = |token: Token| token.without_header("kid").unsigned();
-    relay.handshake().bearer(&unsigned(Token::firebase("ann"))).open().await;
+    relay
+        .handshake()
+        .bearer(&unsigned(Token::firebase("ann")))
+        .open()
+        .await;
     // The claims' rules stand.
     for (code, token) in [
         ("token_expired", Token::firebase("ann").expires_in(-5)),
@@ -263,7 +322,12 @@ async fn the_emulators_unsigned_tokens_are_accepted_only_where_it_is_set() {
         ("wrong_issuer", Token::firebase("ann").claim("iss", "x")),
         ("malformed_token", Token::firebase("ann").claim("sub", "")),
     ] {
-        relay.handshake().bearer(&unsigned(token)).refused().await.expect_refusal(403, code);
+        relay
+            .handshake()
+            .bearer(&unsigned(token))
+            .refused()
+            .await
+            .expect_refusal(403, code);
     }
 }
 
@@ -271,27 +335,51 @@ async fn the_emulators_unsigned_tokens_are_accepted_only_where_it_is_set() {
 async fn no_log_at_any_level_holds_a_token_an_address_or_a_payload() {
     let issuer = Issuer::start();
     let relay = Config::new(&issuer).set("RUST_LOG", "trace").start().await;
-    let token = Token::firebase("ann").claim("email", "secret-address@example.org").sign();
+    let token = Token::firebase("ann")
+        .claim("email", "secret-address@example.org")
+        .sign();
     let expired = Token::firebase("ann").expires_in(-5).sign();
     let native = relay.handshake().offer(&["duorelay.v1"]);
-    relay.handshake().header("clientid", &expired).refused().await;
+    relay
+        .handshake()
+        .header("clientid", &expired)
+        .refused()
+        .await;
     relay.handshake().bearer("secret-garbage").refused().await;
-    relay.handshake().offer(&["duorelay.v1", &token, "secret-second"]).refused().await;
-    let mut desktop = relay.handshake().offer(&["duorelay.v1", &token]).open_v1().await;
+    relay
+        .handshake()
+        .offer(&["duorelay.v1", &token, "secret-second"])
+        .refused()
+        .await;
+    let mut desktop = relay
+        .handshake()
+        .offer(&["duorelay.v1", &token])
+        .open_v1()
+        .await;
     let mut mobile = native.header("clientid", &token).open_v1().await;
     desktop.expect_json("peer").await;
     mobile.send_frame(0x80, b"secret-frame").await;
     desktop.expect_binary().await;
-    mobile.send_json(serde_json::json!({"type": "send", "data": "secret-data", "id": "secret-id"})).await;
+    mobile
+        .send_json(serde_json::json!({"type": "send", "data": "secret-data", "id": "secret-id"}))
+        .await;
     desktop.expect_json("message").await;
     mobile.send_text("secret-bad-json").await;
     mobile.expect_error("bad_json").await;
-    mobile.send_json(serde_json::json!({"type": "auth", "token": token})).await;
+    mobile
+        .send_json(serde_json::json!({"type": "auth", "token": token}))
+        .await;
     mobile.expect_json("authenticated").await;
     let mut classic = relay.handshake().offer(&[&token]).open().await;
     classic.send_text("secret-text").await;
     classic.expect_text().await;
-    relay.operate("POST", "/v1/rooms/ann/messages", &serde_json::json!({"data": "secret-notice"})).await;
+    relay
+        .operate(
+            "POST",
+            "/v1/rooms/ann/messages",
+            &serde_json::json!({"data": "secret-notice"}),
+        )
+        .await;
     mobile.send_close(1000, "secret-reason").await;
 
     // The last lines are written when the process has ended.
@@ -300,10 +388,17 @@ async fn no_log_at_any_level_holds_a_token_an_address_or_a_payload() {
     relay.signal("TERM");
     relay.exit(Duration::from_secs(15)).await;
     let log = relay.log();
-    assert!(log.len() > 200, "a log at level trace says something: {log}");
-    for secret in
-        ["secret", &token[..40], &expired[..40], token.rsplit('.').next().unwrap(), crate::support::ADMIN_TOKEN]
-    {
+    assert!(
+        log.len() > 200,
+        "a log at level trace says something: {log}"
+    );
+    for secret in [
+        "secret",
+        &token[..40],
+        &expired[..40],
+        token.rsplit('.').next().unwrap(),
+        crate::support::ADMIN_TOKEN,
+    ] {
         let line = log.lines().find(|line| line.contains(secret));
         assert_eq!(line, None, "{secret:?} is in the log");
     }
@@ -323,7 +418,8 @@ async fn log_lines_are_json_by_default_and_cloud_loggings_on_request() {
         let log = relay.log();
         assert!(!log.is_empty());
         for line in log.lines() {
-            let line: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+            let line: Value =
+                serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
             assert!(line[field].is_string(), "{line}");
         }
     }
@@ -338,8 +434,15 @@ async fn a_taken_port_stops_the_start() {
         ("DUORELAY_JWKS_URL", issuer.jwks_url()),
         ("DUORELAY_LISTEN", first.public.to_string()),
     ];
-    let env: Vec<(&str, &str)> = second.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let env: Vec<(&str, &str)> = second
+        .iter()
+        .map(|(name, value)| (*name, value.as_str()))
+        .collect();
     let output = run(&["serve"], &env);
     assert!(!output.status.success());
-    assert_ne!(output.status.code(), Some(124), "it went on without its port");
+    assert_ne!(
+        output.status.code(),
+        Some(124),
+        "it went on without its port"
+    );
 }

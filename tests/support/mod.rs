@@ -2,14 +2,22 @@
 //!
 //! Nothing here knows the relay's code: only the contract and the wire.
 
-#![allow(unused_imports, dead_code, reason = "each test binary uses its part of the support")]
+#![allow(
+    unused_imports,
+    dead_code,
+    reason = "each test binary uses its part of the support"
+)]
 
 mod client;
+mod cluster;
 mod http;
 mod issuer;
+mod proxy;
 mod raw;
 mod redis;
 mod relay;
+mod resp;
+mod sentinel;
 
 use std::future::Future;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -17,11 +25,15 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 pub use client::{Client, Event};
+pub use cluster::Cluster;
 pub use http::{Handshake, Response, request};
 pub use issuer::{Issuer, Key, PROJECT, Token};
+pub use proxy::Proxy;
 pub use raw::{RawClient, RawEvent, RawFrame};
 pub use redis::RedisServer;
 pub use relay::{ADMIN_TOKEN, Config, Relay};
+pub use resp::ask;
+pub use sentinel::Sentinel;
 
 /// How long a test waits for one thing that has to happen at once.
 pub const LIMIT: Duration = Duration::from_secs(10);
@@ -52,7 +64,9 @@ pub fn free_port() -> u16 {
     const PORTS: u32 = 20_000;
     static NEXT: AtomicU32 = AtomicU32::new(0);
     for _ in 0..PORTS {
-        let next = std::process::id().wrapping_mul(251).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+        let next = std::process::id()
+            .wrapping_mul(251)
+            .wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
         let port = u16::try_from(FIRST + next % PORTS).unwrap();
         if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
             return port;

@@ -79,15 +79,16 @@ fn builder(config: &Config) -> Builder {
     builder
 }
 
-/// A client that reconnects for ever; commands meanwhile end by their time limit.
+/// A client that reconnects for ever once it is connected; commands meanwhile end by their time limit.
 ///
 /// # Errors
-/// What fred says of the configuration.
-pub(super) fn client(config: &Config) -> Result<Client, Error> {
+/// [`RedisError::Url`] when fred does not accept the configuration.
+pub fn template(config: &Config) -> Result<Client, RedisError> {
     let mut builder = builder(config);
     let mut policy = ReconnectPolicy::new_exponential(0, 50, 1000, 2);
     policy.set_jitter(100);
-    builder.set_policy(policy).build()
+    let client = builder.set_policy(policy).build();
+    client.map_err(|error| RedisError::Url(error.details().to_owned()))
 }
 
 /// Connects once. A server that is not there (yet) is no error: an instance starts without Redis and waits.

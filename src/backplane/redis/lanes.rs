@@ -171,9 +171,9 @@ impl Lanes {
         }
     }
 
-    /// The connection is a new one: nothing is subscribed on it.
-    pub(super) fn on_reconnect(&self) {
-        self.epoch.set(self.epoch.get() + 1);
+    /// The connection is a new one: nothing is subscribed on it. True for the very first one.
+    pub(super) fn on_reconnect(&self) -> bool {
+        self.epoch.replace(self.epoch.get() + 1) == 0
     }
 
     /// Subscribes everything again, until the server has confirmed all of it.

@@ -19,15 +19,14 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use fred::clients::Client;
 use fred::interfaces::{ClientLike as _, EventInterface as _, PubsubInterface as _};
-use fred::types::config::Config;
 use fred::types::{Message, Value};
 use futures_util::future::{FutureExt as _, LocalBoxFuture, join_all};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::oneshot;
-use tokio::time::{MissedTickBehavior, timeout};
+use tokio::time::{MissedTickBehavior, timeout, timeout_at};
 use tracing::{debug, info, warn};
 
-pub use self::client::{RedisError, check, config};
+pub use self::client::{RedisError, check, config, template};
 use self::lanes::Lanes;
 use self::names::Names;
 use self::presence::{Presence, announce};
@@ -64,8 +63,8 @@ pub type Announce = Arc<dyn Fn() -> InstanceInfo + Send + Sync>;
 /// What a worker's share of the backplane is made from.
 #[derive(Clone)]
 pub struct RedisSettings {
-    /// Where Redis is.
-    pub config: Config,
+    /// A client that is set up and not connected: each worker makes its own after it.
+    pub template: Client,
     /// The first part of every key and channel.
     pub prefix: String,
     /// How long a slot is held without renewal.
@@ -104,19 +103,10 @@ pub struct Redis {
 
 impl Redis {
     /// Connects in the background, for ever; until then every claim is refused.
-    ///
-    /// # Errors
-    /// What fred says of the configuration.
-    pub fn start(
-        settings: RedisSettings,
-        worker: usize,
-        sink: Sink,
-    ) -> Result<Rc<Self>, fred::error::Error> {
-        let (commands, subscriber) = (
-            client::client(&settings.config)?,
-            client::client(&settings.config)?,
-        );
-        let sharded = settings.config.server.is_clustered();
+    #[must_use]
+    pub fn start(settings: RedisSettings, worker: usize, sink: Sink) -> Rc<Self> {
+        let (commands, subscriber) = (settings.template.clone_new(), settings.template.clone_new());
+        let sharded = commands.is_clustered();
         let names = Names::new(&settings.prefix);
         let lease_ms = u64::try_from(settings.lease.as_millis()).unwrap_or(u64::MAX);
         let metrics = Arc::clone(&settings.metrics);
@@ -139,7 +129,7 @@ impl Redis {
             settings,
         });
         redis.spawn();
-        Ok(redis)
+        redis
     }
 
     fn spawn(self: &Rc<Self>) {
@@ -217,15 +207,25 @@ impl Redis {
             .metrics
             .backplane_probe_seconds
             .set(Duration::from_nanos(round_trip).as_secs_f64());
-        self.settings.readiness.on_probe(self.worker);
+        self.publisher.on_probe();
         if !self.is_up.get() && self.lanes.is_whole() {
-            self.is_up.set(true);
-            self.settings.metrics.backplane_up.set(1);
+            self.set_up(true);
             info!(worker = self.worker, "the backplane is up");
             self.presence.start_over(now);
             self.publisher.set_up(true);
             (self.sink)(Event::Up);
         }
+        // Not before: a balancer would send clients whose claims are still refused.
+        if self.is_up.get() {
+            self.settings.readiness.on_probe(self.worker);
+        }
+    }
+
+    fn set_up(&self, is_up: bool) {
+        self.is_up.set(is_up);
+        // The instance is up when all of its workers are.
+        let all_up = self.settings.readiness.set_up(self.worker, is_up);
+        self.settings.metrics.backplane_up.set(i64::from(all_up));
     }
 
     fn probe(self: &Rc<Self>) {
@@ -252,8 +252,7 @@ impl Redis {
     fn look_at_the_clock(self: &Rc<Self>, now: Instant) {
         let silent_for = self.last_probe.get().map(|probe| now.duration_since(probe));
         if self.is_up.get() && silent_for.is_none_or(|silent| silent >= DOWN_AFTER) {
-            self.is_up.set(false);
-            self.settings.metrics.backplane_up.set(0);
+            self.set_up(false);
             warn!(
                 worker = self.worker,
                 "the backplane is down: Redis does not answer"
@@ -356,9 +355,13 @@ async fn resubscribe(
             return;
         }
         let Some(redis) = me.upgrade() else { return };
-        redis.lanes.on_reconnect();
+        let is_first = redis.lanes.on_reconnect();
         redis.lanes.subscribe_all().await;
-        redis.on_gap();
+        if !is_first {
+            redis.on_gap();
+        }
+        // What comes back tells that all is well again: not a tick later than it has to.
+        redis.probe();
     }
 }
 
@@ -410,7 +413,11 @@ impl Backplane for Redis {
         user: &'a UserId,
         claim: Claim,
     ) -> LocalBoxFuture<'a, Result<ClaimOutcome, Unavailable>> {
-        self.claim_slot(user, claim).boxed_local()
+        // Its parts have limits, too, but one after the other.
+        let claiming = timeout(CALL_LIMIT, self.claim_slot(user, claim));
+        claiming
+            .map(|claimed| claimed.unwrap_or(Err(Unavailable)))
+            .boxed_local()
     }
 
     fn renew<'a>(
@@ -436,13 +443,18 @@ impl Backplane for Redis {
             })
         };
         async move {
+            let deadline = tokio::time::Instant::now() + CALL_LIMIT;
             let mut answers = Vec::with_capacity(renewals.len());
             for batch in renewals.chunks(RENEWALS) {
-                if self.is_up.get() {
-                    answers.extend(join_all(batch.iter().map(renew)).await);
-                } else {
-                    answers.extend(batch.iter().map(|_| Err(Unavailable)));
-                }
+                let asked = async {
+                    if self.is_up.get() {
+                        join_all(batch.iter().map(renew)).await
+                    } else {
+                        vec![Err(Unavailable); batch.len()]
+                    }
+                };
+                let answered = timeout_at(deadline, asked).await;
+                answers.extend(answered.unwrap_or_else(|_| vec![Err(Unavailable); batch.len()]));
             }
             answers
         }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use fred::clients::Client;
+use fred::error::ErrorKind;
 use fred::interfaces::{ClientLike as _, PubsubInterface as _};
 use fred::types::Value;
 use fred::types::config::Options;
@@ -27,11 +28,15 @@ const IN_FLIGHT_BYTES: usize = 8 * 1024 * 1024;
 /// frames replace older ones, and not in the kernel.
 const STALLED: Duration = Duration::from_millis(200);
 
+/// Bytes that may wait for all lanes of a worker together.
+const WAITING_BYTES: usize = 64 * 1024 * 1024;
+
 /// Lanes that wait for Redis, each with what waits.
 #[derive(Default)]
 struct Waiting {
     lanes: HashMap<Rc<str>, Outbox>,
     order: VecDeque<Rc<str>>,
+    bytes: usize,
 }
 
 /// One worker's publisher.
@@ -47,6 +52,9 @@ pub(super) struct Publisher {
     in_flight_bytes: Cell<usize>,
     waiting: RefCell<Waiting>,
     is_up: Cell<bool>,
+    /// A publish got no answer at all. Nothing leaves until a probe is back: what is written to a Redis that
+    /// stands still is lost or arrives stale.
+    is_stuck: Cell<bool>,
 }
 
 impl Publisher {
@@ -67,6 +75,7 @@ impl Publisher {
             in_flight_bytes: Cell::default(),
             waiting: RefCell::default(),
             is_up: Cell::new(false),
+            is_stuck: Cell::new(false),
         })
     }
 
@@ -74,6 +83,13 @@ impl Publisher {
     pub(super) fn set_up(self: &Rc<Self>, is_up: bool) {
         self.is_up.set(is_up);
         self.drain();
+    }
+
+    /// A probe is back: Redis answers.
+    pub(super) fn on_probe(self: &Rc<Self>) {
+        if self.is_stuck.replace(false) {
+            self.drain();
+        }
     }
 
     /// Publishes on a lane; `stream` is that of a volatile frame.
@@ -90,13 +106,17 @@ impl Publisher {
             self.leave(lane.into(), envelope);
             return Published::Queued;
         }
+        if waiting.bytes + envelope.len() > WAITING_BYTES {
+            return Published::Full;
+        }
         // Behind what waits already: the order of a lane is kept.
         let lane: Rc<str> = lane.into();
         if !waiting.lanes.contains_key(&lane) {
             waiting.order.push_back(Rc::clone(&lane));
         }
         let outbox = waiting.lanes.entry(lane).or_default();
-        match stream {
+        let before = outbox.waiting_bytes();
+        let published = match stream {
             Some(stream) => {
                 match outbox.push_volatile(stream, envelope, since, self.queue_bytes) {
                     Pushed::Waits => {}
@@ -111,7 +131,10 @@ impl Publisher {
                     Err(_) => Published::Full,
                 }
             }
-        }
+        };
+        let after = outbox.waiting_bytes();
+        waiting.bytes = waiting.bytes + after - before;
+        published
     }
 
     fn may_leave(&self, now: Instant) -> bool {
@@ -120,6 +143,7 @@ impl Publisher {
             .front()
             .is_some_and(|(_, left)| now.duration_since(*left) > STALLED);
         self.is_up.get()
+            && !self.is_stuck.get()
             && !is_stalled
             && in_flight.len() < IN_FLIGHT
             && self.in_flight_bytes.get() < IN_FLIGHT_BYTES
@@ -136,7 +160,11 @@ impl Publisher {
             let Some(lane) = waiting.order.front().cloned() else {
                 return;
             };
-            let due = waiting.lanes.get_mut(&lane).and_then(Outbox::pop);
+            let outbox = waiting.lanes.entry(Rc::clone(&lane)).or_default();
+            let before = outbox.waiting_bytes();
+            let due = outbox.pop();
+            let gone = before - outbox.waiting_bytes();
+            waiting.bytes -= gone;
             match due {
                 None => {
                     waiting.order.pop_front();
@@ -184,6 +212,9 @@ impl Publisher {
             };
             if let Err(error) = published {
                 publisher.metrics.dropped(Dropped::Backplane, 1);
+                publisher
+                    .is_stuck
+                    .set(publisher.is_stuck.get() || matches!(error.kind(), ErrorKind::Timeout));
                 debug!(%error, "a publish failed");
             }
             publisher.arrived(number, bytes);

@@ -1,6 +1,7 @@
 //! What a socket does by the clock: heartbeats, expiry, leaving, and giving up.
 
-use std::task::Context;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -8,9 +9,12 @@ use tungstenite::Message;
 
 use crate::relay::close::Close;
 use crate::relay::protocol::{Protocol, ReconnectReason, ServerMessage};
+use crate::relay::refusal::Refusal;
 
 use super::poll_io::{Io, would_block};
-use super::{CLOSE_LIMIT, EXPIRING_AHEAD, End, GOODBYE_LIMIT, Held, Leaving, Socket, State};
+use super::{
+    CLOSE_LIMIT, EXPIRING_AHEAD, End, GOODBYE_LIMIT, Held, Leaving, REVOCATION_PAUSE, Socket, State,
+};
 
 impl Socket {
     pub(super) fn on_clock(&mut self, now: Instant, cx: &mut Context<'_>) -> Result<(), End> {
@@ -89,6 +93,7 @@ impl Socket {
                 },
             );
         }
+        self.check_revocation(now, cx);
         let drain = self.seat.drain();
         match (self.leaving, drain) {
             (Leaving::At(Some(at)), None) if now >= at => {
@@ -106,6 +111,31 @@ impl Socket {
             (Leaving::At(_) | Leaving::Told { .. }, _) => {}
         }
         Ok(())
+    }
+
+    /// Asks again whether the session still stands; nothing waits for the answer.
+    fn check_revocation(&mut self, now: Instant, cx: &mut Context<'_>) {
+        let Some(revocation) = &mut self.revocation else {
+            return;
+        };
+        if revocation.check.is_none() && now >= revocation.next {
+            let (verifier, identity) =
+                (self.settings.verifier.clone(), revocation.identity.clone());
+            let check = async move { verifier.check(&identity).await };
+            revocation.check = Some(self.settings.verify_on.spawn(check));
+        }
+        let Some(check) = &mut revocation.check else {
+            return;
+        };
+        let Poll::Ready(checked) = Pin::new(check).poll(cx) else {
+            return;
+        };
+        revocation.check = None;
+        revocation.next = next_check(now);
+        // Without a verdict (the identity service is slow, or away) the session goes on.
+        if let Ok(Err(Refusal::TokenRevoked | Refusal::UserDisabled)) = checked {
+            self.leave(Close::TokenExpired);
+        }
     }
 
     fn ask_to_reconnect(
@@ -165,10 +195,23 @@ impl Socket {
                     Some(Held::Rate(_, until) | Held::Marker(_, until)) => Some(*until),
                     None => None,
                 };
-                [beat, expiry, leaving, held].into_iter().flatten().min()
+                let checked = self
+                    .revocation
+                    .as_ref()
+                    .filter(|revocation| revocation.check.is_none());
+                let checked = checked.map(|revocation| revocation.next);
+                [beat, expiry, leaving, held, checked]
+                    .into_iter()
+                    .flatten()
+                    .min()
             }
         }
     }
+}
+
+/// When a session is checked again: sockets that came together are not checked together.
+pub(super) fn next_check(now: Instant) -> Instant {
+    now + REVOCATION_PAUSE.mul_f64(0.8 + 0.4 * fastrand::f64())
 }
 
 /// When a token expires, on the clock that is not set back.

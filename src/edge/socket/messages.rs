@@ -215,6 +215,9 @@ impl Socket {
                 self.expires = deadline_of(identity.expires_at, now);
                 self.told_expiring = false;
                 self.seat.set_label(label_of(&identity));
+                if let Some(revocation) = &mut self.revocation {
+                    revocation.identity = identity.clone();
+                }
                 let expires_at = identity.expires_at;
                 self.hub
                     .control(&self.seat, &ServerMessage::Authenticated { expires_at });
@@ -224,7 +227,13 @@ impl Socket {
                 now,
             ),
             Err(refusal) => {
-                self.on_error(&MessageError::new(refusal.code(), refusal.detail()), now)
+                let error = MessageError::new(refusal.code(), refusal.detail());
+                if refusal.status() == 503 {
+                    // Not the client's mistake.
+                    self.tell_error(&error);
+                } else {
+                    self.on_error(&error, now);
+                }
             }
         }
     }

@@ -11,7 +11,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use self::clock::deadline_of;
+use self::clock::{deadline_of, next_check};
 use self::poll_io::{Io, would_block};
 use tokio::task::JoinHandle;
 use tokio::time::Sleep;
@@ -40,6 +40,9 @@ const GOODBYE_LIMIT: Duration = Duration::from_secs(1);
 const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 /// `expiring` is told this long before the token expires.
 const EXPIRING_AHEAD: Duration = Duration::from_secs(300);
+
+/// How often an open socket's session is checked for revocation, where that is configured (with jitter).
+const REVOCATION_PAUSE: Duration = Duration::from_secs(180);
 
 /// What every socket of a worker needs to know.
 pub struct SocketSettings {
@@ -73,6 +76,8 @@ pub struct Socket {
     /// Errors and notices: most connections never need them.
     faults: Option<Box<Faults>>,
     auth: Option<PendingAuth>,
+    /// Only where sessions are checked for revocation.
+    revocation: Option<Box<Revocation>>,
     last_byte: Instant,
     pinged: bool,
     expires_at: u64,
@@ -82,6 +87,13 @@ pub struct Socket {
 }
 
 type PendingAuth = JoinHandle<Result<Identity, Refusal>>;
+
+/// Whose session is checked again, when, and the check that is under way.
+struct Revocation {
+    identity: Identity,
+    next: Instant,
+    check: Option<JoinHandle<Result<(), Refusal>>>,
+}
 
 #[derive(Default)]
 struct Faults {
@@ -141,7 +153,7 @@ impl Socket {
         settings: Rc<SocketSettings>,
         stream: Stream,
         early: &[u8],
-        expires_at: u64,
+        identity: Identity,
     ) -> Self {
         let config = WebSocketConfig::default()
             .read_buffer_size(READ_BUFFER)
@@ -157,6 +169,13 @@ impl Socket {
         let lifetime = settings
             .max_lifetime
             .map(|life| now + life.mul_f64(0.9 + 0.1 * fastrand::f64()));
+        let revocation = settings.verifier.checks_revocation().then(|| {
+            Box::new(Revocation {
+                identity: identity.clone(),
+                next: next_check(now),
+                check: None,
+            })
+        });
         let rate = Rate::new(hub.settings().limits.messages_per_second);
         Self {
             hub,
@@ -170,10 +189,11 @@ impl Socket {
             rate,
             faults: None,
             auth: None,
+            revocation,
             last_byte: now,
             pinged: false,
-            expires_at,
-            expires: deadline_of(expires_at, now),
+            expires_at: identity.expires_at,
+            expires: deadline_of(identity.expires_at, now),
             told_expiring: false,
             leaving: Leaving::At(lifetime),
         }

@@ -11,8 +11,11 @@ use super::Report;
 pub(in super::super) fn text(report: &Report<'_>) -> String {
     let options = report.options;
     let total = &report.results.total;
-    let figures: Map<String, Value> =
-        report.figures.iter().map(|(name, value)| ((*name).to_owned(), json!(value))).collect();
+    let figures: Map<String, Value> = report
+        .figures
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), json!(value)))
+        .collect();
     let timeline: Vec<Value> = report
         .results
         .points

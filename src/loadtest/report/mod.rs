@@ -1,5 +1,6 @@
 //! The results: a table, JSON, one HTML page.
 
+mod chart;
 pub(super) mod html;
 pub(super) mod json;
 pub(super) mod table;
@@ -30,7 +31,41 @@ pub(super) struct Report<'a> {
     pub(super) verdicts: Vec<Verdict>,
 }
 
+impl Verdict {
+    /// What was measured.
+    fn value_in_words(&self) -> String {
+        match self.value {
+            Some(value) => words::figure(self.unit, value),
+            None => "not measured in this run".to_owned(),
+        }
+    }
+}
+
 impl Report<'_> {
+    /// What happened beside the figures, and how often.
+    fn events(&self) -> Vec<(String, u64)> {
+        let total = &self.results.total;
+        let mut events = Vec::new();
+        for (kind, counts) in [
+            ("refused", &total.refused),
+            ("failed", &total.failed),
+            ("error", &total.errors),
+        ] {
+            events.extend(
+                counts
+                    .iter()
+                    .map(|(what, count)| (format!("{kind}: {what}"), *count)),
+            );
+        }
+        events.extend(
+            total
+                .closes
+                .iter()
+                .map(|(code, count)| (format!("closed by the relay: {code}"), *count)),
+        );
+        events
+    }
+
     /// What an operator should look at, in words.
     pub(super) fn hints(&self) -> Vec<String> {
         let mut hints = Vec::new();

@@ -18,7 +18,9 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 
 /// Opens connections by the clock, and closes each when it is welcomed.
 pub(super) async fn run(shard: &Rc<Shard>) {
-    let Some(start) = shard.ready().await else { return };
+    let Some(start) = shard.ready().await else {
+        return;
+    };
     let end = start + shard.options().warmup + shard.options().duration;
     let mut attempts = JoinSet::new();
     tokio::select! {
@@ -30,7 +32,12 @@ pub(super) async fn run(shard: &Rc<Shard>) {
     while let Ok(Some(_)) = timeout_at(deadline, attempts.join_next()).await {}
 }
 
-async fn pace(shard: &Rc<Shard>, attempts: &mut JoinSet<()>, start: Instant, end: Instant) -> io::Result<()> {
+async fn pace(
+    shard: &Rc<Shard>,
+    attempts: &mut JoinSet<()>,
+    start: Instant,
+    end: Instant,
+) -> io::Result<()> {
     let mut alarm = Alarm::new()?;
     let mut beat = Beat::new(start, shard.share(shard.options().rate));
     // Every user's desktop once, then every user's mobile, so that no slot is fought over.
@@ -60,9 +67,16 @@ async fn come_and_go(shard: Rc<Shard>, user: User, device: Device, due: Instant)
         Device::Desktop => desktop,
         Device::Mobile => mobile,
     };
-    let who = Who { user: &user, device, client: &client, link: None };
+    let who = Who {
+        user: &user,
+        device,
+        client: &client,
+        link: None,
+    };
     // What comes of it is counted there.
-    let Ok(socket) = shard.connect(who, place, due).await else { return };
+    let Ok(socket) = shard.connect(who, place, due).await else {
+        return;
+    };
     socket.close();
     let goodbye = async { while socket.receive().await.is_ok() {} };
     let _ = timeout(CLOSE_LIMIT, goodbye).await;

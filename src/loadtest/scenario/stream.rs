@@ -31,9 +31,16 @@ pub(super) async fn run(shard: &Rc<Shard>) {
         () = shard.stopped() => return,
     };
     if let Err(error) = connected {
-        *shard.tally.borrow_mut().failed.entry(error.to_string()).or_default() += 1;
+        *shard
+            .tally
+            .borrow_mut()
+            .failed
+            .entry(error.to_string())
+            .or_default() += 1;
     }
-    let Some(start) = shard.ready().await else { return };
+    let Some(start) = shard.ready().await else {
+        return;
+    };
     let end = start + shard.options().warmup + shard.options().duration;
     let senders = senders(shard, &pairs);
     tokio::select! {
@@ -55,7 +62,11 @@ pub(super) async fn run(shard: &Rc<Shard>) {
 }
 
 /// Every device connects and lives on; returns when none is still trying.
-async fn connect_all(shard: &Rc<Shard>, pairs: &[[Rc<Member>; 2]], lives: &mut JoinSet<()>) -> io::Result<()> {
+async fn connect_all(
+    shard: &Rc<Shard>,
+    pairs: &[[Rc<Member>; 2]],
+    lives: &mut JoinSet<()>,
+) -> io::Result<()> {
     let mut alarm = Alarm::new()?;
     let mut beat = Beat::new(Instant::now(), shard.share(shard.options().connect_rate));
     let (trying, mut tried) = mpsc::channel::<()>(1);
@@ -93,7 +104,12 @@ fn senders(shard: &Shard, pairs: &[[Rc<Member>; 2]]) -> Vec<Rc<Member>> {
 }
 
 /// Sends by the clock: one timer, whose beats go round the senders.
-async fn pace(shard: &Shard, senders: &[Rc<Member>], start: Instant, end: Instant) -> io::Result<()> {
+async fn pace(
+    shard: &Shard,
+    senders: &[Rc<Member>],
+    start: Instant,
+    end: Instant,
+) -> io::Result<()> {
     let mut alarm = Alarm::new()?;
     if senders.is_empty() {
         alarm.until(end).await?;
@@ -102,7 +118,10 @@ async fn pace(shard: &Shard, senders: &[Rc<Member>], start: Instant, end: Instan
     let options = shard.options();
     let measured_from = start + options.warmup;
     #[expect(clippy::cast_precision_loss, reason = "users and threads are few")]
-    let (count, offset) = (senders.len() as f64, shard.index as f64 / options.threads as f64);
+    let (count, offset) = (
+        senders.len() as f64,
+        shard.index as f64 / options.threads as f64,
+    );
     // Threads take their turns between each other's.
     let offset = Duration::from_secs_f64(offset / options.fps / count);
     let mut late = 0;
