@@ -246,8 +246,13 @@ fn announcement(options: &LoadOptions, too_few_files: Option<u64>) -> String {
         scenario.as_str(),
         urls.join(", "),
     );
-    if options.placement != Placement::Same && urls.len() < 2 && *scenario != Scenario::Idle {
-        text.push_str("\n  note: with one --url both sockets of a user may be on one instance");
+    if options.placement != Placement::Same
+        && urls.len() < 2
+        && (scenario.streams() || *scenario == Scenario::Overwrite)
+    {
+        text.push_str(
+            "\n  note: with one --url where a user's two sockets are is up to what answers there",
+        );
     }
     if let Some(most) = too_few_files {
         text.push_str(&format!(

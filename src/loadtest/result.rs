@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::tally::{Tally, Times};
-use super::watch::Reading;
+use super::watch::{Reading, RedisState};
 use crate::config::{Assertion, LoadOptions, Scenario, Unit};
 
 /// Seconds that are kept whole until every thread has told of them.
@@ -177,28 +177,28 @@ impl Results {
             set("one_left", Some(count(one)));
             set("both_left", Some(count(both)));
         }
-        let (first, last) = (self.readings.first(), self.readings.last());
-        if let (Some((_, first)), Some((_, last))) = (first, last) {
-            let cpu = last
-                .sum(|instance| instance.cpu)
-                .zip(first.sum(|instance| instance.cpu));
-            let cpu = cpu.map(|(last, first)| last - first);
-            let each = |whole: Option<f64>, count: f64| {
-                whole.filter(|_| count > 0.0).map(|whole| whole / count)
+        let cpu = self.spent(self.instances().map(|instance| {
+            move |reading: &Reading| reading.instances.get(instance)?.as_ref()?.cpu
+        }));
+        let each = |whole: Option<f64>, count: f64| {
+            whole.filter(|_| count > 0.0).map(|whole| whole / count)
+        };
+        if streams {
+            let redis = |of: fn(&RedisState) -> f64| {
+                self.spent([move |reading: &Reading| reading.redis.as_ref().map(of)])
             };
-            let redis = last.redis.as_ref().zip(first.redis.as_ref());
-            if streams {
-                set("cpu_per_frame", each(cpu, delivered));
-                set(
-                    "redis_cpu_per_frame",
-                    each(redis.map(|(last, first)| last.cpu - first.cpu), delivered),
-                );
-                let commands = redis.map(|(last, first)| last.commands - first.commands);
-                set("redis_commands_per_frame", each(commands, delivered));
-            }
-            if options.scenario == Scenario::Storm {
-                set("cpu_per_handshake", each(cpu, welcomed_meanwhile));
-            }
+            set("cpu_per_frame", each(cpu, delivered));
+            set(
+                "redis_cpu_per_frame",
+                each(redis(|redis| redis.cpu), delivered),
+            );
+            let commands = redis(|redis| redis.commands);
+            set("redis_commands_per_frame", each(commands, delivered));
+        }
+        if options.scenario == Scenario::Storm {
+            set("cpu_per_handshake", each(cpu, welcomed_meanwhile));
+        }
+        if let Some((_, last)) = self.readings.last() {
             let grown = last
                 .sum(|instance| instance.rss)
                 .zip(self.before.sum(|instance| instance.rss));
@@ -220,6 +220,38 @@ impl Results {
             .filter_map(|(_, reading)| reading.sum(|instance| instance.rss));
         set("rss", largest.reduce(f64::max));
         figures
+    }
+}
+
+impl Results {
+    fn instances(&self) -> std::ops::Range<usize> {
+        0..self.before.instances.len()
+    }
+
+    /// What counters grew by over all readings, together; one that fell was restarted from 0.
+    fn spent<F: Fn(&Reading) -> Option<f64>>(
+        &self,
+        counters: impl IntoIterator<Item = F>,
+    ) -> Option<f64> {
+        let mut sum = None;
+        for counter in counters {
+            let values: Vec<f64> = self
+                .readings
+                .iter()
+                .filter_map(|(_, reading)| counter(reading))
+                .collect();
+            for pair in values.windows(2) {
+                if let [before, after] = pair {
+                    let grown = if after < before {
+                        *after
+                    } else {
+                        after - before
+                    };
+                    *sum.get_or_insert(0.0) += grown;
+                }
+            }
+        }
+        sum
     }
 }
 
@@ -262,7 +294,7 @@ pub(super) fn judge(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::loadtest::watch::{Instance, RedisState};
+    use crate::loadtest::watch::Instance;
 
     #[test]
     fn the_last_tenth_is_at_least_a_second() {
@@ -377,6 +409,16 @@ mod tests {
             .map(|point| (point.second, point.delivered))
             .collect();
         assert_eq!(seconds, [(0, 900), (1, 900), (9, 900)]);
+    }
+
+    #[test]
+    fn a_restarted_instance_counts_from_zero() {
+        let mut results = Results::after(reading(0.0, 0.0, 0.0));
+        results.readings = [5.0, 6.0, 0.5, 1.5]
+            .map(|cpu| (cpu, reading(cpu, 0.0, 0.0)))
+            .into();
+        let cpu = results.spent([|reading: &Reading| reading.instances[0].as_ref()?.cpu]);
+        assert_eq!(cpu, Some(2.5));
     }
 
     #[test]

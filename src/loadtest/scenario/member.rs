@@ -76,6 +76,11 @@ impl Member {
         }
     }
 
+    /// A copy: a borrow in the head of a loop would last through its body.
+    fn current(&self) -> Option<Rc<Socket>> {
+        self.socket.borrow().clone()
+    }
+
     fn who(&self) -> Who<'_> {
         Who {
             user: &self.user,
@@ -219,7 +224,7 @@ impl Member {
 
     /// Reads, moves when told to and comes back after a break, until the run ends.
     pub(super) async fn live(self: Rc<Self>, peer: Rc<Self>) {
-        while let Some(socket) = self.socket.borrow().clone() {
+        while let Some(socket) = self.current() {
             match self.read(&peer, &socket).await {
                 Next::Move { at, deadline } => {
                     let leaving = (self.clone(), peer.clone(), socket);
