@@ -156,6 +156,7 @@ impl Results {
             set("rate", Some(delivered / measured.as_secs_f64().max(1e-9)));
             set("superseded", Some(count(clamp(total.superseded))));
             set("lost", Some(count(clamp(total.lost))));
+            set("vanished", Some(count(total.vanished)));
             set("out_of_order", Some(count(total.out_of_order)));
             set("duplicates", Some(count(total.duplicates)));
             set("wrong_user", Some(count(total.wrong_user)));

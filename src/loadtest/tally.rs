@@ -74,8 +74,10 @@ pub(super) struct Tally {
     pub(super) unsent: u64,
     /// Volatile frames that were skipped; below 0 in a second in which skipped ones arrive.
     pub(super) superseded: i64,
-    /// Reliable frames that were skipped, and last frames that never came.
+    /// Reliable frames that were skipped or never came.
     pub(super) lost: i64,
+    /// Volatile frames that never came, and no newer one either.
+    pub(super) vanished: u64,
     /// Frames that arrived after a newer one.
     pub(super) out_of_order: u64,
     /// Frames that arrived again.
@@ -118,6 +120,7 @@ impl Tally {
         self.unsent += other.unsent;
         self.superseded += other.superseded;
         self.lost += other.lost;
+        self.vanished += other.vanished;
         self.out_of_order += other.out_of_order;
         self.duplicates += other.duplicates;
         self.wrong_user += other.wrong_user;
@@ -195,6 +198,7 @@ mod tests {
             unsent: 3,
             superseded: -4,
             lost: 5,
+            vanished: 19,
             out_of_order: 6,
             duplicates: 7,
             wrong_user: 8,
@@ -237,7 +241,7 @@ mod tests {
             ),
             (24, 26, 28, 30)
         );
-        assert_eq!(sum.left, [32, 34, 36]);
+        assert_eq!((sum.left, sum.vanished), ([32, 34, 36], 38));
         for times in [
             &sum.latency,
             &sum.lag,

@@ -54,10 +54,11 @@ pub const FIGURES: &[Figure] = &[
         Unit::Count,
         "volatile frames that a newer one replaced",
     ),
+    figure("lost", Unit::Count, "reliable frames that never arrived"),
     figure(
-        "lost",
+        "vanished",
         Unit::Count,
-        "reliable frames that never arrived, and last volatile ones",
+        "last volatile frames that never arrived, nor a newer one",
     ),
     figure(
         "out_of_order",

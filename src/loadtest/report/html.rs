@@ -13,7 +13,7 @@ use crate::config::{FIGURES, Scenario};
 /// Points that a chart has at most.
 const POINTS: usize = 300;
 /// Figures that a reader looks for first, as far as the run has them.
-const FIRST: [&str; 14] = [
+const FIRST: [&str; 15] = [
     "p50",
     "p99",
     "max",
@@ -21,6 +21,7 @@ const FIRST: [&str; 14] = [
     "rate",
     "superseded",
     "lost",
+    "vanished",
     "wrong_user",
     "silence",
     "told_p99",
@@ -139,8 +140,18 @@ fn events(report: &Report<'_>) -> String {
 fn charts(report: &Report<'_>) -> String {
     let results = report.results;
     let scenario = report.options.scenario;
-    let step = results.points.len().div_ceil(POINTS).max(1);
-    let chunks: Vec<&[Point]> = results.points.chunks(step).collect();
+    // What arrives after the last frame was due is no whole second: it would look like a break.
+    let whole = match scenario {
+        Scenario::Overwrite => u64::MAX,
+        _ => report.measured.as_secs().max(1),
+    };
+    let points = results
+        .points
+        .iter()
+        .take_while(|point| point.second < whole);
+    let points: Vec<Point> = points.cloned().collect();
+    let step = points.len().div_ceil(POINTS).max(1);
+    let chunks: Vec<&[Point]> = points.chunks(step).collect();
     let mean = |name: &str, of: &dyn Fn(&Point) -> u64| Series {
         name: name.to_owned(),
         points: chunks
@@ -155,8 +166,7 @@ fn charts(report: &Report<'_>) -> String {
             .map(|chunk| (second(chunk), chunk.iter().filter_map(of).reduce(f64::max)))
             .collect(),
     };
-    let end = results
-        .points
+    let end = points
         .last()
         .map_or(1.0, |point| second(std::slice::from_ref(point)));
     let timeline = |title: &'static str,

@@ -209,7 +209,13 @@ impl Member {
             self.heard(Instant::now());
         }
         let mut tally = self.shard.tally.borrow_mut();
-        tally.lost += self.outstanding().cast_signed();
+        for (stream, flow) in self.flows.borrow().iter() {
+            if *stream >= 0x80 {
+                tally.lost += flow.outstanding().cast_signed();
+            } else {
+                tally.vanished += flow.outstanding();
+            }
+        }
         if listens {
             tally.silence.record(self.longest_silence.get());
         }
