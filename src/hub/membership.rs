@@ -65,6 +65,7 @@ impl Hub {
         self.metrics.claim_seconds.observe(asked.elapsed());
         let refusal = match outcome {
             Ok(Ok(ClaimOutcome::Claimed(claimed))) => {
+                self.metrics.claimed("claimed");
                 self.welcome(&seat, &claimed, joining.expires_at);
                 return Ok(seat);
             }
@@ -74,6 +75,7 @@ impl Hub {
             }
             Ok(Err(_)) | Err(_) => Refusal::BackplaneUnavailable,
         };
+        self.metrics.claimed(refusal.code());
         let mut effects = Vec::new();
         // The claim may have been carried out although its answer did not come: it is released all the same.
         let left = seat
@@ -180,7 +182,10 @@ impl Hub {
         }
         let (listens, is_idle) = {
             let room = seat.room.borrow();
-            (Device::ALL.map(|device| room.listens(device)), room.is_idle())
+            (
+                Device::ALL.map(|device| room.listens(device)),
+                room.is_idle(),
+            )
         };
         for (device, listens) in Device::ALL.into_iter().zip(listens) {
             if !listens {
@@ -234,6 +239,11 @@ impl Hub {
         }
         let answers = self.backplane.renew(&renewals).await;
         for ((seat, known), renewed) in asked.into_iter().zip(answers) {
+            self.metrics.renewed(match &renewed {
+                Ok(Renewed::Kept { .. }) => "kept",
+                Ok(Renewed::Overwritten { .. }) => "overwritten",
+                Err(_) => "failed",
+            });
             // Without an answer the lease goes on until the next try.
             let Ok(renewed) = renewed else { continue };
             if self.may_come_back(&seat, &renewed) {

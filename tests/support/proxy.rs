@@ -25,16 +25,24 @@ impl Proxy {
             while let Ok((client, _)) = listener.accept().await {
                 let hold = hold.clone();
                 tokio::spawn(async move {
-                    let Ok(server) = TcpStream::connect(server).await else { return };
+                    let Ok(server) = TcpStream::connect(server).await else {
+                        return;
+                    };
                     let (mut from_client, mut to_client) = client.into_split();
                     let (mut from_server, mut to_server) = server.into_split();
-                    let forth = tokio::spawn(async move { tokio::io::copy(&mut from_client, &mut to_server).await });
+                    let forth = tokio::spawn(async move {
+                        tokio::io::copy(&mut from_client, &mut to_server).await
+                    });
                     back(&mut from_server, &mut to_client, hold).await;
                     forth.abort();
                 });
             }
         });
-        Self { address, held, task }
+        Self {
+            address,
+            held,
+            task,
+        }
     }
 
     /// Where it listens.
