@@ -6,7 +6,7 @@ use futures_util::future::join_all;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::support::{Client, Config, Handshake, Issuer, LIMIT, Relay, Token};
+use crate::support::{Client, Config, Handshake, Issuer, LIMIT, Relay, Response, Token};
 
 /// Short, so that tests need not wait for it.
 pub const LEASE: Duration = Duration::from_secs(3);
@@ -45,15 +45,30 @@ impl Fleet {
         }
     }
 
-    /// The room as each instance sees it must be the same; returns it.
+    /// The room, which all instances must come to see in the same way. One that has only just come back may take a
+    /// moment.
     pub async fn room(&self, uid: &str) -> Value {
-        let rooms = join_all(self.relays.iter().map(|relay| relay.room(uid))).await;
-        for room in &rooms {
-            for device in ["desktop", "mobile"] {
-                assert_eq!(room[device]["connection"], rooms[0][device]["connection"]);
+        let deadline = Instant::now() + LIMIT;
+        let path = format!("/v1/rooms/{uid}");
+        loop {
+            let answers = self
+                .relays
+                .iter()
+                .map(|relay| relay.operate("GET", &path, &Value::Null));
+            let answers = join_all(answers).await;
+            let rooms: Vec<_> = answers.iter().map(Response::json).collect();
+            let holder = |room: &Value| {
+                ["desktop", "mobile"].map(|device| room[device]["connection"].clone())
+            };
+            let agree = rooms.iter().all(|room| holder(room) == holder(&rooms[0]));
+            if agree && answers.iter().all(|answer| answer.status == 200) {
+                return rooms[0].clone();
             }
+            assert!(
+                Instant::now() < deadline,
+                "instances do not agree: {rooms:?}"
+            );
         }
-        rooms[0].clone()
     }
 
     /// Waits until the room's slots are held by these connections.
@@ -62,7 +77,7 @@ impl Fleet {
         let mut pause = tokio::time::interval(Duration::from_millis(20));
         loop {
             pause.tick().await;
-            let room = self.relays[0].room(uid).await;
+            let room = self.room(uid).await;
             if room["desktop"]["connection"] == desktop.id()
                 && room["mobile"]["connection"] == mobile.id()
             {

@@ -104,11 +104,9 @@ async fn the_backplane_is_measured() {
         desktop.send_frame(0x80, &[n]).await;
         assert_eq!(mobile.expect_binary().await, [0x80, n]);
     }
-    let heard = wait_for(
-        || a.metric("duorelay_backplane_publishes_total", &["heard"]),
-        100.0,
-    )
-    .await;
+    let heard = a
+        .wait_for_metric("duorelay_backplane_publishes_total", &["heard"], 100.0)
+        .await;
     assert_eq!(heard, 100.0);
     assert_eq!(
         a.metric(
@@ -133,11 +131,8 @@ async fn the_backplane_is_measured() {
         0.0
     );
     // A third of the lease (3 s).
-    wait_for(
-        || a.metric("duorelay_renewals_total", &["result=\"kept\""]),
-        2.0,
-    )
-    .await;
+    a.wait_for_metric("duorelay_renewals_total", &["result=\"kept\""], 2.0)
+        .await;
 
     let tab = v1(b, "ann", "desktop").client("tab").open_v1().await;
     expect_overwritten(&mut desktop, &tab).await;
@@ -157,27 +152,15 @@ async fn the_backplane_is_measured() {
     );
 
     redis.ask(&["CLIENT", "KILL", "TYPE", "pubsub"]).await;
-    wait_for(|| a.metric("duorelay_backplane_gaps_total", &[]), 2.0).await;
-    wait_for(|| a.metric("duorelay_backplane_connects_total", &[]), 4.0).await;
+    a.wait_for_metric("duorelay_backplane_gaps_total", &[], 2.0)
+        .await;
+    a.wait_for_metric("duorelay_backplane_connects_total", &[], 4.0)
+        .await;
     redis.signal("STOP");
     let start = Instant::now();
     while a.metric("duorelay_backplane_up", &[]).await > 0.0 {
         assert!(start.elapsed() < LIMIT, "still up");
     }
     redis.signal("CONT");
-    wait_for(|| a.metric("duorelay_backplane_up", &[]), 1.0).await;
-}
-
-/// Waits until a metric is at least this; returns it.
-async fn wait_for<F: Future<Output = f64>>(read: impl Fn() -> F, least: f64) -> f64 {
-    let start = Instant::now();
-    let mut pause = tokio::time::interval(Duration::from_millis(20));
-    loop {
-        pause.tick().await;
-        let value = read().await;
-        if value >= least {
-            return value;
-        }
-        assert!(start.elapsed() < LIMIT, "{value} and not {least}");
-    }
+    a.wait_for_metric("duorelay_backplane_up", &[], 1.0).await;
 }

@@ -37,6 +37,11 @@ impl Side {
         }
     }
 
+    fn replace(&mut self, client: Client) -> Client {
+        self.told.clear();
+        std::mem::replace(&mut self.client, client)
+    }
+
     async fn send(&mut self) {
         let number = u32::try_from(self.sent.len()).unwrap().to_be_bytes();
         self.sent.push(Instant::now());
@@ -106,6 +111,17 @@ impl Traffic {
             desktop: Side::new(desktop),
             mobile: Side::new(mobile),
         }
+    }
+
+    /// A newer connection takes the desktop's slot. It goes on counting where the old one stopped: what that has sent
+    /// may still arrive. Returns the old one.
+    pub fn replace_desktop(&mut self, client: Client) -> Client {
+        self.desktop.replace(client)
+    }
+
+    /// The same for the mobile.
+    pub fn replace_mobile(&mut self, client: Client) -> Client {
+        self.mobile.replace(client)
     }
 
     /// Sends and receives until something is so.

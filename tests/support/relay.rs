@@ -250,6 +250,23 @@ impl Relay {
             .sum()
     }
 
+    /// Waits until a metric is at least this; returns it.
+    pub async fn wait_for_metric(&self, name: &str, labels: &[&str], least: f64) -> f64 {
+        let deadline = Instant::now() + LIMIT;
+        let mut pause = tokio::time::interval(Duration::from_millis(20));
+        loop {
+            pause.tick().await;
+            let value = self.metric(name, labels).await;
+            if value >= least {
+                return value;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "{name} is {value} and not {least}"
+            );
+        }
+    }
+
     /// A handshake to be filled in.
     pub fn handshake(&self) -> Handshake {
         Handshake::new(self.public)

@@ -440,8 +440,8 @@ async fn follow_cluster(
     me: Weak<Redis>,
     mut changes: broadcast::Receiver<Vec<ClusterStateChange>>,
 ) {
-    const LOOKS: u32 = 3;
-    let mut ticks = tokio::time::interval(SECOND);
+    const LOOKS: u32 = 5;
+    let mut ticks = tokio::time::interval(SECOND / 2);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (mut known, mut looks) = (None, 0);
     loop {
