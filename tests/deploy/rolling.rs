@@ -1,19 +1,23 @@
 //! A rolling restart of three real relays behind a real HAProxy with the shipped configuration.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::balancer::Balancer;
 use crate::device::{Device, Seen};
-use crate::support::{Config, Issuer, RedisServer, Relay, free_port};
+use crate::support::{
+    Client, Config, Event, Handshake, Issuer, RedisServer, Relay, Token, free_port,
+};
 
 const USERS: usize = 200;
+const CLASSIC: usize = 90;
 /// Longer than HAProxy takes to notice: two checks, the second after 250 ms.
 const DELAY: u32 = 2;
-const DRAIN: u32 = 3;
+const DRAIN: u32 = 5;
 
 /// Relays on one port of several loopback addresses, as in a network of containers.
 struct Fleet {
@@ -80,19 +84,73 @@ async fn stream(
     [desktop.seen, mobile.seen]
 }
 
+/// A classic client: nobody tells it anything before it is closed, and then it comes back after a short
+/// back-off of its own.
+struct Classic {
+    user: usize,
+    handshake: Handshake,
+    client: Client,
+}
+
+impl Classic {
+    async fn start(to: SocketAddr, user: usize) -> Self {
+        let token = Token::firebase(&format!("classic-{user}")).sign();
+        let handshake = Handshake::new(to).bearer(&token);
+        let client = handshake.open().await;
+        Self {
+            user,
+            handshake,
+            client,
+        }
+    }
+
+    /// When it was closed, counted from `start`, until it is told to stop.
+    async fn come_back(mut self, start: Instant, mut stop: watch::Receiver<bool>) -> Vec<Duration> {
+        let mut closed = Vec::new();
+        loop {
+            tokio::select! {
+                _ = stop.changed() => return closed,
+                event = self.client.next_within(Duration::from_secs(120)) => {
+                    assert!(matches!(event, Event::Close(1012, _)), "{}: {event:?}", self.user);
+                    closed.push(start.elapsed());
+                }
+            }
+            // Half a second at most, by the user and not by chance.
+            let back_off = Duration::from_millis(self.user as u64 * 7919 % 500);
+            tokio::time::sleep(back_off).await;
+            self.client = self.handshake.open().await;
+            // It is in its room: a classic message comes back to its sender.
+            self.client.send_text("back").await;
+            assert!(self.client.expect_text().await.ends_with("Message: back\n"));
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_rolling_restart_loses_no_reliable_frame_and_is_not_seen() {
+async fn a_rolling_restart_is_not_seen_by_v1_clients_and_spreads_classic_ones() {
     let mut fleet = Fleet::start("").await;
     let to = fleet.balancer.public;
     let (streaming, is_streaming) = watch::channel(true);
-    let mut users = Vec::new();
+    let (mut pairs, mut classic) = (Vec::new(), Vec::new());
     for user in 0..USERS {
-        let (desktop, mobile) = tokio::join!(
+        pairs.push(tokio::join!(
             Device::start(to, user, "desktop"),
             Device::start(to, user, "mobile")
-        );
-        users.push(tokio::spawn(stream(desktop, mobile, is_streaming.clone())));
+        ));
     }
+    for user in 0..CLASSIC {
+        classic.push(Classic::start(to, user).await);
+    }
+    // Nothing is measured before all are there.
+    let start = Instant::now();
+    let users: Vec<_> = pairs
+        .into_iter()
+        .map(|(desktop, mobile)| tokio::spawn(stream(desktop, mobile, is_streaming.clone())))
+        .collect();
+    let classic: Vec<_> = classic
+        .into_iter()
+        .map(|client| tokio::spawn(client.come_back(start, is_streaming.clone())))
+        .collect();
     for number in 0..3 {
         fleet.restart(number).await;
     }
@@ -103,31 +161,55 @@ async fn a_rolling_restart_loses_no_reliable_frame_and_is_not_seen() {
         .into_iter()
         .map(Result::unwrap)
         .collect();
+    not_seen(&users);
+    let closed: Vec<_> = join_all(classic)
+        .await
+        .into_iter()
+        .map(Result::unwrap)
+        .collect();
+    spread(&closed);
+}
+
+fn not_seen(users: &[[Seen; 2]]) {
     for (user, [desktop, mobile]) in users.iter().enumerate() {
         let mut received = mobile.received.clone();
         received.sort_unstable();
-        let lost: Vec<u32> = (0..desktop.sent)
-            .filter(|number| !received.contains(number))
-            .collect();
-        if !lost.is_empty() || received.len() != desktop.sent as usize {
-            println!(
-                "user {user}: {lost:?} lost of {}, {} received; moved when {:?} were sent; mobile {:?}",
-                desktop.sent,
-                received.len(),
-                desktop.moved_at,
-                mobile.moved_at
-            );
-        }
+        assert!(
+            received.iter().copied().eq(0..desktop.sent),
+            "user {user} was sent 0..{}, and received {received:?}",
+            desktop.sent
+        );
     }
+    let moves: usize = users.iter().flatten().map(|seen| seen.moves).sum();
+    let frames: u32 = users.iter().map(|[desktop, _]| desktop.sent).sum();
     let silence = users
         .iter()
         .map(|[_, mobile]| mobile.silence)
         .max()
         .unwrap();
-    let moves: usize = users.iter().flatten().map(|seen| seen.moves).sum();
-    let frames: u32 = users.iter().map(|[desktop, _]| desktop.sent).sum();
     println!("{moves} moves, {frames} reliable frames, longest silence {silence:?}");
     // Every socket was on one of the three relays, so it had to move at least once.
     assert!(moves >= 2 * USERS, "{moves} moves");
     assert!(silence < Duration::from_millis(250), "{silence:?}");
+}
+
+/// Each came back each time (or its task had failed), and they were not sent away together.
+fn spread(closed: &[Vec<Duration>]) {
+    assert!(closed.iter().all(|times| !times.is_empty()));
+    let mut times: Vec<_> = closed.iter().flatten().copied().collect();
+    times.sort_unstable();
+    // Three drains of DRAIN seconds: a tenth of one has at most three times its even share.
+    let window = Duration::from_secs(DRAIN.into()) / 10;
+    let busiest = times.iter().map(|&from| {
+        times
+            .iter()
+            .filter(|&&time| time >= from && time < from + window)
+            .count()
+    });
+    let busiest = busiest.max().unwrap();
+    println!(
+        "{} classic sockets closed, {busiest} at most within {window:?}",
+        times.len()
+    );
+    assert!(busiest <= times.len() / 10, "{busiest} of {}", times.len());
 }
