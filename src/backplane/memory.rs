@@ -60,6 +60,13 @@ impl Memory {
         })
     }
 
+    /// Loses what is known of a room, as a Redis does that restarts empty: for tests of how that heals.
+    pub fn lose(&self, user: &UserId) {
+        if let Some(room) = self.rooms.borrow_mut().get_mut(user) {
+            room.record = Record::default();
+        }
+    }
+
     /// Hands an envelope to everyone who is subscribed to one of the lanes. No borrow is held
     /// meanwhile: a sink may call back.
     fn hand_out(&self, user: &UserId, lanes: &[Device], envelope: &Envelope) {

@@ -11,7 +11,7 @@ pub(super) use crate::backplane::CALL_LIMIT;
 use crate::backplane::Renewal;
 use crate::relay::ids::{ConnectionId, Device};
 use crate::relay::protocol::{BackplaneState, Protocol, ServerMessage};
-use crate::relay::record::{Claim, ClaimOutcome, Claimed};
+use crate::relay::record::{Claim, ClaimOutcome, Claimed, Renewed};
 use crate::relay::refusal::Refusal;
 use crate::relay::room::Left;
 
@@ -45,6 +45,7 @@ impl Hub {
             outbox: RefCell::default(),
             waker: RefCell::default(),
             renew_at: Cell::new(Instant::now() + self.settings.lease),
+            other_missing: Cell::new(None),
             drain: Cell::new(None),
         });
         let known = {
@@ -64,6 +65,7 @@ impl Hub {
         self.metrics.claim_seconds.observe(asked.elapsed());
         let refusal = match outcome {
             Ok(Ok(ClaimOutcome::Claimed(claimed))) => {
+                self.metrics.claimed("claimed");
                 self.welcome(&seat, &claimed, joining.expires_at);
                 return Ok(seat);
             }
@@ -73,6 +75,7 @@ impl Hub {
             }
             Ok(Err(_)) | Err(_) => Refusal::BackplaneUnavailable,
         };
+        self.metrics.claimed(refusal.code());
         let mut effects = Vec::new();
         // The claim may have been carried out although its answer did not come: it is released all the same.
         let left = seat
@@ -171,6 +174,12 @@ impl Hub {
 
     /// Gives back lanes and rooms that nobody here needs any more.
     pub(super) fn settle(&self, seat: &Seat) {
+        // A connection that has joined since may have made the room anew: its lanes are not this seat's to
+        // give back.
+        let known = self.room(&seat.user);
+        if !known.is_some_and(|room| Rc::ptr_eq(&room, &seat.room)) {
+            return;
+        }
         let (listens, is_idle) = {
             let room = seat.room.borrow();
             (
@@ -184,14 +193,7 @@ impl Hub {
             }
         }
         if is_idle {
-            let mut rooms = self.rooms.borrow_mut();
-            // A connection that has joined since may have made the room anew.
-            if rooms
-                .get(&seat.user)
-                .is_some_and(|room| Rc::ptr_eq(room, &seat.room))
-            {
-                rooms.remove(&seat.user);
-            }
+            self.rooms.borrow_mut().remove(&seat.user);
         }
     }
 
@@ -237,8 +239,16 @@ impl Hub {
         }
         let answers = self.backplane.renew(&renewals).await;
         for ((seat, known), renewed) in asked.into_iter().zip(answers) {
+            self.metrics.renewed(match &renewed {
+                Ok(Renewed::Kept { .. }) => "kept",
+                Ok(Renewed::Overwritten { .. }) => "overwritten",
+                Err(_) => "failed",
+            });
             // Without an answer the lease goes on until the next try.
             let Ok(renewed) = renewed else { continue };
+            if self.may_come_back(&seat, &renewed) {
+                continue;
+            }
             let mut effects = Vec::new();
             seat.room.borrow_mut().on_renewed(
                 seat.device,
@@ -250,6 +260,21 @@ impl Hub {
             self.apply(effects);
             self.settle(&seat);
         }
+    }
+
+    /// After a break, or when Redis has lost its data, the other slot may only not have been renewed yet:
+    /// that nobody holds it is believed once its holder has had the time, two thirds of a lease.
+    fn may_come_back(&self, seat: &Seat, renewed: &Renewed) -> bool {
+        let is_missing = matches!(renewed, Renewed::Kept { other: None })
+            && seat.room.borrow().visible(seat.device.other()).is_some();
+        if !is_missing {
+            seat.other_missing.set(None);
+            return false;
+        }
+        let now = Instant::now();
+        let since = seat.other_missing.get().unwrap_or(now);
+        seat.other_missing.set(Some(since));
+        now.duration_since(since) < self.settings.lease * 2 / 3
     }
 
     /// This instance is leaving: connections come back elsewhere, spread evenly with jitter until

@@ -83,11 +83,11 @@ pub enum Renewed {
         /// Who holds the other slot.
         other: Option<Holder>,
     },
-    /// A newer connection stands there, or stood there after mine.
+    /// A newer connection stands there, or stood there after mine; or mine has released the slot.
     Overwritten {
-        /// The newer connection.
+        /// The last connection that held the slot.
         by: Member,
-        /// Who holds the slot now; nobody, if the newer connection has left since.
+        /// Who holds the slot now; nobody, if that connection has left since, or its lease has ended.
         holder: Option<Holder>,
     },
 }
@@ -199,10 +199,13 @@ impl Record {
         mine: &Holder,
     ) -> (Renewed, bool) {
         let slot = self.slot_mut(device);
-        if let Some(newest) = slot
-            .newest
-            .filter(|newest| newest.generation > mine.member.generation)
-        {
+        // Nobody holds the slot though it was mine last: I have released it, and this renewal, sent before,
+        // was overtaken by that.
+        let is_over = |newest: &Member| {
+            newest.generation > mine.member.generation
+                || (*newest == mine.member && slot.held.is_none())
+        };
+        if let Some(newest) = slot.newest.filter(is_over) {
             let holder = self.holder(device, now).map(|held| held.holder.clone());
             return (Renewed::Overwritten { by: newest, holder }, false);
         }
@@ -399,6 +402,33 @@ mod tests {
             )
         );
         assert!(record.holder(Device::Desktop, 1003).is_none());
+    }
+
+    #[test]
+    fn a_renewal_that_comes_after_the_release_puts_nothing_back() {
+        let mut record = Record::default();
+        let first = claimed(record.claim(SECOND, LEASE, claim(1, None)));
+        let mine = holder(1, first.generation);
+        assert!(
+            record
+                .release(Device::Desktop, mine.member.connection)
+                .is_some()
+        );
+        let (renewed, put_back) = record.renew(1001, LEASE, Device::Desktop, &mine);
+        assert!(matches!(renewed, Renewed::Overwritten { holder: None, .. }));
+        assert!(!put_back);
+        assert!(record.holder(Device::Desktop, 1002).is_none());
+    }
+
+    #[test]
+    fn a_lease_that_ended_is_renewed_again() {
+        let mut record = Record::default();
+        let first = claimed(record.claim(SECOND, LEASE, claim(1, None)));
+        let mine = holder(1, first.generation);
+        assert!(record.holder(Device::Desktop, 1000 + LEASE).is_none());
+        let (renewed, _) = record.renew(1001 + LEASE, LEASE, Device::Desktop, &mine);
+        assert_eq!(renewed, Renewed::Kept { other: None });
+        assert!(record.holder(Device::Desktop, 1002 + LEASE).is_some());
     }
 
     #[test]

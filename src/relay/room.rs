@@ -74,13 +74,13 @@ pub enum Left {
     Overwritten,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Waiting<L> {
     connection: ConnectionId,
     seat: L,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Slot<L> {
     /// Who holds the slot, as far as is known here.
     holder: Option<Holder>,
@@ -134,7 +134,7 @@ impl<L> Slot<L> {
 }
 
 /// One user's room, as one instance sees it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Room<L> {
     desktop: Slot<L>,
     mobile: Slot<L>,
@@ -244,12 +244,10 @@ impl<L: Clone> Room<L> {
                     seat,
                     by: by(slot.newest, slot.holder.as_ref(), &holder),
                 });
-            } else if let Some(known) = slot
-                .holder
-                .as_mut()
-                .filter(|known| known.member == holder.member)
-            {
-                *known = holder;
+            } else if holder.member == slot.newest && slot.newest.generation > slot.released {
+                // Known, but perhaps not where it is, or its lease had ended.
+                slot.holder = Some(holder);
+                self.tell(device.other(), effects);
             }
             return;
         }
@@ -273,6 +271,14 @@ impl<L: Clone> Room<L> {
             self.enter_short_cut(device.other(), effects);
         } else {
             self.leave_short_cut(device.other(), effects);
+        }
+    }
+
+    /// Something proves that `member` has claimed its slot, although its `claimed` may have been lost on
+    /// the way. The next renewal's answer tells where it is.
+    fn on_seen(&mut self, device: Device, member: Member, effects: &mut Vec<Effect<L>>) {
+        if member.generation > self.slot(device).newest.generation {
+            self.on_claimed(device, seen(member), effects);
         }
     }
 
@@ -302,21 +308,29 @@ impl<L: Clone> Room<L> {
     ) {
         let slot = self.slot_mut(device);
         match other {
-            Some(holder) if holder.member.generation > slot.newest.generation => {
+            Some(holder) if holder.member.generation >= slot.newest.generation => {
                 self.on_claimed(device, holder, effects)
             }
-            Some(holder)
-                if holder.member == slot.newest && slot.newest.generation > slot.released =>
-            {
-                slot.holder = Some(holder);
+            // Older than a release or a claim that the lane has told since.
+            Some(_) if slot.here.is_some() || slot.newest.generation > asked => {}
+            // The record never goes back by itself: it was lost, and an older holder that never heard of the
+            // newer one has put its slot back. The newer one will do the same, if it still lives.
+            Some(_) if slot.visible().is_some() => {
+                slot.holder = None;
                 self.tell(device.other(), effects);
             }
-            // Older than a release or a claim that the lane has told since.
-            Some(_) => {}
+            Some(older) => {
+                slot.newest = Member::NONE;
+                slot.released = Generation::NONE;
+                self.on_claimed(device, older, effects);
+            }
             None => {
                 // A holder that is here knows best, and a claim made after the question is not in its answer.
                 if slot.here.is_none() && slot.newest.generation <= asked {
                     slot.holder = None;
+                    // If its instance comes back and renews, it is not silent; that it was heard again
+                    // meanwhile has not been noticed of a slot without a holder.
+                    slot.silent = false;
                     self.tell(device.other(), effects);
                 }
             }
@@ -335,11 +349,10 @@ impl<L: Clone> Room<L> {
 
     /// A slot became free, by a message on a lane.
     pub fn on_released(&mut self, device: Device, member: Member, effects: &mut Vec<Effect<L>>) {
+        // Its `claimed` may have been lost: whoever it took the slot from has lost it all the same.
+        self.on_seen(device, member, effects);
         let slot = self.slot_mut(device);
         slot.released = slot.released.max(member.generation);
-        if member.generation > slot.newest.generation {
-            slot.newest = member;
-        }
         // Compared with the member, so that the end of an old connection never frees a newer one's slot;
         // and what is here is released here, not by an echo.
         if slot.here.is_none()
@@ -400,15 +413,16 @@ impl<L: Clone> Room<L> {
             Renewed::Kept { other } => self.on_other_slot(device.other(), other, asked, effects),
             Renewed::Overwritten { by, holder } => {
                 // The lane's message was lost: this is how an overwritten connection learns of it.
-                let was_free = holder.is_none();
-                let newer = Holder {
-                    member: by,
-                    instance: InstanceId::UNKNOWN,
-                    client: None,
-                };
-                self.on_claimed(device, holder.unwrap_or(newer), effects);
-                if was_free {
-                    self.on_released(device, by, effects);
+                let is_free = holder.is_none();
+                match holder {
+                    Some(holder) => self.on_claimed(device, holder, effects),
+                    None => self.on_seen(device, by, effects),
+                }
+                // Not a release: perhaps only its lease has ended, and it renews again.
+                let slot = self.slot_mut(device);
+                if is_free && slot.here.is_none() && slot.holds(by.connection) {
+                    slot.holder = None;
+                    self.tell(device.other(), effects);
                 }
             }
         }
@@ -447,20 +461,16 @@ impl<L: Clone> Room<L> {
             return None;
         }
         if from.generation > slot.newest.generation {
-            // Its `claimed` was lost on the way; the frame itself proves it. The next renewal's answer
-            // tells where it is.
-            self.on_claimed(
-                to.other(),
-                Holder {
-                    member: from,
-                    instance: InstanceId::UNKNOWN,
-                    client: None,
-                },
-                effects,
-            );
-        } else if slot.silent {
+            self.on_seen(to.other(), from, effects);
+        } else if slot.visible().is_none() {
+            // It was silent, or its lease had ended, or was lost: it lives.
             slot.silent = false;
+            slot.holder.get_or_insert_with(|| seen(from));
             self.tell(to, effects);
+        } else if slot.here.is_some() && slot.marker.is_none() && !slot.sent_away {
+            // A local sender's marker was given up, and this frame comes after all: later ones have
+            // overtaken it in memory.
+            return None;
         }
         self.slot(to).here.as_ref()
     }
@@ -575,6 +585,15 @@ impl<L: Clone> Room<L> {
     pub fn on_marker_overdue(&mut self, device: Device, effects: &mut Vec<Effect<L>>) {
         self.slot_mut(device).sent_away = false;
         self.leave_short_cut(device, effects);
+    }
+}
+
+/// A holder of whom nothing is known but that it is there.
+fn seen(member: Member) -> Holder {
+    Holder {
+        member,
+        instance: InstanceId::UNKNOWN,
+        client: None,
     }
 }
 

@@ -351,6 +351,132 @@ fn a_lost_marker_and_a_peer_that_leaves_let_the_sender_go_on() {
 }
 
 #[test]
+fn a_frame_that_comes_after_its_marker_was_given_up_does_not_arrive_behind_later_ones() {
+    let mut room = Room::default();
+    seat(&mut room, Desktop, 1, "");
+    away(&mut room, Mobile, 2);
+    assert_eq!(route(&mut room, Desktop, 1), Route::Away(member(1)));
+    seat(&mut room, Mobile, 3, "");
+    let resumed = effects(|fx| room.on_marker_overdue(Desktop, fx));
+    assert_eq!(resumed, [Effect::Resume { seat: 1 }]);
+    assert_eq!(route(&mut room, Desktop, 1), Route::Here(&3));
+    let _ = effects(|fx| assert_eq!(room.on_lane(Mobile, member(1), fx), None));
+    // Another one that sends from elsewhere is heard.
+    let _ = effects(|fx| assert_eq!(room.on_lane(Mobile, member(4), fx), Some(&3)));
+}
+
+#[test]
+fn a_release_of_a_newer_connection_whose_claim_was_lost_overwrites() {
+    let mut room = Room::default();
+    seat(&mut room, Desktop, 1, "");
+    seat(&mut room, Mobile, 2, "");
+    let lost = effects(|fx| room.on_released(Desktop, member(3), fx));
+    assert_eq!(
+        lost,
+        [
+            overwrite(1, 3, false),
+            peer(2, Desktop, 3, true),
+            peer(2, Desktop, 3, false)
+        ]
+    );
+    assert_eq!(route(&mut room, Desktop, 1), Route::Overwritten);
+    assert_eq!(route(&mut room, Mobile, 2), Route::Absent);
+}
+
+#[test]
+fn a_newer_connection_whose_lease_only_ended_comes_back() {
+    let mut room = Room::default();
+    seat(&mut room, Desktop, 1, "");
+    seat(&mut room, Mobile, 2, "");
+    let overwritten = Renewed::Overwritten {
+        by: member(3),
+        holder: None,
+    };
+    let _ = effects(|fx| {
+        room.on_renewed(
+            Desktop,
+            member(1).connection,
+            Generation(2),
+            overwritten,
+            fx,
+        );
+    });
+    assert_eq!(route(&mut room, Mobile, 2), Route::Absent);
+    let kept = Renewed::Kept {
+        other: Some(holder(3, B, "")),
+    };
+    let back = effects(|fx| room.on_renewed(Mobile, member(2).connection, Generation(3), kept, fx));
+    assert_eq!(back, [peer(2, Desktop, 3, true)]);
+    let _ = effects(|fx| assert_eq!(room.on_lane(Mobile, member(3), fx), Some(&2)));
+}
+
+#[test]
+fn a_frame_or_a_repeated_claim_brings_back_a_holder_whose_lease_had_ended() {
+    let ended = |room: &mut Room<u32>| {
+        let kept = Renewed::Kept { other: None };
+        let connection = member(1).connection;
+        effects(|fx| room.on_renewed(Mobile, connection, Generation(2), kept, fx))
+    };
+    let mut room = Room::default();
+    seat(&mut room, Mobile, 1, "");
+    away(&mut room, Desktop, 2);
+    assert_eq!(ended(&mut room), [peer(1, Desktop, 2, false)]);
+    let heard = effects(|fx| assert_eq!(room.on_lane(Mobile, member(2), fx), Some(&1)));
+    assert_eq!(heard, [peer(1, Desktop, 2, true)]);
+    assert_eq!(ended(&mut room), [peer(1, Desktop, 2, false)]);
+    assert_eq!(away(&mut room, Desktop, 2), [peer(1, Desktop, 2, true)]);
+    let _ = effects(|fx| room.on_released(Desktop, member(2), fx));
+    assert_eq!(away(&mut room, Desktop, 2), []);
+}
+
+#[test]
+fn an_instance_that_was_silent_for_longer_than_a_lease_is_seen_again() {
+    let mut room = Room::default();
+    seat(&mut room, Mobile, 1, "");
+    away(&mut room, Desktop, 2);
+    let kept = |other| Renewed::Kept { other };
+    let connection = member(1).connection;
+    let changes = effects(|fx| {
+        room.on_instance(B, true, fx);
+        room.on_renewed(Mobile, connection, Generation(2), kept(None), fx);
+        room.on_instance(B, false, fx);
+        let other = Some(holder(2, B, ""));
+        room.on_renewed(Mobile, connection, Generation(2), kept(other), fx);
+    });
+    assert_eq!(
+        changes,
+        [peer(1, Desktop, 2, false), peer(1, Desktop, 2, true)]
+    );
+    assert_eq!(route(&mut room, Mobile, 1), Route::Away(member(1)));
+}
+
+#[test]
+fn after_the_record_was_lost_an_older_connection_stands_in_for_a_newer_one_that_has_gone() {
+    let mut room = Room::default();
+    seat(&mut room, Mobile, 1, "");
+    away(&mut room, Desktop, 2);
+    away(&mut room, Desktop, 3);
+    let answer = |room: &mut Room<u32>, asked| {
+        let other = Some(holder(2, B, ""));
+        let kept = Renewed::Kept { other };
+        effects(|fx| room.on_renewed(Mobile, member(1).connection, asked, kept, fx))
+    };
+    // Not by an answer that may be older than the newer one's claim.
+    assert_eq!(answer(&mut room, Generation(2)), []);
+    // Nor before the newer one has had the time to put itself back.
+    assert_eq!(
+        answer(&mut room, Generation(3)),
+        [peer(1, Desktop, 3, false)]
+    );
+    let _ = effects(|fx| assert_eq!(room.on_lane(Mobile, member(2), fx), None));
+    assert_eq!(
+        answer(&mut room, Generation(3)),
+        [peer(1, Desktop, 2, true)]
+    );
+    let _ = effects(|fx| assert_eq!(room.on_lane(Mobile, member(2), fx), Some(&1)));
+}
+
+#[test]
 fn a_claim_that_failed_after_its_lane_message_leaves_its_slot() {
     let mut room = Room::default();
     seat(&mut room, Mobile, 1, "");

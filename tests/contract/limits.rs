@@ -6,7 +6,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use crate::support::{
-    Config, Event, Handshake, Issuer, RawClient, RawEvent, RawFrame, Relay, Token, within,
+    Client, Config, Event, Handshake, Issuer, RawClient, RawEvent, RawFrame, Relay, Token, within,
 };
 
 fn desktop_of(relay: &Relay, uid: &str) -> Handshake {
@@ -315,21 +315,34 @@ async fn at_the_rate_a_stream_goes_on_for_good() {
     mobile.sync().await;
 }
 
-/// Sends reliable frames of 8 KiB until the peer is told to be gone, or `most` were sent.
-async fn overflow(mobile: &mut crate::support::Client, most: usize) -> usize {
-    for sent in 0..most {
+/// Sends reliable frames of 8 KiB until the peer is told to be gone; how many, at most `most`.
+async fn overflow(mobile: &mut Client, most: usize) -> usize {
+    let mut sent = 0;
+    let mut gone = None;
+    while gone.is_none() && sent < most {
         mobile.send_frame(0x80, &[0x55; 8191]).await;
-        if let Ok(event) = tokio::time::timeout(Duration::from_millis(1), mobile.next()).await {
-            let Event::Text(text) = event else {
-                panic!("{event:?}")
-            };
-            assert!(text.contains("\"disconnected\""), "{text}");
+        sent += 1;
+        gone = tokio::time::timeout(Duration::from_millis(1), mobile.next())
+            .await
+            .ok();
+    }
+    let gone = match gone {
+        Some(gone) => gone,
+        None => mobile.next().await,
+    };
+    assert!(
+        matches!(&gone, Event::Text(text) if text.contains("\"disconnected\"")),
+        "{gone:?}"
+    );
+    // Frames that were on their way then met nobody.
+    mobile.send_json(json!({"type": "ping"})).await;
+    loop {
+        let text = mobile.expect_text().await;
+        if text.contains("\"pong\"") {
             return sent;
         }
+        assert!(text.contains("peer_absent"), "{text}");
     }
-    let gone = mobile.expect_json("peer").await;
-    assert_eq!(gone["state"], "disconnected");
-    most
 }
 
 fn small_queue(issuer: &Issuer) -> Config {
@@ -372,24 +385,8 @@ async fn a_receiver_that_does_not_even_take_its_close_is_reset_after_five_second
     overflow(&mut mobile, 4000).await;
     let left = Instant::now();
     // Its slot is counted as closed, but the socket is tried for 5 s.
-    let reset = within(Duration::from_secs(8), "the reset", async {
-        loop {
-            // Writing tells of a reset without reading what waits.
-            if let Err(error) = slow.try_write(&RawFrame::new(0xA, "").encode()).await {
-                return error;
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    })
-    .await;
+    slow.expect_reset(Duration::from_secs(8)).await;
     let took = left.elapsed();
-    assert!(
-        matches!(
-            reset.kind(),
-            std::io::ErrorKind::ConnectionReset | std::io::ErrorKind::BrokenPipe
-        ),
-        "{reset}"
-    );
     assert!(
         took > Duration::from_secs(4) && took < Duration::from_secs(7),
         "reset after {took:?}"
@@ -413,7 +410,7 @@ async fn a_stalled_receiver_gets_the_latest_of_each_volatile_stream() {
     mobile.sync().await;
     // 10 MB were sent; the receiver was never told too slow, and memory held two frames for it.
     slow.send(0x1, br#"{"type":"ping","id":"end"}"#).await;
-    let (mut newest, mut frames, mut ponged) = ([0_u32; 2], 0_u32, false);
+    let (mut newest, mut late, mut ponged) = ([0_u32; 2], 0, false);
     while !(ponged && newest.contains(&ROUNDS) && newest.contains(&(ROUNDS - 1))) {
         match slow.next().await {
             RawEvent::Frame(0x2, frame) => {
@@ -428,7 +425,7 @@ async fn a_stalled_receiver_gets_the_latest_of_each_volatile_stream() {
                 );
                 assert_eq!(frame[1..], payload(n), "a frame is whole");
                 newest[stream] = n;
-                frames += 1;
+                late += u32::from(n > ROUNDS / 2);
             }
             RawEvent::Frame(0x1, text) => {
                 let text = String::from_utf8(text).unwrap();
@@ -438,10 +435,9 @@ async fn a_stalled_receiver_gets_the_latest_of_each_volatile_stream() {
             other => panic!("{other:?}"),
         }
     }
-    assert!(
-        frames < ROUNDS / 2,
-        "{frames} of {ROUNDS} frames came: stale ones were queued"
-    );
+    // The sockets were full long before half of it: of the rest what waits last is left, one a stream,
+    // and what a window probe of the kernel took meanwhile. A queue would hold a thousand.
+    assert!(late < 50, "{late} stale frames were queued");
 }
 
 #[tokio::test]

@@ -9,11 +9,15 @@
 )]
 
 mod client;
+mod cluster;
 mod http;
 mod issuer;
+mod proxy;
 mod raw;
 mod redis;
 mod relay;
+mod resp;
+mod sentinel;
 
 use std::future::Future;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -21,11 +25,15 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 pub use client::{Client, Event};
+pub use cluster::Cluster;
 pub use http::{Handshake, Response, request};
-pub use issuer::{Issuer, Key, PROJECT, Token};
+pub use issuer::{Issuer, Key, PROJECT, Token, email};
+pub use proxy::Proxy;
 pub use raw::{RawClient, RawEvent, RawFrame};
 pub use redis::RedisServer;
 pub use relay::{ADMIN_TOKEN, Config, Relay};
+pub use resp::ask;
+pub use sentinel::Sentinel;
 
 /// How long a test waits for one thing that has to happen at once.
 pub const LIMIT: Duration = Duration::from_secs(10);

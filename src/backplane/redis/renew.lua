@@ -14,12 +14,16 @@ local function holder(name)
   return ''
 end
 
+local known = redis.call('HGET', room, device)
 local newest = redis.call('HGET', room, device .. ':newest')
 if newest then
   local connection, generation = newest:match('^(%S+) (%d+)$')
-  if tonumber(generation) > tonumber(ARGV[5]) then return {0, connection, generation, holder(device)} end
+  -- Nobody holds the slot though it was mine last: I have released it, and this renewal was overtaken by that.
+  local released = connection == ARGV[2] and not known
+  if tonumber(generation) > tonumber(ARGV[5]) or released then
+    return {0, connection, generation, holder(device)}
+  end
 end
-local known = redis.call('HGET', room, device)
 local client = ARGV[4] == '' and '.' or ARGV[4]
 local held = table.concat({ARGV[2], ARGV[3], client, ARGV[5], string.format('%.0f', now + ARGV[6])}, ' ')
 redis.call('HSET', room, device, held, device .. ':newest', ARGV[2] .. ' ' .. ARGV[5])

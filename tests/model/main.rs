@@ -1,0 +1,41 @@
+//! The proof of the room: exhaustive search of small worlds ([`scenarios`]) and seeded histories of large
+//! ones ([`simulation`]).
+//!
+//! # The model
+//! [`world`] runs the relay's own `Room` (one per instance) and `Record` (Redis) unchanged, and models what
+//! is between them as the promises of `src/backplane/mod.rs` leave it open:
+//!
+//! - calls (claim, renew, release) reach Redis at any time, renewals in any order, claims and releases of one
+//!   instance in the order in which they were made; publishes in the order of their lane, before or after
+//!   calls that were made later;
+//! - what Redis publishes reaches each subscriber late and in one order for both lanes (they come through one
+//!   connection), or is lost for one subscriber and arrives at others;
+//! - answers arrive at any time and in any order, however late; that of a claim after the claim's own
+//!   message, unless that was lost (and in one scenario even before it);
+//! - connections leave at any moment, also while they claim; instances crash, believe others to be gone, or
+//!   stop for longer than a lease and go on; Redis loses everything; markers are given up too early.
+//!
+//! Each kind of trouble is bounded per scenario ([`world::Setup`]); within its bounds the search is complete.
+//! [`checker`] holds the invariants. "After things settle" is taken literally: from every state in which
+//! nothing is on its way the world is run on without trouble (everybody renews, leases of the dead end), and
+//! then exactly the newest must be open, registered, recorded, known to each other, and reach each other.
+//!
+//! Not modelled: time (an order of events is all that there is, except lease ends), the eviction limit,
+//! hand-overs (they change a word in a message), a Redis clock that jumps back in a failover, and everything
+//! outside `Room` and `Record`: the Lua scripts (one suite holds them to `Record`), the hub, outboxes, sockets.
+//! The hub and the outboxes are in the simulation; there the eviction limit and hand-overs are, too.
+//!
+//! Mutations ([`world::Mutation`]) build a mistake into the world, and the search has to find it.
+
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "tests"
+)]
+
+mod checker;
+mod network;
+mod scenarios;
+mod simulation;
+mod world;
