@@ -33,6 +33,7 @@ pub mod demo;
 pub mod edge;
 pub mod health;
 pub mod hub;
+pub mod loadtest;
 pub mod metrics;
 pub mod relay;
 pub mod server;
