@@ -280,12 +280,18 @@ impl Default for Metrics {
         };
         // A series that has not counted yet is 0, not absent: dashboards and alerts see it from the start.
         for cause in Dropped::ALL {
-            let _ = metrics.dropped.get_or_create(&CauseLabel { cause: Text(cause.as_str()) });
+            let _ = metrics.dropped.get_or_create(&CauseLabel {
+                cause: Text(cause.as_str()),
+            });
         }
         for cause in ["hand_over", "eviction"] {
-            let _ = metrics.overwritten.get_or_create(&CauseLabel { cause: Text(cause) });
+            let _ = metrics
+                .overwritten
+                .get_or_create(&CauseLabel { cause: Text(cause) });
         }
-        let _ = metrics.handshakes.get_or_create(&ResultLabel { result: Text("accepted") });
+        let _ = metrics.handshakes.get_or_create(&ResultLabel {
+            result: Text("accepted"),
+        });
         registry.register(
             "connections",
             "Open WebSockets that hold a slot or did",

@@ -309,7 +309,7 @@ impl Given<'_> {
     fn text(&self, name: &str) -> Option<String> {
         self.matches
             .get_many::<String>(name)
-            .and_then(|values| values.last().cloned())
+            .and_then(|mut values| values.next_back().cloned())
             .or_else(|| {
                 let flag = FLAGS.iter().find(|flag| flag.0 == name)?;
                 flag.2.map(str::to_owned)
