@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use duorelay::config::{self, Command, Machine};
-use duorelay::{demo, loadtest, server, telemetry};
+use duorelay::{demo, health, loadtest, server, telemetry};
 
 fn main() -> ExitCode {
     let launch = match config::load(std::env::args_os(), std::env::vars_os(), Machine::this()) {
@@ -42,6 +42,7 @@ fn run(command: Command) -> Result<ExitCode, Box<dyn Error>> {
         match command {
             Command::Serve(config) => server::run(*config).await?,
             Command::Demo(options) => demo::run(*options).await?,
+            Command::Health(check) => health::run(check).await?,
             Command::Loadtest(options) => return Ok(loadtest::main(*options).await),
         }
         Ok(ExitCode::SUCCESS)

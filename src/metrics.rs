@@ -84,6 +84,17 @@ pub enum Dropped {
 }
 
 impl Dropped {
+    const ALL: [Self; 8] = [
+        Self::Superseded,
+        Self::QueueFull,
+        Self::PeerAbsent,
+        Self::Rate,
+        Self::Overwritten,
+        Self::PeerChanged,
+        Self::Backplane,
+        Self::Unreadable,
+    ];
+
     const fn as_str(self) -> &'static str {
         match self {
             Self::Superseded => "superseded",
@@ -105,6 +116,17 @@ pub enum Path {
     Local,
     /// Over the backplane, counted where it is published.
     Backplane,
+}
+
+/// What came of a publish.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum PublishResult {
+    /// Somebody was subscribed.
+    Heard,
+    /// Nobody was.
+    Unheard,
+    /// It was refused, or not answered.
+    Failed,
 }
 
 /// Upper bounds of the buckets, in seconds.
@@ -189,16 +211,25 @@ pub struct Metrics {
     dropped: Family<CauseLabel, Counter>,
     overwritten: Family<CauseLabel, Counter>,
     closes: Family<CodeLabel, Counter>,
+    claims: Family<ResultLabel, Counter>,
+    renewals: Family<ResultLabel, Counter>,
+    publishes: [Counter; 3],
     /// Read from one socket to handed to the other, inside this instance.
     pub relay_seconds: Durations,
     /// From the question to the backplane to its answer.
     pub claim_seconds: Durations,
-    /// 1 while the backplane answers.
+    /// 1 while the backplane answers all workers.
     pub backplane_up: Gauge,
     /// Round trip of the last message that this instance published to itself.
     pub backplane_probe_seconds: Gauge<f64, AtomicU64>,
     /// Times at which messages of the backplane may have been lost.
     pub backplane_gaps: Counter,
+    /// Messages that came from the backplane on the lanes of devices.
+    pub backplane_deliveries: Counter,
+    /// Messages that came and were lost, because nobody took them in time.
+    pub backplane_lagged: Counter,
+    /// Connections to the backplane that were made.
+    pub backplane_connects: Counter,
 }
 
 impl Default for Metrics {
@@ -214,6 +245,13 @@ impl Default for Metrics {
             };
             frames.get_or_create(&labels).clone()
         };
+        let publishes: Family<ResultLabel, Counter> = Family::default();
+        let publish = |result| {
+            let labels = ResultLabel {
+                result: Text(result),
+            };
+            publishes.get_or_create(&labels).clone()
+        };
         let metrics = Self {
             registry: RwLock::default(),
             connections: Family::default(),
@@ -228,12 +266,32 @@ impl Default for Metrics {
             dropped: Family::default(),
             overwritten: Family::default(),
             closes: Family::default(),
+            claims: Family::default(),
+            renewals: Family::default(),
+            publishes: [publish("heard"), publish("unheard"), publish("failed")],
             relay_seconds: Durations::default(),
             claim_seconds: Durations::default(),
             backplane_up: Gauge::default(),
             backplane_probe_seconds: Gauge::default(),
             backplane_gaps: Counter::default(),
+            backplane_deliveries: Counter::default(),
+            backplane_lagged: Counter::default(),
+            backplane_connects: Counter::default(),
         };
+        // A series that has not counted yet is 0, not absent: dashboards and alerts see it from the start.
+        for cause in Dropped::ALL {
+            let _ = metrics.dropped.get_or_create(&CauseLabel {
+                cause: Text(cause.as_str()),
+            });
+        }
+        for cause in ["hand_over", "eviction"] {
+            let _ = metrics
+                .overwritten
+                .get_or_create(&CauseLabel { cause: Text(cause) });
+        }
+        let _ = metrics.handshakes.get_or_create(&ResultLabel {
+            result: Text("accepted"),
+        });
         registry.register(
             "connections",
             "Open WebSockets that hold a slot or did",
@@ -267,6 +325,16 @@ impl Default for Metrics {
             metrics.relay_seconds.clone(),
         );
         registry.register(
+            "claims",
+            "Claims of slots by result",
+            metrics.claims.clone(),
+        );
+        registry.register(
+            "renewals",
+            "Renewals of slots by result",
+            metrics.renewals.clone(),
+        );
+        registry.register(
             "claim_seconds",
             "Duration of claims",
             metrics.claim_seconds.clone(),
@@ -285,6 +353,26 @@ impl Default for Metrics {
             "backplane_gaps",
             "Times at which messages may have been lost",
             metrics.backplane_gaps.clone(),
+        );
+        registry.register(
+            "backplane_publishes",
+            "Messages published on the lanes of devices",
+            publishes,
+        );
+        registry.register(
+            "backplane_deliveries",
+            "Messages that came on the lanes of devices",
+            metrics.backplane_deliveries.clone(),
+        );
+        registry.register(
+            "backplane_lagged",
+            "Messages that came from the backplane and were lost here",
+            metrics.backplane_lagged.clone(),
+        );
+        registry.register(
+            "backplane_connects",
+            "Connections to the backplane that were made",
+            metrics.backplane_connects.clone(),
         );
         Self {
             registry: RwLock::new(root),
@@ -359,6 +447,35 @@ impl Metrics {
     pub fn overwritten(&self, same_client: bool) {
         let cause = Text(if same_client { "hand_over" } else { "eviction" });
         self.overwritten.get_or_create(&CauseLabel { cause }).inc();
+    }
+
+    /// A claim was answered: `claimed`, or a refusal's code.
+    pub fn claimed(&self, result: &'static str) {
+        self.claims
+            .get_or_create(&ResultLabel {
+                result: Text(result),
+            })
+            .inc();
+    }
+
+    /// A renewal was answered: `kept`, `overwritten`, or `failed`.
+    pub fn renewed(&self, result: &'static str) {
+        self.renewals
+            .get_or_create(&ResultLabel {
+                result: Text(result),
+            })
+            .inc();
+    }
+
+    /// A publish was answered, or not.
+    pub fn published(&self, result: PublishResult) {
+        let [heard, unheard, failed] = &self.publishes;
+        match result {
+            PublishResult::Heard => heard,
+            PublishResult::Unheard => unheard,
+            PublishResult::Failed => failed,
+        }
+        .inc();
     }
 
     /// A close frame was sent.

@@ -70,6 +70,20 @@ pub async fn run(config: Config) -> Result<(), ServerError> {
     serve(config, verifier, None).await
 }
 
+/// What all instances on the backplane of `config` agree on as `name`: the proposal of the first that
+/// asked. An instance without others agrees with itself.
+///
+/// # Errors
+/// [`ServerError::Redis`] when Redis cannot be asked.
+pub async fn agree(config: &Config, name: &str, proposal: String) -> Result<String, ServerError> {
+    let Some(settings) = &config.redis else {
+        return Ok(proposal);
+    };
+    let fred = redis::config(settings.url.expose_secret())?;
+    let key = format!("{}:{name}", settings.prefix);
+    Ok(redis::agree(&fred, &key, proposal).await?)
+}
+
 /// Serves with this verifier, and a page at `/` if there is one.
 ///
 /// # Errors

@@ -29,6 +29,11 @@ const RULES: &[Rule] = &[
         never: &["fred", "redis"],
     },
     Rule {
+        module: "health",
+        ours: &["config"],
+        never: &["axum", "fred", "redis", "tungstenite"],
+    },
+    Rule {
         module: "loadtest",
         ours: &["auth", "config", "relay", "telemetry"],
         never: &[],

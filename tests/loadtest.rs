@@ -1,5 +1,11 @@
 //! The load tester against a real demo: its figures, its exit codes, its files.
-#![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stderr,
+    reason = "tests"
+)]
 #![allow(
     unreachable_pub,
     reason = "the support is shared with other test binaries"

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use aws_lc_rs::encoding::{AsDer as _, Pkcs8V1Der};
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::rsa::{KeyPair, KeySize};
 use aws_lc_rs::signature::{KeyPair as _, RSA_PKCS1_SHA256};
@@ -51,6 +52,15 @@ impl Signer {
         let der = STANDARD.decode(base64).map_err(|_| SignError)?;
         let pair = KeyPair::from_pkcs8(&der).map_err(|_| SignError)?;
         Ok(Self { pair, kid })
+    }
+
+    /// The key as [`Self::from_pem`] reads it, with its base64 on one line.
+    pub(crate) fn to_pem(&self) -> Result<String, SignError> {
+        let der: Pkcs8V1Der<'_> = self.pair.as_der().map_err(|_| SignError)?;
+        let base64 = STANDARD.encode(der.as_ref());
+        Ok(format!(
+            "-----BEGIN PRIVATE KEY-----\n{base64}\n-----END PRIVATE KEY-----\n"
+        ))
     }
 
     /// A JWT of these claims (RFC 7519).

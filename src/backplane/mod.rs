@@ -7,10 +7,11 @@
 //! - **Subscribed before claimed.** When a claim is made, the lane of its device is subscribed already
 //!   (acknowledged, where that takes time). So the claim's answer and what the lane says afterwards
 //!   are everything.
-//! - **One order on a lane.** What one instance publishes for a user arrives on a lane in the order in
-//!   which it was published. `Claimed` and `Released` are published on both lanes, at the point of the
-//!   room's order at which they happened: what comes before a `Claimed` on a lane belongs to the
-//!   predecessor, what comes after it to the new holder.
+//! - **One order of a user's lanes.** What one instance publishes for a user arrives in the order in which it was
+//!   published, and a subscriber of both lanes of a user hears them in one order. `Claimed` and `Released` are
+//!   published on both lanes, at the point of the room's order at which they happened: what comes before a
+//!   `Claimed` on a lane belongs to the predecessor, what comes after it to the new holder. (Redis keeps this
+//!   with one subscriber connection for both lanes, which share a hash tag.)
 //! - **A claim's own message first.** A claim is answered after its `Claimed` was handed out, unless that
 //!   message was lost (which is noticed after [`OWN_CLAIM_LIMIT`]).
 //! - **At most once.** A message may be lost, when the backplane fails or restarts; then [`Event::Up`]

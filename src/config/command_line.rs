@@ -10,7 +10,7 @@ use clap::{Arg, ArgAction, ArgMatches};
 
 use super::Mistake;
 use super::loadtest::{self, LoadOptions};
-use super::table::{ALL, Fallback, Setting};
+use super::table::{ALL, Fallback, LISTEN, PORT, REDIS_URL, Setting};
 
 /// The commands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,7 +19,15 @@ pub(super) enum Name {
     Serve,
     /// The demo.
     Demo,
+    /// The health check.
+    Health {
+        /// Whether clients may be sent here, and not only whether it lives.
+        ready: bool,
+    },
 }
+
+/// What tells a health check whom to ask.
+static HEALTH: [&Setting; 2] = [&PORT, &LISTEN];
 
 /// A command line that was understood.
 #[derive(Debug)]
@@ -48,7 +56,18 @@ pub(super) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Par
         Some(("loadtest", given)) => Parsed::Loadtest(loadtest::read(given).map(Box::new)),
         Some(("demo", given)) => Parsed::Settings(
             Name::Demo,
-            flags(given, ALL.iter().filter(|s| s.group.is_for_demo())),
+            flags(
+                given,
+                ALL.iter()
+                    .filter(|s| s.group.is_for_demo())
+                    .chain([&&REDIS_URL]),
+            ),
+        ),
+        Some(("health", given)) => Parsed::Settings(
+            Name::Health {
+                ready: given.get_flag("ready"),
+            },
+            flags(given, HEALTH.iter()),
         ),
         Some((_, given)) => Parsed::Settings(Name::Serve, flags(given, ALL.iter())),
         None => Parsed::Settings(Name::Serve, Flags::new()),
@@ -86,7 +105,25 @@ pub(super) fn program() -> clap::Command {
         .subcommand(
             command("demo", ALL.iter().copied().filter(|setting| setting.group.is_for_demo()))
                 .about("Try it out: one instance with its own sign-in and a page for desktop and phone")
+                .arg(
+                    // Not by its variable, which may name a real Redis: who wants this says so here.
+                    Arg::new(REDIS_URL.flag)
+                        .long(REDIS_URL.flag)
+                        .value_name(REDIS_URL.value_name)
+                        .help("Join other demos over this Redis [default: one instance alone]")
+                        .help_heading(REDIS_URL.group.heading()),
+                )
                 .after_help("For development only: anyone who reaches the port can sign in."),
+        )
+        .subcommand(
+            command("health", HEALTH.into_iter())
+                .about("Ask the instance on this machine whether it works: exit code 0 or 1")
+                .arg(
+                    Arg::new("ready")
+                        .long("ready")
+                        .action(ArgAction::SetTrue)
+                        .help("Ask whether clients may be sent to it, not only whether it lives"),
+                ),
         )
         .subcommand(loadtest::command())
 }

@@ -59,6 +59,14 @@ pub struct Config {
     pub log_filter: String,
 }
 
+impl Config {
+    /// No other instance shares the backplane.
+    #[must_use]
+    pub const fn is_alone(&self) -> bool {
+        self.redis.is_none()
+    }
+}
+
 /// The Redis backplane.
 #[derive(Debug, Clone)]
 pub struct Redis {
@@ -98,13 +106,15 @@ pub struct Times {
     pub max_lifetime: Option<Duration>,
 }
 
-/// What `duorelay demo` runs by: everything but sign-in and backplane, which it brings itself.
+/// What `duorelay demo` runs by: everything but sign-in, which it brings itself.
 #[derive(Debug, Clone)]
 pub struct DemoOptions {
     /// As [`Config::listen`].
     pub listen: SocketAddr,
     /// As [`Config::admin_listen`].
     pub admin_listen: SocketAddr,
+    /// Other demos are joined over it, under a prefix of their own; none without.
+    pub redis: Option<Redis>,
     /// As [`Config::admin_token`].
     pub admin_token: Option<SecretString>,
     /// As [`Config::allowed_origins`].
@@ -124,14 +134,14 @@ pub struct DemoOptions {
 }
 
 impl DemoOptions {
-    /// A relay of one instance, in memory, that accepts the tokens of `auth` until they expire.
+    /// A relay that accepts the tokens of `auth` until they expire.
     #[must_use]
     pub fn into_config(self, auth: Settings) -> Config {
         Config {
             listen: self.listen,
             admin_listen: self.admin_listen,
             admin_token: self.admin_token,
-            redis: None,
+            redis: self.redis,
             auth,
             enforce_expiry: true,
             allowed_origins: self.allowed_origins,
@@ -152,8 +162,19 @@ pub enum Command {
     Serve(Box<Config>),
     /// `duorelay demo`.
     Demo(Box<DemoOptions>),
+    /// `duorelay health`.
+    Health(HealthCheck),
     /// `duorelay loadtest`.
     Loadtest(Box<LoadOptions>),
+}
+
+/// What `duorelay health` asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// Where the instance listens, as [`Config::listen`].
+    pub listen: SocketAddr,
+    /// Which of its health checks.
+    pub path: &'static str,
 }
 
 /// A command that may start, and what should be said first.
@@ -173,6 +194,8 @@ impl Launch {
             Command::Serve(config) => Some((config.log, &config.log_filter)),
             Command::Demo(options) => Some((options.log, &options.log_filter)),
             Command::Loadtest(_) => None,
+            // A check has nothing to tell but why it failed.
+            Command::Health(_) => Some((LogFormat::Pretty, "error")),
         }
     }
 }
@@ -188,8 +211,10 @@ pub enum Notice {
         /// A setting of nearly the same name.
         suggestion: Option<&'static str>,
     },
-    /// The demo never looks at what concerns real users or a real Redis.
-    #[error("`duorelay demo` ignores {0}: it has its own sign-in and keeps its rooms in memory")]
+    /// The demo never looks at variables that concern real users or a real Redis.
+    #[error(
+        "`duorelay demo` ignores {0}: it has its own sign-in, and joins others only by --redis-url"
+    )]
     IgnoredByDemo(&'static str),
     /// Anyone can sign in as anyone.
     #[error(
@@ -311,6 +336,9 @@ pub fn load(
         command_line::Name::Demo => read::demo(&mut values, machine)
             .map(Box::new)
             .map(Command::Demo),
+        command_line::Name::Health { ready } => {
+            read::health(&mut values, machine, ready).map(Command::Health)
+        }
     };
     let (mistakes, notices) = values.finish(name);
     match command {

@@ -11,14 +11,17 @@ use url::{Host, Url};
 
 use super::table::{self, Setting};
 use super::values::Values;
-use super::{Config, DemoOptions, Limits, Machine, Redis, Times, sign_in};
+use super::{Config, DemoOptions, HealthCheck, Limits, Machine, Redis, Times, sign_in};
 use crate::telemetry::{LogFormat, check_filter};
+
+/// Where demos keep what they share, so that a real relay on the same Redis never meets them.
+const DEMO_PREFIX: &str = "duo-demo";
 
 const DAY: u64 = 24 * 60 * 60;
 
 /// Everything that `duorelay serve` needs.
 pub(super) fn serve(values: &mut Values, machine: Machine) -> Option<Config> {
-    let common = demo(values, machine);
+    let common = common(values, machine);
     let auth = sign_in::read(values);
     let enforce_expiry = values.required(&table::ENFORCE_EXPIRY, true, truth);
     let redis = redis(values);
@@ -31,6 +34,21 @@ pub(super) fn serve(values: &mut Values, machine: Machine) -> Option<Config> {
 
 /// Everything that `duorelay demo` needs.
 pub(super) fn demo(values: &mut Values, machine: Machine) -> Option<DemoOptions> {
+    let common = common(values, machine);
+    let url = if values.is_flag(&table::REDIS_URL) {
+        values.optional(&table::REDIS_URL, redis_url)
+    } else {
+        Some(None)
+    };
+    let redis = url?.map(|url| Redis {
+        url,
+        prefix: DEMO_PREFIX.to_owned(),
+    });
+    Some(DemoOptions { redis, ..common? })
+}
+
+/// What both run by; the demo's one instance, alone.
+fn common(values: &mut Values, machine: Machine) -> Option<DemoOptions> {
     let addresses = addresses(values, machine);
     let admin_token = values.optional(&table::ADMIN_TOKEN, header_secret);
     let allowed_origins = values.optional(&table::ALLOWED_ORIGINS, |text| list(text, origin));
@@ -55,6 +73,7 @@ pub(super) fn demo(values: &mut Values, machine: Machine) -> Option<DemoOptions>
     Some(DemoOptions {
         listen,
         admin_listen,
+        redis: None,
         admin_token: admin_token?,
         allowed_origins: allowed_origins?,
         trusted_proxies: trusted_proxies?,
@@ -63,6 +82,19 @@ pub(super) fn demo(values: &mut Values, machine: Machine) -> Option<DemoOptions>
         times: times?,
         log: log?,
         log_filter: log_filter?,
+    })
+}
+
+/// Everything that `duorelay health` needs.
+pub(super) fn health(values: &mut Values, machine: Machine, ready: bool) -> Option<HealthCheck> {
+    let (listen, _) = addresses(values, machine)?;
+    Some(HealthCheck {
+        listen,
+        path: if ready {
+            "/healthz/ready"
+        } else {
+            "/healthz/live"
+        },
     })
 }
 

@@ -21,6 +21,10 @@ struct CredentialsFile {
     token_uri: Option<String>,
 }
 
+const NOBODY: &str = "is missing, so nobody could sign in. Set it to your Firebase project's id, or \
+     GOOGLE_APPLICATION_CREDENTIALS to a service account's file that has it, or DUORELAY_ISSUER, \
+     DUORELAY_AUDIENCE and DUORELAY_JWKS_URL for another issuer; `duorelay demo` needs none of them";
+
 pub(super) fn read(values: &mut Values) -> Option<Settings> {
     let file = values.optional(&table::CREDENTIALS, credentials_file);
     let project_id = values.optional(&table::FIREBASE_PROJECT_ID, project_id);
@@ -35,6 +39,17 @@ pub(super) fn read(values: &mut Values) -> Option<Settings> {
         (Some(Some(file)), Some(true)) => service_account(values, file),
         _ => None,
     };
+    // Told beside all other mistakes, not after them.
+    let nobody = [
+        &table::FIREBASE_PROJECT_ID,
+        &table::CREDENTIALS,
+        &table::ISSUER,
+    ]
+    .into_iter()
+    .all(|setting| values.given(setting).is_none());
+    if nobody {
+        values.mistake(&table::FIREBASE_PROJECT_ID, NOBODY);
+    }
     let (file, project_id, emulator, issuer) = (file?, project_id?, emulator?, issuer?);
     let (audience, jwks_url, check_revoked) = (audience?, jwks_url?, check_revoked?);
     if conflicts {
@@ -50,12 +65,9 @@ pub(super) fn read(values: &mut Values) -> Option<Settings> {
         (None, emulator) => {
             let Some(project_id) = project_id.or_else(|| file.and_then(|file| file.project_id))
             else {
-                values.mistake(
-                    &table::FIREBASE_PROJECT_ID,
-                    "is missing, so nobody could sign in. Set it to your Firebase project's id, or \
-                     GOOGLE_APPLICATION_CREDENTIALS to a service account's file that has it, or DUORELAY_ISSUER, \
-                     DUORELAY_AUDIENCE and DUORELAY_JWKS_URL for another issuer; `duorelay demo` needs none of them",
-                );
+                if !nobody {
+                    values.mistake(&table::FIREBASE_PROJECT_ID, NOBODY);
+                }
                 return None;
             };
             match emulator {

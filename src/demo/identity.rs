@@ -1,4 +1,5 @@
-//! The demo's identity provider: signs anybody in, with a key that it makes itself at start.
+//! The demo's identity provider: signs anybody in, with a key that it makes itself at start, or that the
+//! first of several demos made.
 //!
 //! Only a verifier that comes from [`IdentityProvider::verifier`] believes its tokens. No setting of the
 //! server leads here: [`crate::auth::settings::Settings`] has no case for it.
@@ -20,6 +21,7 @@ pub const PROJECT_ID: &str = "demo-duorelay";
 #[derive(Debug)]
 pub struct IdentityProvider {
     signer: Signer,
+    key_id: String,
 }
 
 impl IdentityProvider {
@@ -28,8 +30,31 @@ impl IdentityProvider {
     /// # Errors
     /// [`SignError`] when the key cannot be made.
     pub fn generate() -> Result<Self, SignError> {
+        let key_id = Uuid::new_v4().to_string();
         Ok(Self {
-            signer: Signer::generate(Uuid::new_v4().to_string())?,
+            signer: Signer::generate(key_id.clone())?,
+            key_id,
+        })
+    }
+
+    /// Everything that another instance needs to be the same provider: the key's id on a line, then the
+    /// private key as PEM. For demos that share a backplane; it is worth nothing to anybody else.
+    ///
+    /// # Errors
+    /// [`SignError`] when the library does not give the key.
+    pub fn to_text(&self) -> Result<String, SignError> {
+        Ok(format!("{}\n{}", self.key_id, self.signer.to_pem()?))
+    }
+
+    /// The provider whose [`Self::to_text`] this is.
+    ///
+    /// # Errors
+    /// [`SignError`] when it is not one's.
+    pub fn from_text(text: &str) -> Result<Self, SignError> {
+        let (key_id, pem) = text.split_once('\n').ok_or(SignError)?;
+        Ok(Self {
+            signer: Signer::from_pem(pem, Some(key_id.to_owned()))?,
+            key_id: key_id.to_owned(),
         })
     }
 
@@ -110,6 +135,21 @@ mod tests {
             .mint(&user(), None, NOW, Duration::from_secs(1))
             .unwrap();
         assert_eq!(verifier.verify(&token, NOW).await.unwrap().email, None);
+    }
+
+    #[tokio::test]
+    async fn a_provider_made_from_its_text_is_the_same() {
+        let provider = IdentityProvider::generate().unwrap();
+        let copy = IdentityProvider::from_text(&provider.to_text().unwrap()).unwrap();
+        for (signer, judge) in [(&provider, &copy), (&copy, &provider)] {
+            let token = signer
+                .mint(&user(), None, NOW, Duration::from_secs(60))
+                .unwrap();
+            let identity = judge.verifier().unwrap().verify(&token, NOW).await.unwrap();
+            assert_eq!(identity.user, user());
+        }
+        assert!(IdentityProvider::from_text("").is_err());
+        assert!(IdentityProvider::from_text("id\nno key").is_err());
     }
 
     #[tokio::test]

@@ -1,4 +1,5 @@
 //! `duorelay demo`: one instance, a development identity provider, and a page that two devices open.
+//! Several of them behind a balancer share a backplane, and then the provider's key.
 //!
 //! Nothing here can be reached from `duorelay serve`.
 
@@ -57,16 +58,7 @@ struct Demo {
 /// # Errors
 /// See [`DemoError`].
 pub async fn run(options: DemoOptions) -> Result<(), DemoError> {
-    let provider = IdentityProvider::generate()?;
-    let verifier = provider.verifier()?;
-    let lan_url = lan_url(options.listen);
-    warn!("this is the demo: anybody who reaches it can sign in as anybody");
-    info!("open http://localhost:{}", options.listen.port());
-    if let Some(url) = &lan_url {
-        info!("on a phone in the same network: {url}");
-    }
-    let page = page(Arc::new(Demo { provider, lan_url }));
-    // The verifier above is the one that is used; the settings only name the project.
+    // The provider's verifier is the one that is used; the settings only name the project.
     let issuer = Issuer::Firebase {
         project_id: PROJECT_ID.to_owned(),
         jwks_url: None,
@@ -75,6 +67,21 @@ pub async fn run(options: DemoOptions) -> Result<(), DemoError> {
         issuer,
         revocation: None,
     });
+    warn!("this is the demo: anybody who reaches it can sign in as anybody");
+    // With others there is a balancer in front, and this instance's own address is of no use to a person.
+    let alone = config.is_alone();
+    let lan_url = lan_url(config.listen).filter(|_| alone);
+    if alone {
+        info!("open http://localhost:{}", config.listen.port());
+    }
+    if let Some(url) = &lan_url {
+        info!("on a phone in the same network: {url}");
+    }
+    let proposal = IdentityProvider::generate()?.to_text()?;
+    let agreed = server::agree(&config, "signing-key", proposal).await?;
+    let provider = IdentityProvider::from_text(&agreed)?;
+    let verifier = provider.verifier()?;
+    let page = page(Arc::new(Demo { provider, lan_url }));
     server::serve(config, verifier, Some(page)).await?;
     Ok(())
 }

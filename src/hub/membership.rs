@@ -65,6 +65,7 @@ impl Hub {
         self.metrics.claim_seconds.observe(asked.elapsed());
         let refusal = match outcome {
             Ok(Ok(ClaimOutcome::Claimed(claimed))) => {
+                self.metrics.claimed("claimed");
                 self.welcome(&seat, &claimed, joining.expires_at);
                 return Ok(seat);
             }
@@ -74,6 +75,7 @@ impl Hub {
             }
             Ok(Err(_)) | Err(_) => Refusal::BackplaneUnavailable,
         };
+        self.metrics.claimed(refusal.code());
         let mut effects = Vec::new();
         // The claim may have been carried out although its answer did not come: it is released all the same.
         let left = seat
@@ -172,6 +174,12 @@ impl Hub {
 
     /// Gives back lanes and rooms that nobody here needs any more.
     pub(super) fn settle(&self, seat: &Seat) {
+        // A connection that has joined since may have made the room anew: its lanes are not this seat's to
+        // give back.
+        let known = self.room(&seat.user);
+        if !known.is_some_and(|room| Rc::ptr_eq(&room, &seat.room)) {
+            return;
+        }
         let (listens, is_idle) = {
             let room = seat.room.borrow();
             (
@@ -185,14 +193,7 @@ impl Hub {
             }
         }
         if is_idle {
-            let mut rooms = self.rooms.borrow_mut();
-            // A connection that has joined since may have made the room anew.
-            if rooms
-                .get(&seat.user)
-                .is_some_and(|room| Rc::ptr_eq(room, &seat.room))
-            {
-                rooms.remove(&seat.user);
-            }
+            self.rooms.borrow_mut().remove(&seat.user);
         }
     }
 
@@ -238,6 +239,11 @@ impl Hub {
         }
         let answers = self.backplane.renew(&renewals).await;
         for ((seat, known), renewed) in asked.into_iter().zip(answers) {
+            self.metrics.renewed(match &renewed {
+                Ok(Renewed::Kept { .. }) => "kept",
+                Ok(Renewed::Overwritten { .. }) => "overwritten",
+                Err(_) => "failed",
+            });
             // Without an answer the lease goes on until the next try.
             let Ok(renewed) = renewed else { continue };
             if self.may_come_back(&seat, &renewed) {

@@ -244,12 +244,10 @@ impl<L: Clone> Room<L> {
                     seat,
                     by: by(slot.newest, slot.holder.as_ref(), &holder),
                 });
-            } else if let Some(known) = slot
-                .holder
-                .as_mut()
-                .filter(|known| known.member == holder.member)
-            {
-                *known = holder;
+            } else if holder.member == slot.newest && slot.newest.generation > slot.released {
+                // Known, but perhaps not where it is, or its lease had ended.
+                slot.holder = Some(holder);
+                self.tell(device.other(), effects);
             }
             return;
         }
@@ -280,12 +278,7 @@ impl<L: Clone> Room<L> {
     /// the way. The next renewal's answer tells where it is.
     fn on_seen(&mut self, device: Device, member: Member, effects: &mut Vec<Effect<L>>) {
         if member.generation > self.slot(device).newest.generation {
-            let holder = Holder {
-                member,
-                instance: InstanceId::UNKNOWN,
-                client: None,
-            };
-            self.on_claimed(device, holder, effects);
+            self.on_claimed(device, seen(member), effects);
         }
     }
 
@@ -315,28 +308,22 @@ impl<L: Clone> Room<L> {
     ) {
         let slot = self.slot_mut(device);
         match other {
-            Some(holder) if holder.member.generation > slot.newest.generation => {
+            Some(holder) if holder.member.generation >= slot.newest.generation => {
                 self.on_claimed(device, holder, effects)
             }
-            Some(holder)
-                if holder.member == slot.newest && slot.newest.generation > slot.released =>
-            {
-                slot.holder = Some(holder);
+            // Older than a release or a claim that the lane has told since.
+            Some(_) if slot.here.is_some() || slot.newest.generation > asked => {}
+            // The record never goes back by itself: it was lost, and an older holder that never heard of the
+            // newer one has put its slot back. The newer one will do the same, if it still lives.
+            Some(_) if slot.visible().is_some() => {
+                slot.holder = None;
                 self.tell(device.other(), effects);
             }
-            // The record never goes back by itself: it was lost, together with a newer holder that has gone,
-            // and an older one that never heard of that has put its slot back.
-            Some(holder)
-                if holder.member.generation < slot.newest.generation
-                    && slot.newest.generation <= asked
-                    && slot.visible().is_none() =>
-            {
+            Some(older) => {
                 slot.newest = Member::NONE;
                 slot.released = Generation::NONE;
-                self.on_claimed(device, holder, effects);
+                self.on_claimed(device, older, effects);
             }
-            // Older than a release or a claim that the lane has told since.
-            Some(_) => {}
             None => {
                 // A holder that is here knows best, and a claim made after the question is not in its answer.
                 if slot.here.is_none() && slot.newest.generation <= asked {
@@ -475,8 +462,10 @@ impl<L: Clone> Room<L> {
         }
         if from.generation > slot.newest.generation {
             self.on_seen(to.other(), from, effects);
-        } else if slot.silent {
+        } else if slot.visible().is_none() {
+            // It was silent, or its lease had ended, or was lost: it lives.
             slot.silent = false;
+            slot.holder.get_or_insert_with(|| seen(from));
             self.tell(to, effects);
         } else if slot.here.is_some() && slot.marker.is_none() && !slot.sent_away {
             // A local sender's marker was given up, and this frame comes after all: later ones have
@@ -596,6 +585,15 @@ impl<L: Clone> Room<L> {
     pub fn on_marker_overdue(&mut self, device: Device, effects: &mut Vec<Effect<L>>) {
         self.slot_mut(device).sent_away = false;
         self.leave_short_cut(device, effects);
+    }
+}
+
+/// A holder of whom nothing is known but that it is there.
+fn seen(member: Member) -> Holder {
+    Holder {
+        member,
+        instance: InstanceId::UNKNOWN,
+        client: None,
     }
 }
 

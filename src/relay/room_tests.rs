@@ -411,6 +411,25 @@ fn a_newer_connection_whose_lease_only_ended_comes_back() {
 }
 
 #[test]
+fn a_frame_or_a_repeated_claim_brings_back_a_holder_whose_lease_had_ended() {
+    let ended = |room: &mut Room<u32>| {
+        let kept = Renewed::Kept { other: None };
+        let connection = member(1).connection;
+        effects(|fx| room.on_renewed(Mobile, connection, Generation(2), kept, fx))
+    };
+    let mut room = Room::default();
+    seat(&mut room, Mobile, 1, "");
+    away(&mut room, Desktop, 2);
+    assert_eq!(ended(&mut room), [peer(1, Desktop, 2, false)]);
+    let heard = effects(|fx| assert_eq!(room.on_lane(Mobile, member(2), fx), Some(&1)));
+    assert_eq!(heard, [peer(1, Desktop, 2, true)]);
+    assert_eq!(ended(&mut room), [peer(1, Desktop, 2, false)]);
+    assert_eq!(away(&mut room, Desktop, 2), [peer(1, Desktop, 2, true)]);
+    let _ = effects(|fx| room.on_released(Desktop, member(2), fx));
+    assert_eq!(away(&mut room, Desktop, 2), []);
+}
+
+#[test]
 fn an_instance_that_was_silent_for_longer_than_a_lease_is_seen_again() {
     let mut room = Room::default();
     seat(&mut room, Mobile, 1, "");
@@ -442,11 +461,14 @@ fn after_the_record_was_lost_an_older_connection_stands_in_for_a_newer_one_that_
         let kept = Renewed::Kept { other };
         effects(|fx| room.on_renewed(Mobile, member(1).connection, asked, kept, fx))
     };
-    // Not while the newer one is there: it will put itself back.
-    assert_eq!(answer(&mut room, Generation(3)), []);
-    let _ = effects(|fx| room.on_released(Desktop, member(3), fx));
-    // Nor by an answer that may be older than the newer one's claim.
+    // Not by an answer that may be older than the newer one's claim.
     assert_eq!(answer(&mut room, Generation(2)), []);
+    // Nor before the newer one has had the time to put itself back.
+    assert_eq!(
+        answer(&mut room, Generation(3)),
+        [peer(1, Desktop, 3, false)]
+    );
+    let _ = effects(|fx| assert_eq!(room.on_lane(Mobile, member(2), fx), None));
     assert_eq!(
         answer(&mut room, Generation(3)),
         [peer(1, Desktop, 2, true)]

@@ -29,7 +29,8 @@ async fn pair(world: &World, ann: &UserId) -> (Worker, Holder, Worker, Holder) {
     let (a, b) = (world.attach().await, world.attach().await);
     let (desktop, _) = a.claim(ann, DESKTOP, None).await;
     let (mobile, _) = b.claim(ann, MOBILE, None).await;
-    (a.take(), b.take());
+    a.take();
+    b.take();
     (a, desktop, b, mobile)
 }
 
@@ -59,7 +60,7 @@ async fn crosses(from: &Worker, ann: &UserId, lane: Device, to: &Worker) -> Dura
 async fn timed(what: &str, start: Instant, failed: LocalBoxFuture<'_, bool>) {
     assert!(within(LIMIT, what, failed).await, "{what} has succeeded");
     assert!(
-        start.elapsed() < CALL_LIMIT + SLACK,
+        start.elapsed() < CALL_LIMIT + 2 * SLACK,
         "{what} took {:?}",
         start.elapsed()
     );
@@ -383,7 +384,8 @@ fn instances_know_each_other_until_one_is_silent_for_five_seconds() {
             "silent after {after:?}"
         );
         let mut expected = vec![b.instance, ghost];
-        (silent.sort(), expected.sort());
+        silent.sort();
+        expected.sort();
         assert_eq!(silent, expected);
         assert_eq!(known(&a), [a.instance]);
         assert!(!a.backplane.is_silent(a.instance));

@@ -465,7 +465,8 @@ pub async fn odd_uids_have_rooms_and_lanes_of_their_own(world: &World) {
             [Some(desktop.clone()), Some(mobile.clone())],
             "{uid:?}"
         );
-        (a.take(), b.take());
+        a.take();
+        b.take();
         a.publish(&ann, MOBILE, frame(desktop, uid.as_bytes()));
         let nonce = a.mark(&ann, MOBILE);
         let heard = b.until_marker(nonce).await;

@@ -53,7 +53,8 @@ pub async fn a_thousand_publishes_arrive_once_and_in_order(world: &World) {
     let (a, b, ann) = (world.attach().await, world.attach().await, user("ann"));
     let (desktop, _) = a.claim(&ann, DESKTOP, None).await;
     let (mobile, _) = b.claim(&ann, MOBILE, None).await;
-    (a.take(), b.take());
+    a.take();
+    b.take();
     for n in 0..1000_u32 {
         a.publish(&ann, MOBILE, frame(&desktop, &n.to_be_bytes()));
         b.publish(&ann, DESKTOP, frame(&mobile, &n.to_be_bytes()));
@@ -84,7 +85,10 @@ pub async fn all_subscribers_of_a_lane_hear_the_same_order(world: &World) {
     let (mobile, _) = b.claim(&ann, MOBILE, None).await;
     a.claim(&ann, DESKTOP, Some("tab")).await;
     let (mut last, _) = c.claim(&ann, DESKTOP, Some("tab")).await;
-    (a.take(), c.take());
+    // What was said so far is out of the way, wherever it still travels.
+    let nonce = b.mark(&ann, DESKTOP);
+    a.until_marker(nonce).await;
+    c.until_marker(nonce).await;
     let sending = async {
         for n in 0..400_u32 {
             b.publish(&ann, DESKTOP, frame(&mobile, &n.to_be_bytes()));
@@ -118,7 +122,8 @@ pub async fn claims_and_releases_stand_at_their_point_on_both_lanes(world: &Worl
     );
     let (mobile, _) = b.claim(&ann, MOBILE, None).await;
     let (old, _) = a.claim(&ann, DESKTOP, None).await;
-    (a.take(), b.take());
+    a.take();
+    b.take();
     b.publish(&ann, DESKTOP, frame(&mobile, b"for the old one"));
     assert_eq!(a.next_on_lane().await.2, frame(&mobile, b"for the old one"));
     let (new, _) = c.claim(&ann, DESKTOP, None).await;
@@ -162,7 +167,8 @@ pub async fn every_envelope_arrives_as_it_was_published(world: &World) {
     let (a, b, ann) = (world.attach().await, world.attach().await, user("ann"));
     let (desktop, _) = a.claim(&ann, DESKTOP, None).await;
     let (mobile, _) = b.claim(&ann, MOBILE, None).await;
-    (a.take(), b.take());
+    a.take();
+    b.take();
     let all_bytes: Vec<u8> = (0..=255).collect();
     let parcel = |parcel| Envelope::Parcel {
         from: desktop.member,

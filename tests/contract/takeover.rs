@@ -253,7 +253,8 @@ async fn more_than_ten_evictions_of_a_slot_in_ten_seconds_are_refused_for_a_whil
     desktop_of(&relay, "bob").client("b").open_v1().await;
 
     let wait: u64 = refused.header("retry-after").unwrap().parse().unwrap();
-    assert!((1..=10).contains(&wait), "Retry-After: {wait}");
+    // The window is 10 s from the first of them, which was a moment ago.
+    assert!((8..=10).contains(&wait), "Retry-After: {wait}");
     tokio::time::sleep(Duration::from_secs(wait)).await;
     tab("b").open_v1().await;
 }

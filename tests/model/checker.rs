@@ -217,7 +217,7 @@ pub(crate) fn explore(floor: usize, setup: Setup) {
         checker.max_depth(),
         began.elapsed().as_secs_f64()
     );
-    for (property, path) in checker.discoveries() {
+    if let Some((property, path)) = checker.discoveries().into_iter().next() {
         let world = path.last_state();
         panic!(
             "\"{property}\" does not hold: {:?}, settled: {:?}\n{:#?}\n{world:#?}",

@@ -22,10 +22,20 @@
 //!
 //! Not modelled: time (an order of events is all that there is, except lease ends), the eviction limit,
 //! hand-overs (they change a word in a message), a Redis clock that jumps back in a failover, and everything
-//! outside `Room` and `Record`: the hub, outboxes and sockets. The hub is in the simulation.
+//! outside `Room` and `Record`: the Lua scripts (one suite holds them to `Record`), the hub, outboxes, sockets.
+//! The hub and the outboxes are in the simulation; there the eviction limit and hand-overs are, too.
 //!
-//! `mutation`s build a mistake into the world, and the search has to find it.
+//! Mutations ([`world::Mutation`]) build a mistake into the world, and the search has to find it.
+
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "tests"
+)]
 
 mod checker;
+mod network;
 mod scenarios;
+mod simulation;
 mod world;

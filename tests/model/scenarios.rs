@@ -5,8 +5,11 @@ use duorelay::relay::ids::Device::{Desktop, Mobile};
 use crate::checker::{counterexample, explore};
 use crate::world::{Mutation, Setup};
 
-/// The larger worlds take minutes without optimisation: they are searched by `cargo test --release`.
-const IS_DEEP: bool = !cfg!(debug_assertions);
+/// The larger worlds take minutes without optimisation: they are searched by `cargo test --release`, and
+/// wherever `DUORELAY_DEEP` is set.
+fn is_deep() -> bool {
+    !cfg!(debug_assertions) || std::env::var_os("DUORELAY_DEEP").is_some()
+}
 
 /// A phone on the first instance, and two desktops of which one is beside it and one is elsewhere: they
 /// come in any order, so that every way of taking over, and of entering and leaving the short cut, is there.
@@ -27,14 +30,14 @@ fn two() -> Setup {
 
 #[test]
 fn moving_desktops_miss_no_frame_and_get_none_twice() {
-    let frames = if IS_DEEP { 4 } else { 2 };
+    let frames = if is_deep() { 4 } else { 2 };
     explore(10_000, Setup { frames, ..three() });
 }
 
 #[test]
 fn moving_desktops_and_phones_miss_no_frame_and_get_none_twice() {
     let seats = vec![(Mobile, 0), (Desktop, 0), (Desktop, 1), (Mobile, 1)];
-    let frames = u8::from(IS_DEEP);
+    let frames = u8::from(is_deep());
     explore(
         50_000,
         Setup {
@@ -47,7 +50,7 @@ fn moving_desktops_and_phones_miss_no_frame_and_get_none_twice() {
 
 #[test]
 fn a_lost_message_is_healed_by_renewing() {
-    let (frames, losses) = if IS_DEEP { (2, 2) } else { (2, 1) };
+    let (frames, losses) = if is_deep() { (2, 2) } else { (2, 1) };
     explore(
         30_000,
         Setup {
@@ -66,7 +69,7 @@ fn an_answer_before_the_claims_own_message_confuses_nobody() {
         Setup {
             hasty_answers,
             frames: 2,
-            losses: u8::from(IS_DEEP),
+            losses: u8::from(is_deep()),
             ..three()
         },
     );
@@ -74,7 +77,7 @@ fn an_answer_before_the_claims_own_message_confuses_nobody() {
 
 #[test]
 fn connections_that_leave_free_their_own_slot_only() {
-    let frames = u8::from(IS_DEEP);
+    let frames = u8::from(is_deep());
     explore(
         50_000,
         Setup {
@@ -88,7 +91,7 @@ fn connections_that_leave_free_their_own_slot_only() {
 
 #[test]
 fn renewals_and_releases_may_overtake_each_other() {
-    let leaves = 1 + u8::from(IS_DEEP);
+    let leaves = 1 + u8::from(is_deep());
     explore(
         100_000,
         Setup {
@@ -101,7 +104,7 @@ fn renewals_and_releases_may_overtake_each_other() {
 
 #[test]
 fn a_marker_that_is_given_up_does_not_reorder() {
-    let frames = 3 + u8::from(IS_DEEP);
+    let frames = 3 + u8::from(is_deep());
     explore(
         50_000,
         Setup {
@@ -114,7 +117,7 @@ fn a_marker_that_is_given_up_does_not_reorder() {
 
 #[test]
 fn a_lease_may_end_under_a_living_connection() {
-    if IS_DEEP {
+    if is_deep() {
         explore(
             1_000_000,
             Setup {
@@ -138,7 +141,7 @@ fn a_lease_may_end_under_a_living_connection() {
 
 #[test]
 fn a_crash_leaves_nothing_behind_after_its_lease() {
-    let ticks = if IS_DEEP { 2 } else { 0 };
+    let ticks = if is_deep() { 2 } else { 0 };
     explore(
         8_000,
         Setup {
@@ -162,7 +165,7 @@ fn silence_true_or_false_ends_with_the_truth() {
             ..two()
         },
     );
-    if IS_DEEP {
+    if is_deep() {
         explore(
             100_000,
             Setup {
@@ -185,7 +188,7 @@ fn a_redis_that_loses_everything_gets_it_back() {
             ..three()
         },
     );
-    if IS_DEEP {
+    if is_deep() {
         explore(
             500_000,
             Setup {

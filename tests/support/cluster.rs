@@ -180,8 +180,9 @@ impl Cluster {
         usize::from(slot / (SLOTS / 3)).min(2)
     }
 
-    /// Moves a slot with its keys, as `redis-cli --cluster reshard` does.
-    pub async fn migrate(&self, slot: u16, from: usize, to: usize) {
+    /// Moves a slot with its keys, as `redis-cli --cluster reshard` does. Between the keys and the slot there may be
+    /// some time, in which Redis answers ASK.
+    pub async fn migrate(&self, slot: u16, from: usize, to: usize, between: Duration) {
         let (from_id, to_id) = (self.id(from).await, self.id(to).await);
         let (source, target) = (&self.nodes[from], &self.nodes[to]);
         let slot = slot.to_string();
@@ -212,6 +213,7 @@ impl Cluster {
             command.extend(keys.iter().map(String::as_str));
             source.ask(&command).await;
         }
+        tokio::time::sleep(between).await;
         for node in [target, source].into_iter().chain(&self.nodes) {
             // A node that has been told by the others meanwhile, or a replica, may refuse.
             let _ = ask(

@@ -27,7 +27,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 pub use client::{Client, Event};
 pub use cluster::Cluster;
 pub use http::{Handshake, Response, request};
-pub use issuer::{Issuer, Key, PROJECT, Token};
+pub use issuer::{Issuer, Key, PROJECT, Token, email};
 pub use proxy::Proxy;
 pub use raw::{RawClient, RawEvent, RawFrame};
 pub use redis::RedisServer;

@@ -208,6 +208,22 @@ impl RawClient {
         );
     }
 
+    /// Waits for a TCP reset, and neither reads what waits nor writes: after an orderly end there is none.
+    pub async fn expect_reset(&mut self, limit: Duration) {
+        within(limit, "a TCP reset", async {
+            let mut pause = tokio::time::interval(Duration::from_millis(20));
+            loop {
+                pause.tick().await;
+                match self.stream.take_error().unwrap() {
+                    None => {}
+                    Some(error) if error.kind() == io::ErrorKind::ConnectionReset => return,
+                    Some(error) => panic!("{error}"),
+                }
+            }
+        })
+        .await;
+    }
+
     /// Everything until the connection ends, and how it ended, at the latest after `limit`.
     pub async fn drain(&mut self, limit: Duration) -> (Vec<RawEvent>, RawEvent) {
         within(limit, "the end of the connection", async {

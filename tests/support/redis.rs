@@ -147,6 +147,28 @@ impl RedisServer {
         assert!(status.success());
     }
 
+    /// `master`, `slave`, or nothing while it does not answer.
+    pub async fn role(&self) -> String {
+        let role = ask(self.address, &["ROLE"]).await;
+        role.ok()
+            .and_then(|role| role[0].as_str().map(str::to_owned))
+            .unwrap_or_default()
+    }
+
+    /// True for a node whose cluster serves all slots, as far as it knows.
+    pub async fn is_well(&self) -> bool {
+        let info = ask(self.address, &["CLUSTER", "INFO"]).await;
+        info.is_ok_and(|info| {
+            info.as_str()
+                .is_some_and(|info| info.contains("cluster_state:ok"))
+        })
+    }
+
+    /// Takes note of the end of one that was killed.
+    pub fn reap(&mut self) {
+        self.child.wait().unwrap();
+    }
+
     /// Kills it and starts an empty one in its place.
     pub async fn restart(self) -> Self {
         let address = self.address;

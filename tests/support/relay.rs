@@ -100,7 +100,10 @@ impl Config {
 
     /// Starts the process and waits for nothing.
     pub fn spawn(&self) -> Relay {
-        let (public, admin) = (free_address(), free_address());
+        // A test that chose the address knows that it is free.
+        let chosen = self.env.get("DUORELAY_LISTEN");
+        let public = chosen.map_or_else(free_address, |address| address.parse().unwrap());
+        let admin = free_address();
         let mut child = self.command(public, admin).spawn().unwrap();
         let log = Arc::new(Mutex::new(String::new()));
         let stdout = collect(child.stdout.take().unwrap(), &log);
@@ -245,6 +248,23 @@ impl Relay {
         matching
             .map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap())
             .sum()
+    }
+
+    /// Waits until a metric is at least this; returns it.
+    pub async fn wait_for_metric(&self, name: &str, labels: &[&str], least: f64) -> f64 {
+        let deadline = Instant::now() + LIMIT;
+        let mut pause = tokio::time::interval(Duration::from_millis(20));
+        loop {
+            pause.tick().await;
+            let value = self.metric(name, labels).await;
+            if value >= least {
+                return value;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "{name} is {value} and not {least}"
+            );
+        }
     }
 
     /// A handshake to be filled in.

@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use fred::clients::Client;
 use fred::error::{Error, ErrorKind};
-use fred::interfaces::ClientLike as _;
+use fred::interfaces::{ClientLike as _, KeysInterface as _};
 use fred::socket2::TcpKeepalive;
 use fred::types::config::{
-    Config, ConnectionConfig, PerformanceConfig, ReconnectPolicy, TcpConfig, UnresponsiveConfig,
+    ClusterDiscoveryPolicy, Config, ConnectionConfig, PerformanceConfig, ReconnectPolicy,
+    ServerConfig, TcpConfig, UnresponsiveConfig,
 };
-use fred::types::{Builder, RespVersion};
+use fred::types::{Builder, RespVersion, SetOptions};
 use tracing::warn;
 
 use crate::backplane::CALL_LIMIT;
@@ -33,6 +34,9 @@ pub enum RedisError {
     /// The server refuses us.
     #[error("Redis refuses the connection (user, password or permissions in REDIS_URL): {0}")]
     Refused(String),
+    /// There is no agreement without it.
+    #[error("Redis cannot be asked what others have chosen: {0}")]
+    Away(String),
 }
 
 /// What a URL asks for.
@@ -45,6 +49,10 @@ pub fn config(url: &str) -> Result<Config, RedisError> {
     // RESP3: a subscribed connection still takes PING and SSUBSCRIBE.
     config.version = RespVersion::RESP3;
     config.fail_fast = false;
+    if let ServerConfig::Clustered { policy, .. } = &mut config.server {
+        // Any node that is known can tell of a failover: the one in the URL may be the one that failed.
+        *policy = ClusterDiscoveryPolicy::UseCache;
+    }
     Ok(config)
 }
 
@@ -57,6 +65,9 @@ fn builder(config: &Config) -> Builder {
             // A command that was sent when the connection broke may have been carried out: asking again is
             // decided where it is known to be harmless.
             max_command_attempts: 1,
+            // Nor is it fred that follows a cluster's redirections: after an ASK it takes the next answer on the
+            // connection for that to its ASKING, whatever is under way, and a MOVED publish could overtake another.
+            max_redirections: 0,
             max_command_buffer_len: COMMANDS,
             reconnect_on_auth_error: true,
             unresponsive: UnresponsiveConfig {
@@ -124,6 +135,58 @@ pub async fn check(config: &Config) -> Result<(), RedisError> {
             Ok(())
         }
     }
+}
+
+/// Between two questions to a cluster whose slots are moving.
+const REDIRECTED: Duration = Duration::from_millis(50);
+
+/// Asks again while a cluster answers that the slot is elsewhere: nothing has been carried out then. fred has read
+/// the cluster's state anew before it says so.
+///
+/// # Errors
+/// What `ask` says at last.
+pub(super) async fn redirected<T>(ask: impl AsyncFn() -> Result<T, Error>) -> Result<T, Error> {
+    let deadline = tokio::time::Instant::now() + CALL_LIMIT;
+    loop {
+        match ask().await {
+            Err(error) if is_redirection(&error) && tokio::time::Instant::now() < deadline => {
+                tokio::time::sleep(REDIRECTED).await;
+            }
+            answer => return answer,
+        }
+    }
+}
+
+/// What becomes of MOVED and ASK when no redirection is followed.
+pub(super) fn is_redirection(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Routing)
+        && error.details().starts_with("Too many redirections")
+}
+
+/// What the instances with this Redis agree on as `key`: the proposal of the first that asked.
+///
+/// # Errors
+/// [`RedisError`] when Redis cannot be asked.
+pub async fn agree(config: &Config, key: &str, proposal: String) -> Result<String, RedisError> {
+    let config = Config {
+        fail_fast: true,
+        ..config.clone()
+    };
+    let away = |error: Error| RedisError::Away(error.details().to_owned());
+    let client = builder(&config).build().map_err(away)?;
+    let asked = tokio::time::timeout(CONNECT_LIMIT + CALL_LIMIT, async {
+        client.init().await?;
+        let () = client
+            .set(key, proposal, None, Some(SetOptions::NX), false)
+            .await?;
+        client.get(key).await
+    });
+    let result = asked.await;
+    // Best effort: the answer is here.
+    let _ = tokio::time::timeout(CALL_LIMIT, client.quit()).await;
+    result
+        .map_err(|_| RedisError::Away("no answer in time".to_owned()))?
+        .map_err(away)
 }
 
 fn is_refusal(error: &Error) -> bool {

@@ -1,4 +1,4 @@
-//! Which channels this worker hears: the lanes of its sockets, its own probe, and the instances.
+//! Which channels this worker hears: the lanes of its sockets, its own probe, and what instances say.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -7,9 +7,13 @@ use std::time::Duration;
 use fred::clients::Client;
 use fred::error::Error;
 use fred::interfaces::{ClientLike as _, ClusterInterface as _, PubsubInterface as _};
+use fred::types::cluster::ClusterRouting;
+use fred::types::config::Server;
 use futures_util::future::join_all;
+use tokio::sync::Notify;
 use tracing::{debug, warn};
 
+use super::client::redirected;
 use crate::relay::ids::{Device, UserId};
 
 /// Channels in one SUBSCRIBE.
@@ -17,42 +21,58 @@ const CHUNK: usize = 512;
 /// Sharded subscriptions that are under way at the same time: each is a command of its own, because fred takes
 /// the answers to one with several channels for the answers to other commands.
 const SHARDED_AT_ONCE: usize = 64;
-/// Between two tries to subscribe to everything again.
+/// Between two tries to subscribe again.
 const RETRY: Duration = Duration::from_millis(200);
 
 struct Lane {
-    user: UserId,
-    device: Device,
+    /// Whose; none for the channels that are always heard.
+    owner: Option<(UserId, Device)>,
     /// Some socket here needs it.
     wanted: bool,
-    /// The server has acknowledged it on the connection of this epoch.
+    /// The server has acknowledged it on the connection of this epoch; 0 when it has not, or when the
+    /// subscription is known to be lost.
     confirmed: u64,
+    /// The cluster's node that has acknowledged it.
+    at: Option<Server>,
+}
+
+impl Lane {
+    fn new(owner: Option<(UserId, Device)>) -> Self {
+        Self {
+            owner,
+            wanted: true,
+            confirmed: 0,
+            at: None,
+        }
+    }
 }
 
 /// The subscriptions of one worker.
 pub(super) struct Lanes {
     subscriber: Client,
     sharded: bool,
-    fixed: Vec<String>,
     lanes: RefCell<HashMap<String, Lane>>,
     unwanted: RefCell<Vec<String>>,
     /// Grows with every connection: what was subscribed on an older one is void.
     epoch: Cell<u64>,
     /// The epoch in which everything was subscribed.
     whole: Cell<u64>,
+    /// Told when subscriptions have been lost.
+    lost: Notify,
 }
 
 impl Lanes {
     /// No lanes yet; `fixed` channels are subscribed with the first connection.
     pub(super) fn new(subscriber: Client, sharded: bool, fixed: Vec<String>) -> Self {
+        let fixed = fixed.into_iter().map(|channel| (channel, Lane::new(None)));
         Self {
             subscriber,
             sharded,
-            fixed,
-            lanes: RefCell::default(),
+            lanes: RefCell::new(fixed.collect()),
             unwanted: RefCell::default(),
-            epoch: Cell::new(0),
+            epoch: Cell::new(1),
             whole: Cell::new(0),
+            lost: Notify::new(),
         }
     }
 
@@ -63,15 +83,12 @@ impl Lanes {
 
     /// Everything that is wanted is subscribed on the present connection.
     pub(super) fn is_whole(&self) -> bool {
-        self.epoch.get() > 0 && self.whole.get() == self.epoch.get()
+        self.whole.get() == self.epoch.get()
     }
 
     /// Whose lane a channel is.
     pub(super) fn user_of(&self, channel: &str) -> Option<(UserId, Device)> {
-        self.lanes
-            .borrow()
-            .get(channel)
-            .map(|lane| (lane.user.clone(), lane.device))
+        self.lanes.borrow().get(channel)?.owner.clone()
     }
 
     /// Subscribes a lane; when this returns, the server has acknowledged it.
@@ -85,36 +102,34 @@ impl Lanes {
             let epoch = self.epoch.get();
             {
                 let mut lanes = self.lanes.borrow_mut();
-                let lane = lanes.entry(channel.clone()).or_insert_with(|| Lane {
-                    user: user.clone(),
-                    device,
-                    wanted: true,
-                    confirmed: 0,
-                });
+                let lane = lanes
+                    .entry(channel.clone())
+                    .or_insert_with(|| Lane::new(Some((user.clone(), device))));
                 lane.wanted = true;
                 if lane.confirmed == epoch {
                     return Ok(());
                 }
             }
-            self.acknowledged(std::slice::from_ref(&channel)).await?;
+            self.acknowledged(std::slice::from_ref(&channel), epoch)
+                .await?;
             // The connection may have been made anew meanwhile; then it is asked again.
-            if self.epoch.get() == epoch
-                && let Some(lane) = self.lanes.borrow_mut().get_mut(&channel)
-            {
-                lane.confirmed = epoch;
-                return Ok(());
-            }
         }
     }
 
-    async fn acknowledged(&self, channels: &[String]) -> Result<(), Error> {
+    /// Subscribes, and notes what the server has acknowledged in this epoch.
+    async fn acknowledged(&self, channels: &[String], epoch: u64) -> Result<(), Error> {
         if self.sharded {
             for chunk in channels.chunks(SHARDED_AT_ONCE) {
-                let subscribed = join_all(
-                    chunk
-                        .iter()
-                        .map(|channel| self.subscriber.ssubscribe(channel.clone())),
-                );
+                let subscribed = join_all(chunk.iter().map(async |channel| {
+                    redirected(async || {
+                        // Before the command finds its way by the same table.
+                        let at = self.node_of(channel);
+                        self.subscriber.ssubscribe(channel.clone()).await?;
+                        self.confirm(channel, epoch, at);
+                        Ok(())
+                    })
+                    .await
+                }));
                 subscribed
                     .await
                     .into_iter()
@@ -125,10 +140,30 @@ impl Lanes {
         self.subscriber.subscribe(channels.to_vec()).await?;
         // fred does not wait for the answer to SUBSCRIBE. Redis answers one connection in order: when the PING is
         // answered, so was the SUBSCRIBE.
-        self.subscriber
-            .ping::<fred::types::Value>(None)
-            .await
-            .map(|_| ())
+        self.subscriber.ping::<fred::types::Value>(None).await?;
+        for channel in channels {
+            self.confirm(channel, epoch, None);
+        }
+        Ok(())
+    }
+
+    fn confirm(&self, channel: &str, epoch: u64, at: Option<Server>) {
+        if self.epoch.get() == epoch
+            && let Some(lane) = self.lanes.borrow_mut().get_mut(channel)
+        {
+            lane.confirmed = epoch;
+            lane.at = at;
+        }
+    }
+
+    /// The node of a cluster to which a channel belongs.
+    fn node_of(&self, channel: &str) -> Option<Server> {
+        if !self.sharded {
+            return None;
+        }
+        let slot = ClusterRouting::hash_key(channel.as_bytes());
+        let routing = self.subscriber.cached_cluster_state()?;
+        routing.get_server(slot).cloned()
     }
 
     /// No socket here needs a lane any more. It is given back a little later: clients that roam come back soon.
@@ -149,8 +184,13 @@ impl Lanes {
             {
                 let mut lanes = self.lanes.borrow_mut();
                 for channel in chunk {
-                    if lanes.get(channel).is_some_and(|lane| !lane.wanted) {
-                        lanes.remove(channel);
+                    if lanes.get(channel).is_none_or(|lane| lane.wanted) {
+                        continue;
+                    }
+                    // A node that the slot has left has ended the subscription itself, and the answer of another
+                    // one would be taken for that to another command.
+                    let at = lanes.remove(channel).and_then(|lane| lane.at);
+                    if at == self.node_of(channel) {
                         gone.push(channel.clone());
                     }
                 }
@@ -171,19 +211,51 @@ impl Lanes {
         }
     }
 
-    /// The connection is a new one: nothing is subscribed on it. True for the very first one.
-    pub(super) fn on_reconnect(&self) -> bool {
-        self.epoch.replace(self.epoch.get() + 1) == 0
+    /// The connection is a new one: nothing is subscribed on it.
+    pub(super) fn on_reconnect(&self) {
+        self.epoch.set(self.epoch.get() + 1);
+        self.lost.notify_one();
     }
 
-    /// Subscribes everything again, until the server has confirmed all of it.
-    pub(super) async fn subscribe_all(&self) {
+    /// Somebody has published on these channels, and nobody has heard it.
+    pub(super) fn on_unheard(&self, channels: &[String]) {
+        for channel in channels {
+            if let Some(lane) = self.lanes.borrow_mut().get_mut(channel) {
+                lane.confirmed = 0;
+                self.lost.notify_one();
+            }
+        }
+    }
+
+    /// Slots of the cluster may have moved, or a replica has taken over. Redis ends the subscriptions on the old
+    /// node, and fred does not pass on that it has (nor does it restore them).
+    pub(super) async fn follow_cluster(&self) {
+        if let Err(error) = self.subscriber.sync_cluster().await {
+            debug!(%error, "the cluster's state could not be read");
+        }
+        let Some(routing) = self.subscriber.cached_cluster_state() else {
+            return;
+        };
+        for (channel, lane) in self.lanes.borrow_mut().iter_mut() {
+            let slot = ClusterRouting::hash_key(channel.as_bytes());
+            if lane.at.as_ref() != routing.get_server(slot) {
+                lane.confirmed = 0;
+                self.lost.notify_one();
+            }
+        }
+    }
+
+    /// Waits until subscriptions have been lost, and makes them again until the server has confirmed all of them.
+    /// True when there was something to lose: not the first time.
+    pub(super) async fn restore(&self) -> bool {
+        self.lost.notified().await;
+        let had_any = self.whole.get() > 0;
         loop {
             let epoch = self.epoch.get();
-            match self.try_subscribe_all(epoch).await {
+            match self.subscribe_lost(epoch).await {
                 Ok(()) if self.epoch.get() == epoch => {
                     self.whole.set(epoch);
-                    return;
+                    return had_any;
                 }
                 Ok(()) => {}
                 Err(error) => {
@@ -194,31 +266,16 @@ impl Lanes {
         }
     }
 
-    async fn try_subscribe_all(&self, epoch: u64) -> Result<(), Error> {
-        let channels: Vec<String> = self
-            .fixed
-            .iter()
-            .cloned()
-            .chain(self.lanes.borrow().keys().cloned())
-            .collect();
-        for chunk in channels.chunks(CHUNK) {
-            self.acknowledged(chunk).await?;
-            let mut lanes = self.lanes.borrow_mut();
-            for channel in chunk {
-                if let Some(lane) = lanes.get_mut(channel) {
-                    lane.confirmed = epoch;
-                }
-            }
+    async fn subscribe_lost(&self, epoch: u64) -> Result<(), Error> {
+        let is_lost = |(_, lane): &(&String, &Lane)| lane.wanted && lane.confirmed != epoch;
+        let lost: Vec<String> = {
+            let lanes = self.lanes.borrow();
+            let lost = lanes.iter().filter(is_lost);
+            lost.map(|(channel, _)| channel.clone()).collect()
+        };
+        for chunk in lost.chunks(CHUNK) {
+            self.acknowledged(chunk, epoch).await?;
         }
         Ok(())
-    }
-
-    /// Slots of the cluster have moved: everything is subscribed where it belongs now.
-    pub(super) async fn follow_cluster(&self) {
-        if let Err(error) = self.subscriber.sync_cluster().await {
-            debug!(%error, "the cluster's state could not be read");
-        }
-        self.on_reconnect();
-        self.subscribe_all().await;
     }
 }

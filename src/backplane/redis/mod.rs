@@ -18,15 +18,18 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use fred::clients::Client;
-use fred::interfaces::{ClientLike as _, EventInterface as _, PubsubInterface as _};
-use fred::types::{Message, Value};
+use fred::interfaces::{
+    ClientLike as _, ClusterInterface as _, EventInterface as _, PubsubInterface as _,
+};
+use fred::types::config::Server;
+use fred::types::{ClusterStateChange, Message, Value};
 use futures_util::future::{FutureExt as _, LocalBoxFuture, join_all};
 use tokio::sync::broadcast::error::RecvError;
-use tokio::sync::oneshot;
+use tokio::sync::{broadcast, oneshot};
 use tokio::time::{MissedTickBehavior, timeout, timeout_at};
 use tracing::{debug, info, warn};
 
-pub use self::client::{RedisError, check, config, template};
+pub use self::client::{RedisError, agree, check, config, template};
 use self::lanes::Lanes;
 use self::names::Names;
 use self::presence::{Presence, announce};
@@ -110,7 +113,11 @@ impl Redis {
         let names = Names::new(&settings.prefix);
         let lease_ms = u64::try_from(settings.lease.as_millis()).unwrap_or(u64::MAX);
         let metrics = Arc::clone(&settings.metrics);
-        let fixed = vec![names.instances(), names.probe(settings.instance, worker)];
+        let fixed = vec![
+            names.instances(),
+            names.unheard(),
+            names.probe(settings.instance, worker),
+        ];
         let redis = Rc::new(Self {
             worker,
             scripts: Scripts::new(names.clone(), lease_ms, sharded),
@@ -138,16 +145,18 @@ impl Redis {
         let reconnects = self.subscriber.reconnect_rx();
         let changes = self.commands.cluster_change_rx();
         let me = Rc::downgrade(self);
-        let tasks = [
+        let mut tasks = vec![
             tokio::task::spawn_local(receive(me.clone(), messages)),
-            tokio::task::spawn_local(resubscribe(me.clone(), reconnects)),
-            tokio::task::spawn_local(follow_cluster(me.clone(), changes)),
-            tokio::task::spawn_local(tick(me)),
+            tokio::task::spawn_local(note_reconnects(me.clone(), reconnects)),
+            tokio::task::spawn_local(restore(me.clone())),
+            tokio::task::spawn_local(tick(me.clone())),
+            tokio::task::spawn_local(stay_connected(self.commands.clone())),
+            tokio::task::spawn_local(stay_connected(self.subscriber.clone())),
         ];
+        if self.lanes.is_sharded() {
+            tasks.push(tokio::task::spawn_local(follow_cluster(me, changes)));
+        }
         self.tasks.borrow_mut().extend(tasks);
-        // fred's own tasks; they end with `quit`.
-        drop(self.commands.connect());
-        drop(self.subscriber.connect());
     }
 
     /// A message on one of our channels.
@@ -167,12 +176,18 @@ impl Redis {
             if let Some(heard) = self.presence.on_announcement(&bytes, now) {
                 (self.sink)(Event::Heard(heard));
             }
+        } else if channel == self.names.unheard() {
+            match rmp_serde::from_slice::<Vec<String>>(&bytes) {
+                Ok(channels) => self.lanes.on_unheard(&channels),
+                Err(_) => (self.sink)(Event::Unreadable),
+            }
         } else if channel == self.names.probe(self.settings.instance, self.worker) {
             self.on_probe(&bytes, now);
         }
     }
 
     fn on_lane(&self, user: &UserId, lane: Device, bytes: &Bytes) {
+        self.settings.metrics.backplane_deliveries.inc();
         let Ok(envelope) = Envelope::decode(bytes) else {
             return (self.sink)(Event::Unreadable);
         };
@@ -194,6 +209,12 @@ impl Redis {
         {
             let _ = waits.send(());
         }
+    }
+
+    fn set_up(&self, is_up: bool) {
+        self.is_up.set(is_up);
+        let all_up = self.settings.readiness.set_up(self.worker, is_up);
+        self.settings.metrics.backplane_up.set(all_up.into());
     }
 
     /// Our own probe came back: commands are carried out, and pub/sub delivers.
@@ -221,32 +242,62 @@ impl Redis {
         }
     }
 
-    fn set_up(&self, is_up: bool) {
-        self.is_up.set(is_up);
-        // The instance is up when all of its workers are.
-        let all_up = self.settings.readiness.set_up(self.worker, is_up);
-        self.settings.metrics.backplane_up.set(i64::from(all_up));
+    /// Publishes to itself. In a cluster a probe leaves when every node has answered, so that its coming back tells
+    /// that all of them are there; and asking is what makes fred notice a node that is not.
+    fn probe(self: &Rc<Self>) {
+        let me = Rc::clone(self);
+        tokio::task::spawn_local(async move {
+            if me.lanes.is_sharded() && timeout(SECOND, me.ping_nodes()).await != Ok(true) {
+                return;
+            }
+            let readiness = &me.settings.readiness;
+            let sent = Bytes::copy_from_slice(&readiness.elapsed_ns().to_be_bytes());
+            let channel = me.names.probe(me.settings.instance, me.worker);
+            me.publish_beside(channel, sent).await;
+        });
     }
 
-    fn probe(self: &Rc<Self>) {
-        let sent = Bytes::copy_from_slice(&self.settings.readiness.elapsed_ns().to_be_bytes());
-        let channel = self.names.probe(self.settings.instance, self.worker);
-        self.publish_beside(channel, sent);
+    /// True when all masters of the cluster have answered, on both connections.
+    async fn ping_nodes(&self) -> bool {
+        let routing = self.commands.cached_cluster_state();
+        let nodes = routing.map_or_else(Vec::new, |routing| routing.unique_primary_nodes());
+        let clients = [&self.commands, &self.subscriber];
+        let pings = clients.into_iter().flat_map(|client| {
+            nodes.iter().map(async move |node| {
+                let client = client.with_cluster_node(node);
+                client.ping::<Value>(None).await.is_ok()
+            })
+        });
+        !nodes.is_empty() && join_all(pings).await.into_iter().all(|answered| answered)
+    }
+
+    /// Tells the lanes that nobody has heard to those who should have.
+    fn tell_unheard(self: &Rc<Self>) {
+        let unheard = self.publisher.take_unheard();
+        if unheard.is_empty() {
+            return;
+        }
+        let unheard: Vec<&str> = unheard.iter().map(|lane| &**lane).collect();
+        let bytes = rmp_serde::to_vec(&unheard).unwrap_or_default();
+        let me = Rc::clone(self);
+        let channel = self.names.unheard();
+        tokio::task::spawn_local(async move { me.publish_beside(channel, bytes.into()).await });
     }
 
     /// Publishes beside the lanes; what is lost is sent again soon.
-    fn publish_beside(self: &Rc<Self>, channel: String, bytes: Bytes) {
-        let me = Rc::clone(self);
-        tokio::task::spawn_local(async move {
-            let published = if me.lanes.is_sharded() {
-                timeout(SECOND, me.commands.spublish::<Value, _, _>(channel, bytes)).await
-            } else {
-                timeout(SECOND, me.commands.publish::<Value, _, _>(channel, bytes)).await
-            };
-            if let Ok(Err(error)) = published {
-                debug!(%error, "a probe or an announcement could not be published");
-            }
-        });
+    async fn publish_beside(&self, channel: String, bytes: Bytes) {
+        let published = if self.lanes.is_sharded() {
+            timeout(
+                SECOND,
+                self.commands.spublish::<Value, _, _>(channel, bytes),
+            )
+            .await
+        } else {
+            timeout(SECOND, self.commands.publish::<Value, _, _>(channel, bytes)).await
+        };
+        if let Ok(Err(error)) = published {
+            debug!(%error, "a probe or an announcement could not be published");
+        }
     }
 
     fn look_at_the_clock(self: &Rc<Self>, now: Instant) {
@@ -328,7 +379,7 @@ impl<F: FnMut()> Drop for OnDrop<F> {
 }
 
 /// Takes messages as they come; nothing here waits, so that fred's queue stays empty.
-async fn receive(me: Weak<Redis>, mut messages: tokio::sync::broadcast::Receiver<Message>) {
+async fn receive(me: Weak<Redis>, mut messages: broadcast::Receiver<Message>) {
     loop {
         let received = messages.recv().await;
         let Some(redis) = me.upgrade() else { return };
@@ -336,6 +387,7 @@ async fn receive(me: Weak<Redis>, mut messages: tokio::sync::broadcast::Receiver
             Ok(message) => redis.on_message(&message),
             Err(RecvError::Lagged(lost)) => {
                 warn!(lost, "the subscriber lagged: messages were lost");
+                redis.settings.metrics.backplane_lagged.inc_by(lost);
                 redis.on_gap();
             }
             Err(RecvError::Closed) => return,
@@ -343,21 +395,24 @@ async fn receive(me: Weak<Redis>, mut messages: tokio::sync::broadcast::Receiver
     }
 }
 
-/// fred restores no subscription by itself: all of them are made again after each reconnect, until the server
-/// has confirmed each.
-async fn resubscribe(
-    me: Weak<Redis>,
-    mut reconnects: tokio::sync::broadcast::Receiver<fred::types::config::Server>,
-) {
+/// fred restores no subscription by itself: each reconnect loses all of them.
+async fn note_reconnects(me: Weak<Redis>, mut reconnects: broadcast::Receiver<Server>) {
     loop {
         // Having missed some reconnects is one more reason.
         if let Err(RecvError::Closed) = reconnects.recv().await {
             return;
         }
         let Some(redis) = me.upgrade() else { return };
-        let is_first = redis.lanes.on_reconnect();
-        redis.lanes.subscribe_all().await;
-        if !is_first {
+        redis.settings.metrics.backplane_connects.inc();
+        redis.lanes.on_reconnect();
+    }
+}
+
+/// Makes lost subscriptions again.
+async fn restore(me: Weak<Redis>) {
+    loop {
+        let Some(redis) = me.upgrade() else { return };
+        if redis.lanes.restore().await {
             redis.on_gap();
         }
         // What comes back tells that all is well again: not a tick later than it has to.
@@ -365,19 +420,57 @@ async fn resubscribe(
     }
 }
 
-/// A slot of the cluster has moved, or a replica has taken over: subscriptions on the old node are void, and
-/// nothing says so on the subscriber's own connection.
+/// fred's own task of a client, which reconnects by itself, but ends for good at some errors.
+async fn stay_connected(client: Client) {
+    loop {
+        match client.connect().await {
+            // By `quit`.
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => warn!(%error, "a connection to Redis has ended; it is made anew"),
+            Err(error) => warn!(%error, "a connection to Redis has failed; it is made anew"),
+        }
+        tokio::time::sleep(TICK).await;
+    }
+}
+
+/// Slots of a cluster move, and replicas take over. The publisher's connection learns of it by its redirections;
+/// who only hears has to ask: each change raises the cluster's epoch. What one node knows already is news to another
+/// for a while, so that it is looked at several times.
 async fn follow_cluster(
     me: Weak<Redis>,
-    mut changes: tokio::sync::broadcast::Receiver<Vec<fred::types::ClusterStateChange>>,
+    mut changes: broadcast::Receiver<Vec<ClusterStateChange>>,
 ) {
+    const LOOKS: u32 = 5;
+    let mut ticks = tokio::time::interval(SECOND / 2);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let (mut known, mut looks) = (None, 0);
     loop {
-        if let Err(RecvError::Closed) = changes.recv().await {
-            return;
+        tokio::select! {
+            change = changes.recv() => match change {
+                Err(RecvError::Closed) => return,
+                Ok(_) | Err(RecvError::Lagged(_)) => looks = LOOKS,
+            },
+            _ = ticks.tick() => {}
         }
         let Some(redis) = me.upgrade() else { return };
-        redis.lanes.follow_cluster().await;
-        redis.on_gap();
+        if let Ok(info) = redis.commands.cluster_info::<String>().await {
+            let epoch = info
+                .lines()
+                .find_map(|line| line.strip_prefix("cluster_current_epoch:"))
+                .map(str::to_owned);
+            if epoch != known {
+                (known, looks) = (epoch, LOOKS);
+            }
+        }
+        if looks > 0 {
+            looks -= 1;
+            if let Err(error) = redis.commands.sync_cluster().await {
+                debug!(%error, "the cluster's state could not be read");
+            }
+            // Reading it is told as a change, too.
+            changes = changes.resubscribe();
+            redis.lanes.follow_cluster().await;
+        }
     }
 }
 
@@ -396,11 +489,17 @@ async fn tick(me: Weak<Redis>) {
         }
         redis.look_at_the_clock(Instant::now());
         redis.publisher.drain();
+        redis.tell_unheard();
         if is_due(announced, SECOND) {
             announced = Some(Instant::now());
+            redis.publisher.forget_unheard();
             if redis.worker == 0 {
                 let announcement = announce(&(redis.settings.announce)());
-                redis.publish_beside(redis.names.instances(), announcement);
+                let redis = Rc::clone(&redis);
+                tokio::task::spawn_local(async move {
+                    let channel = redis.names.instances();
+                    redis.publish_beside(channel, announcement).await;
+                });
             }
             redis.lanes.give_back().await;
         }

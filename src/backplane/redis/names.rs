@@ -45,6 +45,12 @@ impl Names {
         format!("{}:instances", self.prefix)
     }
 
+    /// The channel on which publishers tell of lanes on which nobody has heard them.
+    #[must_use]
+    pub(super) fn unheard(&self) -> String {
+        format!("{}:unheard", self.prefix)
+    }
+
     /// The channel on which one worker hears itself.
     #[must_use]
     pub(super) fn probe(&self, instance: InstanceId, worker: usize) -> String {

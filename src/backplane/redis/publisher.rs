@@ -2,21 +2,21 @@
 //! never stale.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use fred::clients::Client;
-use fred::error::ErrorKind;
+use fred::error::{Error, ErrorKind};
 use fred::interfaces::{ClientLike as _, PubsubInterface as _};
-use fred::types::Value;
 use fred::types::config::Options;
 use tracing::debug;
 
+use super::client::is_redirection;
 use crate::backplane::{Published, STALE};
-use crate::metrics::{Dropped, Metrics};
+use crate::metrics::{Dropped, Metrics, PublishResult};
 use crate::relay::ids::StreamId;
 use crate::relay::outbox::{Outbox, Outgoing, Pushed};
 
@@ -24,6 +24,8 @@ use crate::relay::outbox::{Outbox, Outgoing, Pushed};
 const IN_FLIGHT: usize = 2048;
 /// Bytes that are under way at the same time.
 const IN_FLIGHT_BYTES: usize = 8 * 1024 * 1024;
+/// Lanes of which it is told, in a second, that nobody has heard them.
+const UNHEARD: usize = 1024;
 /// A publish without an answer for this long: Redis stands still, and what follows waits here, where newer
 /// frames replace older ones, and not in the kernel.
 const STALLED: Duration = Duration::from_millis(200);
@@ -39,6 +41,13 @@ struct Waiting {
     bytes: usize,
 }
 
+/// Lanes that nobody has heard: to be told, and told lately.
+#[derive(Default)]
+struct Unheard {
+    news: Vec<Rc<str>>,
+    told: HashSet<Rc<str>>,
+}
+
 /// One worker's publisher.
 pub(super) struct Publisher {
     client: Client,
@@ -51,6 +60,8 @@ pub(super) struct Publisher {
     next: Cell<u64>,
     in_flight_bytes: Cell<usize>,
     waiting: RefCell<Waiting>,
+    /// Lanes on which a publish has reached nobody.
+    unheard: RefCell<Unheard>,
     is_up: Cell<bool>,
     /// A publish got no answer at all. Nothing leaves until a probe is back: what is written to a Redis that
     /// stands still is lost or arrives stale.
@@ -74,6 +85,7 @@ impl Publisher {
             next: Cell::default(),
             in_flight_bytes: Cell::default(),
             waiting: RefCell::default(),
+            unheard: RefCell::default(),
             is_up: Cell::new(false),
             is_stuck: Cell::new(false),
         })
@@ -205,20 +217,55 @@ impl Publisher {
                 ..Options::default()
             };
             let client = publisher.client.with_options(&options);
-            let published = if publisher.sharded {
-                client.spublish::<Value, _, _>(&*lane, envelope).await
+            let heard = if publisher.sharded {
+                client.spublish::<u64, _, _>(&*lane, envelope).await
             } else {
-                client.publish::<Value, _, _>(&*lane, envelope).await
+                client.publish::<u64, _, _>(&*lane, envelope).await
             };
-            if let Err(error) = published {
-                publisher.metrics.dropped(Dropped::Backplane, 1);
-                publisher
-                    .is_stuck
-                    .set(publisher.is_stuck.get() || matches!(error.kind(), ErrorKind::Timeout));
-                debug!(%error, "a publish failed");
-            }
+            let result = match heard {
+                Ok(0) => {
+                    publisher.on_unheard(lane);
+                    PublishResult::Unheard
+                }
+                Ok(_) => PublishResult::Heard,
+                Err(error) => {
+                    publisher.on_failed(lane, &error);
+                    PublishResult::Failed
+                }
+            };
+            publisher.metrics.published(result);
             publisher.arrived(number, bytes);
         });
+    }
+
+    fn on_failed(&self, lane: Rc<str>, error: &Error) {
+        self.metrics.dropped(Dropped::Backplane, 1);
+        if matches!(error.kind(), ErrorKind::Timeout) {
+            self.is_stuck.set(true);
+        }
+        if is_redirection(error) {
+            self.on_unheard(lane);
+        }
+        debug!(%error, "a publish failed");
+    }
+
+    /// Nobody was subscribed. Either the peer has just left, or its instance has lost the subscription without
+    /// knowing, as it does when a cluster's slot moves: it is told.
+    fn on_unheard(&self, lane: Rc<str>) {
+        let mut unheard = self.unheard.borrow_mut();
+        if unheard.told.len() < UNHEARD && unheard.told.insert(Rc::clone(&lane)) {
+            unheard.news.push(lane);
+        }
+    }
+
+    /// The lanes that nobody has heard since this was asked, each once until [`Self::forget_unheard`].
+    pub(super) fn take_unheard(&self) -> Vec<Rc<str>> {
+        std::mem::take(&mut self.unheard.borrow_mut().news)
+    }
+
+    /// Lanes that are still unheard may be told again.
+    pub(super) fn forget_unheard(&self) {
+        self.unheard.borrow_mut().told.clear();
     }
 
     fn arrived(self: &Rc<Self>, number: u64, bytes: usize) {

@@ -7,6 +7,7 @@ use fred::types::Value;
 use fred::types::scripts::Script;
 use uuid::Uuid;
 
+use super::client::redirected;
 use super::names::Names;
 use crate::backplane::RoomSnapshot;
 use crate::relay::envelope::{Envelope, claimed_prefix, released_prefix};
@@ -46,6 +47,21 @@ impl Scripts {
         vec![self.names.room(user), desktop, mobile]
     }
 
+    async fn run(
+        &self,
+        script: &Script,
+        client: &Client,
+        keys: Vec<String>,
+        arguments: Vec<Value>,
+    ) -> Result<Value, Error> {
+        redirected(async || {
+            script
+                .evalsha_with_reload(client, keys.clone(), arguments.clone())
+                .await
+        })
+        .await
+    }
+
     /// See [`crate::relay::record::Record::claim`].
     ///
     /// # Errors
@@ -74,8 +90,7 @@ impl Scripts {
             Value::Bytes(prefix),
         ];
         let answer = self
-            .claim
-            .evalsha_with_reload(client, self.keys(user), arguments)
+            .run(&self.claim, client, self.keys(user), arguments)
             .await?;
         match numbered(answer)? {
             (0, rest) => {
@@ -123,8 +138,7 @@ impl Scripts {
             Value::Bytes(envelope),
         ];
         let answer = self
-            .renew
-            .evalsha_with_reload(client, self.keys(user), arguments)
+            .run(&self.renew, client, self.keys(user), arguments)
             .await?;
         match numbered(answer)? {
             (0, rest) => match rest.as_slice() {
@@ -174,8 +188,7 @@ impl Scripts {
             self.publish.into(),
             Value::Bytes(released_prefix(device, connection)),
         ];
-        self.release
-            .evalsha_with_reload::<Value, _, _>(client, self.keys(user), arguments)
+        self.run(&self.release, client, self.keys(user), arguments)
             .await
             .map(|_| ())
     }
@@ -186,10 +199,7 @@ impl Scripts {
     /// What Redis or fred says.
     pub(super) async fn room(&self, client: &Client, user: &UserId) -> Result<RoomSnapshot, Error> {
         let keys = vec![self.names.room(user)];
-        let answer = self
-            .room
-            .evalsha_with_reload(client, keys, Vec::<Value>::new())
-            .await?;
+        let answer = self.run(&self.room, client, keys, Vec::new()).await?;
         let (now, rest) = numbered(answer)?;
         let [desktop, mobile] = rest.as_slice() else {
             return Err(unreadable());

@@ -23,7 +23,7 @@ fn load_on(arguments: &[&str]) -> Result<LoadOptions, Stop> {
     ];
     match load(arguments, environment, MACHINE)?.command {
         Command::Loadtest(options) => Ok(*options),
-        other @ (Command::Serve(_) | Command::Demo(_)) => panic!("{other:?}"),
+        other @ (Command::Serve(_) | Command::Demo(_) | Command::Health(_)) => panic!("{other:?}"),
     }
 }
 

@@ -141,11 +141,7 @@ fn demo_has_the_shared_settings_and_ignores_the_others() {
         ]
     );
     assert_eq!(demo(&[], &[]).listen.port(), 3000);
-    for flag in [
-        "--redis-url=redis://a",
-        "--firebase-project-id=a",
-        "--issuer=a",
-    ] {
+    for flag in ["--redis-prefix=a", "--firebase-project-id=a", "--issuer=a"] {
         assert!(
             matches!(
                 load_on(MACHINE, &["demo", flag], &[]),
@@ -154,6 +150,26 @@ fn demo_has_the_shared_settings_and_ignores_the_others() {
             "{flag}"
         );
     }
+}
+
+#[test]
+fn demo_joins_others_only_by_its_flag_and_under_its_own_prefix() {
+    let environment = [
+        ("REDIS_URL", "redis://real"),
+        ("DUORELAY_REDIS_PREFIX", "duo"),
+    ];
+    assert!(demo(&[], &environment).redis.is_none());
+    let redis = demo(&["--redis-url=redis://demo"], &environment)
+        .redis
+        .unwrap();
+    assert_eq!(redis.url.expose_secret(), "redis://demo");
+    assert_eq!(redis.prefix, "duo-demo");
+    assert_eq!(
+        mistakes(&["demo", "--redis-url=http://x"], &[]),
+        [
+            "REDIS_URL (--redis-url): must start with redis://, redis-cluster:// or redis-sentinel://, or with rediss… for TLS"
+        ]
+    );
 }
 
 #[test]
@@ -167,6 +183,25 @@ fn no_variable_turns_serve_into_demo() {
             );
         }
     }
+}
+
+#[test]
+fn health_asks_where_the_instance_of_the_same_environment_listens() {
+    let asks = |arguments: &[&str], environment| match launch(arguments, environment).command {
+        Command::Health(check) => (check.listen.to_string(), check.path),
+        other => panic!("{other:?}"),
+    };
+    let live = |listen: &str| (listen.to_owned(), "/healthz/live");
+    assert_eq!(asks(&["health"], &[]), live("[::]:3000"));
+    assert_eq!(asks(&["health"], &[("PORT", "4000")]), live("[::]:4000"));
+    assert_eq!(
+        asks(
+            &["health", "--ready"],
+            &[("DUORELAY_LISTEN", "10.0.0.1:5000")]
+        ),
+        ("10.0.0.1:5000".to_owned(), "/healthz/ready")
+    );
+    assert_eq!(asks(&["health", "--port=6000"], &[]), live("[::]:6000"));
 }
 
 #[test]

@@ -28,7 +28,7 @@ fn project_defaults_to_the_credentials_file() {
             Issuer::Firebase { project_id, .. } => project_id,
             other => panic!("{other:?}"),
         },
-        Command::Demo(_) | Command::Loadtest(_) => panic!(),
+        other => panic!("{other:?}"),
     };
     assert_eq!(project(&[credentials]), "from-file");
     assert_eq!(project(&[credentials, PROJECT]), "my-project");

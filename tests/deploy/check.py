@@ -1,0 +1,399 @@
+"""What is shipped agrees with the program and with itself.
+
+docker-compose.yml, k8s/, app.yaml and the Dockerfile are read as their platforms read them, and held against
+the real binary: its settings, its ports, its probes, the time it takes to leave. Run by tests/deploy/run, which
+sets DUORELAY (the binary) and KUBECTL (which builds the overlays).
+"""
+
+import json
+import os
+import re
+import select
+import subprocess
+import time
+import tomllib
+import unittest
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import kubernetes_validate
+import yaml
+
+TOP = Path(__file__).parents[2]
+DUORELAY = os.environ["DUORELAY"]
+# How long an instance may take beyond drain delay and drain time.
+AFTER_DRAIN = 2
+KUBERNETES = "1.35"
+# Kinds of the cluster's own extensions: kubernetes-validate has no schema of them.
+EXTENSIONS = {"cloud.google.com/v1", "networking.gke.io/v1", "networking.gke.io/v1beta1", "monitoring.coreos.com/v1"}
+# What a person fills in, and what the tests do.
+FILL_IN = {"PROJECT_ID": "my-project", "MEMORYSTORE_IP": "127.0.0.1"}
+
+
+def read(path):
+    return (TOP / path).read_text()
+
+
+def load(path):
+    return yaml.safe_load(read(path))
+
+
+def interpolated(text):
+    """`${NAME:-default}` without NAME, as Compose reads it."""
+    return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", str(text))
+
+
+def kustomize(overlay):
+    built = subprocess.run([os.environ["KUBECTL"], "kustomize", TOP / "k8s" / overlay], capture_output=True, text=True)
+    assert built.returncode == 0 and not built.stderr, f"{overlay}: {built.stderr}"
+    return [found for found in yaml.safe_load_all(built.stdout) if found]
+
+
+HELP = subprocess.run([DUORELAY, "serve", "--help"], capture_output=True, text=True, check=True).stdout
+DEFAULTS = {name: default for default, name in re.findall(r"(?:\[default: ([^\]]*)\] )?\[env: (\w+)\]", HELP)}
+VERSION = tomllib.loads(read("Cargo.toml"))["package"]["version"]
+COMPOSE = load("docker-compose.yml")
+APP = load("app.yaml")
+HAPROXY = read("k8s/compose/haproxy.cfg")
+OVERLAYS = {name: kustomize(f"overlays/{name}") for name in ("local", "gke")}
+
+
+def of_kind(overlay, kind, name="duorelay"):
+    found = [it for it in OVERLAYS[overlay] if it["kind"] == kind and re.fullmatch(rf"{name}(-\w{{10}})?", it["metadata"]["name"])]
+    assert len(found) == 1, f"{overlay} has {len(found)} {kind} {name}"
+    return found[0]
+
+
+def relay_pod(overlay):
+    return of_kind(overlay, "Deployment")["spec"]["template"]
+
+
+def relay_container(overlay):
+    (container,) = relay_pod(overlay)["spec"]["containers"]
+    return container
+
+
+def environments():
+    """What each platform sets for a relay."""
+    yield "docker-compose.yml", {k: interpolated(v) for k, v in COMPOSE["services"]["relay"]["environment"].items()}
+    for overlay in OVERLAYS:
+        yield f"k8s/overlays/{overlay}", of_kind(overlay, "ConfigMap")["data"]
+    yield "app.yaml", APP["env_variables"]
+
+
+def setting(environment, name):
+    return float(environment.get(name) or DEFAULTS[name])
+
+
+def leaving(environment):
+    return setting(environment, "DUORELAY_DRAIN_DELAY_SECONDS") + setting(environment, "DUORELAY_DRAIN_SECONDS") + AFTER_DRAIN
+
+
+class Relay:
+    """A relay with this environment, on free ports; its log until it listens or ends."""
+
+    def __init__(self, command, environment):
+        own = {"DUORELAY_LISTEN": "127.0.0.1:0", "DUORELAY_ADMIN_LISTEN": "127.0.0.1:0", "REDIS_URL": "redis://127.0.0.1:1"}
+        self.process = subprocess.Popen(
+            [DUORELAY, *command], env={**environment, **own, "LOG_FORMAT": "json"},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0)
+        self.log = ""
+        deadline = time.monotonic() + 20
+        while "duorelay listens" not in self.log:
+            assert select.select([self.process.stdout], [], [], max(0, deadline - time.monotonic()))[0], f"silent: {self.log}"
+            text = self.process.stdout.read(65536).decode()
+            if not text:
+                break
+            self.log += text
+        lines = [json.loads(line) for line in self.log.splitlines() if line.startswith("{")]
+        self.address = next((line["address"] for line in lines if line.get("message") == "duorelay listens"), None)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait()
+        self.process.stdout.close()
+
+
+class Settings(unittest.TestCase):
+    def test_every_variable_exists_and_every_value_is_accepted(self):
+        for place, environment in environments():
+            with self.subTest(place):
+                self.assertLessEqual(set(environment), set(DEFAULTS))
+                filled = {}
+                for name, value in environment.items():
+                    self.assertIsInstance(value, str, f"{name} is not text, as environments are")
+                    filled[name] = re.sub("|".join(FILL_IN), lambda word: FILL_IN[word[0]], value)
+                filled.setdefault("FIREBASE_PROJECT_ID", "my-project")
+                filled["FIREBASE_PROJECT_ID"] = filled["FIREBASE_PROJECT_ID"] or "my-project"
+                with Relay(["serve"], filled) as relay:
+                    self.assertIsNotNone(relay.address, relay.log)
+                    self.assertNotIn("is not a setting", relay.log)
+                    self.assertNotIn("did you mean", relay.log)
+
+    def test_values_to_fill_in_are_refused_until_they_are(self):
+        with Relay(["serve"], APP["env_variables"]) as relay:
+            self.assertIsNone(relay.address)
+            self.assertIn("FIREBASE_PROJECT_ID", relay.log)
+
+    def test_every_command_is_one_of_the_program(self):
+        services = COMPOSE["services"]
+        commands = [interpolated(services["relay"]["command"]).split()]
+        commands += [relay_container(overlay).get("args", ["serve"]) for overlay in OVERLAYS]
+        commands += [services["relay"]["healthcheck"]["test"][2:]]
+        commands += json.loads(re.search(r'HEALTHCHECK.*CMD (\[.*\])', read("Dockerfile"))[1])[1:],
+        commands += json.loads(re.search(r'^CMD (\[.*\])', read("Dockerfile"), re.M)[1]),
+        for command in commands:
+            with self.subTest(" ".join(command)):
+                asked = subprocess.run([DUORELAY, *command, "--help"], capture_output=True, text=True)
+                self.assertEqual(asked.returncode, 0, asked.stderr)
+
+    def test_secrets_come_from_secrets(self):
+        for overlay in OVERLAYS:
+            self.assertFalse({"REDIS_URL", "DUORELAY_ADMIN_TOKEN"} & set(of_kind(overlay, "ConfigMap")["data"]))
+            self.assertTrue(any("secretRef" in source for source in relay_container(overlay)["envFrom"]))
+
+
+class Ports(unittest.TestCase):
+    def test_the_public_port_is_one(self):
+        port = int(DEFAULTS["PORT"])
+        self.assertEqual(int(re.search(r"^EXPOSE (\d+)$", read("Dockerfile"), re.M)[1]), port)
+        relay, balancer = COMPOSE["services"]["relay"], COMPOSE["services"]["balancer"]
+        self.assertEqual(int(relay["environment"]["PORT"]), port)
+        self.assertEqual(balancer["environment"]["RELAYS"], f"relay:{port}")
+        published = interpolated(balancer["ports"][0]).rsplit(":", 1)
+        self.assertEqual(published[0], "127.0.0.1:8080")
+        self.assertEqual(balancer["environment"]["LISTEN"], f":{published[1]}")
+        for overlay in OVERLAYS:
+            self.assertEqual(int(of_kind(overlay, "ConfigMap")["data"]["PORT"]), port)
+            self.assertEqual(container_ports(overlay)["public"], port)
+        self.assertEqual(of_kind("gke", "BackendConfig")["spec"]["healthCheck"]["port"], port)
+        # App Engine sets it.
+        self.assertNotIn("PORT", APP["env_variables"])
+
+    def test_the_admin_port_is_one_and_not_published(self):
+        port = int(DEFAULTS["DUORELAY_ADMIN_LISTEN"].rsplit(":", 1)[1])
+        for place, environment in environments():
+            if place != "app.yaml":
+                self.assertEqual(environment["DUORELAY_ADMIN_LISTEN"], f"0.0.0.0:{port}", place)
+        self.assertNotIn("DUORELAY_ADMIN_LISTEN", APP["env_variables"], "its port would be the machine's")
+        (scraped,) = load("k8s/compose/prometheus.yml")["scrape_configs"]
+        self.assertEqual(scraped["dns_sd_configs"][0]["port"], port)
+        self.assertNotIn("ports", COMPOSE["services"]["relay"])
+        for overlay in OVERLAYS:
+            self.assertEqual(container_ports(overlay)["admin"], port)
+            service = of_kind(overlay, "Service")["spec"]["ports"]
+            self.assertEqual([entry["targetPort"] for entry in service], ["public"])
+
+    def test_every_port_that_is_named_exists(self):
+        for overlay, objects in OVERLAYS.items():
+            services = {it["metadata"]["name"]: {entry["name"] for entry in it["spec"]["ports"]} for it in objects if it["kind"] == "Service"}
+            for backend in find(objects, "service"):
+                self.assertIn(backend["port"]["name"], services[backend["name"]])
+            for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+                self.assertIn(relay_container(overlay)[probe]["httpGet"]["port"], container_ports(overlay))
+            rules = of_kind(overlay, "NetworkPolicy")["spec"]["ingress"]
+            self.assertEqual({entry["port"] for rule in rules for entry in rule["ports"]}, set(container_ports(overlay)))
+
+
+class Probes(unittest.TestCase):
+    def test_every_probe_is_answered_and_asks_the_right_question(self):
+        live, ready = set(), set()
+        for overlay in OVERLAYS:
+            container = relay_container(overlay)
+            live |= {container[probe]["httpGet"]["path"] for probe in ("startupProbe", "livenessProbe")}
+            ready.add(container["readinessProbe"]["httpGet"]["path"])
+        ready.add(of_kind("gke", "BackendConfig")["spec"]["healthCheck"]["requestPath"])
+        ready.add(re.search(r"option httpchk GET (\S+)", HAPROXY)[1])
+        live.add(APP["liveness_check"]["path"])
+        ready.add(APP["readiness_check"]["path"])
+        # Without its Redis an instance lives and is not ready.
+        with Relay(["serve"], {"FIREBASE_PROJECT_ID": "my-project"}) as relay:
+            for path in live:
+                self.assertEqual(self.status(relay, path), 200, path)
+            for path in ready:
+                self.assertEqual(self.status(relay, path), 503, path)
+
+    def status(self, relay, path):
+        try:
+            with urllib.request.urlopen(f"http://{relay.address}{path}", timeout=5) as answer:
+                return answer.status
+        except urllib.error.HTTPError as answer:
+            answer.close()
+            return answer.code
+
+
+class Times(unittest.TestCase):
+    def test_the_drain_fits_into_each_grace_period(self):
+        grace = {"docker-compose.yml": seconds(COMPOSE["services"]["relay"]["stop_grace_period"])}
+        for overlay in OVERLAYS:
+            pod = relay_pod(overlay)["spec"]
+            pause = pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
+            grace[f"k8s/overlays/{overlay}"] = pod["terminationGracePeriodSeconds"] - pause
+        # https://docs.cloud.google.com/appengine/docs/flexible/custom-runtimes/build: 30 s after SIGTERM.
+        grace["app.yaml"] = 30
+        for place, environment in environments():
+            with self.subTest(place):
+                self.assertGreaterEqual(grace[place], leaving(environment) + 2)
+
+    def test_balancers_notice_within_the_drain_delay(self):
+        check = dict(zip(*[iter(re.search(r"default-server check (.*)", HAPROXY)[1].split())] * 2))
+        worst = seconds(check["inter"]) + (int(check["fall"]) - 1) * seconds(check["fastinter"])
+        self.assertLess(worst, leaving(COMPOSE["services"]["relay"]["environment"]) - AFTER_DRAIN)
+        self.assertLess(worst, setting(COMPOSE["services"]["relay"]["environment"], "DUORELAY_DRAIN_DELAY_SECONDS"))
+        for overlay in OVERLAYS:
+            pod = relay_pod(overlay)["spec"]["containers"][0]
+            probe = pod["readinessProbe"]
+            delay = setting(of_kind(overlay, "ConfigMap")["data"], "DUORELAY_DRAIN_DELAY_SECONDS")
+            self.assertLess(probe["periodSeconds"] * probe["failureThreshold"], pod["lifecycle"]["preStop"]["sleep"]["seconds"] + delay)
+
+    def test_balancers_keep_a_socket_until_it_has_moved(self):
+        heartbeat = float(DEFAULTS["DUORELAY_HEARTBEAT_SECONDS"])
+        # These count silence: a dead socket is dropped after two heartbeats.
+        self.assertGreater(seconds(re.search(r"timeout tunnel (\S+)", HAPROXY)[1]), 2 * heartbeat)
+        annotations = of_kind("local", "Ingress")["metadata"]["annotations"]
+        for name in ("proxy-read-timeout", "proxy-send-timeout"):
+            self.assertGreater(float(annotations[f"nginx.ingress.kubernetes.io/{name}"]), 2 * heartbeat)
+        # These count life: Google's balancer cuts when it is told to, App Engine after 1 h.
+        backend = of_kind("gke", "BackendConfig")["spec"]
+        gke = of_kind("gke", "ConfigMap")["data"]
+        self.assertGreater(backend["timeoutSec"], 1.2 * setting(gke, "DUORELAY_MAX_LIFETIME_SECONDS"))
+        self.assertGreaterEqual(backend["connectionDraining"]["drainingTimeoutSec"], relay_pod("gke")["spec"]["terminationGracePeriodSeconds"])
+        self.assertGreater(3600, 1.2 * setting(APP["env_variables"], "DUORELAY_MAX_LIFETIME_SECONDS"))
+
+
+class Images(unittest.TestCase):
+    def test_one_name_and_the_version_of_the_program(self):
+        image = f"duorelay:{VERSION}"
+        self.assertEqual(COMPOSE["services"]["relay"]["image"], image)
+        self.assertEqual(relay_container("local")["image"], image)
+        self.assertTrue(relay_container("gke")["image"].endswith(f"/{image}"))
+        self.assertIn(f"ARG VERSION={VERSION}\n", read("Dockerfile"))
+
+    def test_it_is_built_by_the_toolchain_of_the_project_from_what_the_context_has(self):
+        channel = tomllib.loads(read("rust-toolchain.toml"))["toolchain"]["channel"]
+        tag = re.search(r"^FROM rust:([\d.]+)-", read("Dockerfile"), re.M)[1]
+        self.assertEqual(tag.split("."), channel.split(".")[: len(tag.split("."))])
+        allowed = set(re.findall(r"^!(\S+)$", read(".dockerignore"), re.M))
+        copied = re.findall(r"^COPY (?!--from)(.*) \S+$", read("Dockerfile"), re.M)
+        self.assertEqual({name for names in copied for name in names.split()}, allowed)
+
+    def test_other_images_are_the_same_everywhere_and_pinned(self):
+        redis = of_kind("local", "Deployment", "redis")["spec"]["template"]["spec"]["containers"][0]["image"]
+        self.assertEqual(redis, COMPOSE["services"]["redis"]["image"])
+        for name, service in COMPOSE["services"].items():
+            self.assertRegex(service["image"], r":[^:]*\d", name)
+
+
+class Cluster(unittest.TestCase):
+    def test_every_object_is_valid(self):
+        for overlay, objects in OVERLAYS.items():
+            for it in objects:
+                with self.subTest(f"{overlay}: {it['kind']} {it['metadata']['name']}"):
+                    if it["apiVersion"] not in EXTENSIONS:
+                        kubernetes_validate.validate(it, KUBERNETES, strict=True)
+
+    def test_what_is_referred_to_exists(self):
+        for overlay, objects in OVERLAYS.items():
+            with self.subTest(overlay):
+                names = {(it["kind"], it["metadata"]["name"]) for it in objects}
+                for source in relay_container(overlay)["envFrom"]:
+                    if "configMapRef" in source:
+                        self.assertIn(("ConfigMap", source["configMapRef"]["name"]), names)
+                    elif overlay == "local":
+                        self.assertIn(("Secret", source["secretRef"]["name"]), names)
+                    else:  # A person makes it; README says how.
+                        self.assertIn(f"create secret generic {source['secretRef']['name']} ", read("k8s/README.md"))
+                labels = relay_pod(overlay)["metadata"]["labels"].items()
+                selectors = [it["spec"]["selector"] for it in objects if it["kind"] in ("Deployment", "PodDisruptionBudget", "PodMonitor") and it["metadata"]["name"] == "duorelay"]
+                for selector in selectors:
+                    self.assertLessEqual(selector["matchLabels"].items(), labels)
+                self.assertLessEqual(of_kind(overlay, "Service")["spec"]["selector"].items(), labels)
+                self.assertEqual(of_kind(overlay, "HorizontalPodAutoscaler")["spec"]["scaleTargetRef"]["name"], "duorelay")
+
+    def test_leaving_never_takes_room_away(self):
+        for overlay in OVERLAYS:
+            strategy = of_kind(overlay, "Deployment")["spec"]["strategy"]["rollingUpdate"]
+            self.assertEqual(strategy["maxUnavailable"], 0)
+            self.assertGreaterEqual(of_kind(overlay, "HorizontalPodAutoscaler")["spec"]["minReplicas"], 2)
+        self.assertGreaterEqual(APP["automatic_scaling"]["min_num_instances"], 2)
+
+    def test_relays_run_without_rights(self):
+        for overlay in OVERLAYS:
+            context = relay_container(overlay)["securityContext"]
+            self.assertTrue(context["readOnlyRootFilesystem"] and not context["allowPrivilegeEscalation"])
+            self.assertEqual(context["capabilities"]["drop"], ["ALL"])
+            user = relay_pod(overlay)["spec"]["securityContext"]["runAsUser"]
+            self.assertIn(f"USER {user}:", read("Dockerfile"))
+        for name, service in COMPOSE["services"].items():
+            self.assertTrue(service["read_only"] and service["cap_drop"] == ["ALL"] and service["mem_limit"], name)
+
+
+class Seeing(unittest.TestCase):
+    METRICS = {f"duorelay_{name}" for name in re.findall(r'registry\.register\(\s*"(\w+)"', read("src/metrics.rs"))}
+
+    def assert_known(self, expression):
+        for name in set(re.findall(r"\bduorelay_\w+", expression)):
+            self.assertIn(re.sub(r"_(total|bucket|sum|count)$", "", name), self.METRICS, expression)
+
+    def test_alerts_are_about_metrics_that_exist(self):
+        rules = load("k8s/observe/rules.yml")
+        for rule in rules["groups"][0]["rules"]:
+            self.assert_known(rule["expr"])
+            self.assertTrue(rule["annotations"]["summary"] and rule["annotations"]["description"])
+        self.assertEqual(of_kind("gke", "PrometheusRule")["spec"], rules, "rules.yml and prometheusrule.yaml differ")
+
+    def test_the_dashboard_is_about_metrics_that_exist(self):
+        dashboard = json.loads(read("k8s/observe/duorelay.json"))
+        expressions = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
+        self.assertGreater(len(expressions), 10)
+        for expression in expressions:
+            self.assert_known(expression)
+        (source,) = load("k8s/compose/grafana/datasources/prometheus.yml")["datasources"]
+        self.assertEqual({panel["datasource"]["uid"] for panel in dashboard["panels"] if "datasource" in panel}, {source["uid"]})
+
+    def test_connections_are_watched_where_their_limit_is(self):
+        watched = int(re.search(r"duorelay_connections\) > (\d+)", read("k8s/observe/rules.yml"))[1])
+        for place, environment in environments():
+            if place.startswith("k8s/"):
+                self.assertEqual(watched, 0.8 * setting(environment, "DUORELAY_MAX_CONNECTIONS"), place)
+        (pods,) = [it["pods"] for it in of_kind("gke", "HorizontalPodAutoscaler")["spec"]["metrics"] if it["type"] == "Pods"]
+        self.assert_known(pods["metric"]["name"])
+        self.assertLess(int(pods["target"]["averageValue"]), watched)
+
+    def test_a_full_relay_has_files_left(self):
+        relay = COMPOSE["services"]["relay"]
+        self.assertGreater(relay["ulimits"]["nofile"], setting(relay["environment"], "DUORELAY_MAX_CONNECTIONS") + 1000)
+
+    def test_every_file_that_is_mounted_exists(self):
+        for name, service in COMPOSE["services"].items():
+            for volume in service.get("volumes", []):
+                self.assertTrue((TOP / volume.split(":")[0]).exists(), f"{name}: {volume}")
+
+
+def container_ports(overlay):
+    return {port["name"]: port["containerPort"] for port in relay_container(overlay)["ports"]}
+
+
+def seconds(text):
+    number, unit = re.fullmatch(r"(\d+)(ms|s|m|h)", text).groups()
+    return int(number) * {"ms": 0.001, "s": 1, "m": 60, "h": 3600}[unit]
+
+
+def find(tree, key):
+    """All values of `key`, however deep."""
+    if isinstance(tree, dict):
+        for name, value in tree.items():
+            if name == key:
+                yield value
+            yield from find(value, key)
+    elif isinstance(tree, list):
+        for value in tree:
+            yield from find(value, key)
+
+
+if __name__ == "__main__":
+    unittest.main()

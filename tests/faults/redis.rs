@@ -1,0 +1,332 @@
+//! Redis stands still, loses its data, cuts connections, or a subscriber cannot keep up.
+
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::time::Instant;
+
+use crate::fleet::{Fleet, LEASE, SLACK, WITHIN, expect_overwritten, pair, resident, told, v1};
+use crate::support::{Event, LIMIT, Proxy, RedisServer, request};
+use crate::traffic::Traffic;
+
+async fn start() -> (RedisServer, Fleet, Traffic) {
+    let redis = RedisServer::start().await;
+    let fleet = Fleet::start(&redis.url()).await;
+    let traffic = Traffic::new(pair("ann", &fleet.relays[0], &fleet.relays[1]).await);
+    (redis, fleet, traffic)
+}
+
+/// After a fault: both slots are held by the same two connections, and a newer one takes its slot from either
+/// instance, which the older one is told. Exactly the newest remain.
+async fn check_newest_remain(fleet: &Fleet, uid: &str, mut traffic: Traffic) {
+    fleet
+        .wait_for_room(uid, &traffic.desktop.client, &traffic.mobile.client)
+        .await;
+    traffic.crosses_after(Instant::now(), WITHIN).await;
+    let desktop = v1(&fleet.relays[1], uid, "desktop").open_v1().await;
+    let mut old = traffic.replace_desktop(desktop);
+    expect_overwritten(&mut old, &traffic.desktop.client).await;
+    let mobile = v1(&fleet.relays[0], uid, "mobile").open_v1().await;
+    let mut old = traffic.replace_mobile(mobile);
+    expect_overwritten(&mut old, &traffic.mobile.client).await;
+    traffic.crosses_after(Instant::now(), WITHIN).await;
+    let (desktop, mobile) = (&traffic.desktop.client, &traffic.mobile.client);
+    fleet.wait_for_room(uid, desktop, mobile).await;
+}
+
+#[tokio::test]
+async fn killed_connections_are_made_again() {
+    let (redis, fleet, mut traffic) = start().await;
+    for kind in ["pubsub", "normal"] {
+        traffic.crosses_after(Instant::now(), LIMIT).await;
+        let start = Instant::now();
+        redis.ask(&["CLIENT", "KILL", "TYPE", kind]).await;
+        let after = traffic.crosses_after(start, LIMIT).await;
+        assert!(after < WITHIN, "{kind}: frames cross again after {after:?}");
+        traffic.check_nobody_left(start);
+    }
+    // All at once.
+    let start = Instant::now();
+    redis.ask(&["CLIENT", "KILL", "TYPE", "pubsub"]).await;
+    redis.ask(&["CLIENT", "KILL", "TYPE", "normal"]).await;
+    assert!(traffic.crosses_after(start, LIMIT).await < WITHIN);
+    assert!(
+        fleet.relays[0]
+            .metric("duorelay_backplane_gaps_total", &[])
+            .await
+            > 0.0
+    );
+    check_newest_remain(&fleet, "ann", traffic).await;
+}
+
+#[tokio::test]
+async fn a_redis_that_is_restarted_empty_is_filled_again() {
+    let (redis, fleet, mut traffic) = start().await;
+    traffic.crosses_after(Instant::now(), LIMIT).await;
+    let start = Instant::now();
+    let _redis = traffic.during(redis.restart()).await;
+    let back = Instant::now();
+    let after = traffic.crosses_after(back, LIMIT).await;
+    assert!(after < WITHIN, "frames cross again after {after:?}");
+    traffic.check_nobody_left(start);
+    check_newest_remain(&fleet, "ann", traffic).await;
+}
+
+#[tokio::test]
+async fn flushall_is_healed_within_one_lease() {
+    let (redis, fleet, mut traffic) = start().await;
+    traffic.crosses_after(Instant::now(), LIMIT).await;
+    let start = Instant::now();
+    redis.ask(&["FLUSHALL"]).await;
+    // Frames do not need what was lost.
+    assert!(traffic.crosses_after(start, LIMIT).await < SLACK);
+    traffic.run_for(LEASE).await;
+    traffic.check_nobody_left(start);
+    let room = fleet.room("ann").await;
+    assert_eq!(
+        room["desktop"]["connection"],
+        traffic.desktop.client.id(),
+        "{room}"
+    );
+    assert_eq!(
+        room["mobile"]["connection"],
+        traffic.mobile.client.id(),
+        "{room}"
+    );
+    check_newest_remain(&fleet, "ann", traffic).await;
+}
+
+#[tokio::test]
+async fn while_redis_is_frozen_clients_are_told_and_nothing_piles_up() {
+    let (redis, fleet, mut traffic) = start().await;
+    let (mut local_desktop, mut local_mobile) =
+        pair("bob", &fleet.relays[0], &fleet.relays[0]).await;
+    let (mut flooding, flooded) = pair("eve", &fleet.relays[0], &fleet.relays[1]).await;
+    traffic.crosses_after(Instant::now(), LIMIT).await;
+    let before = resident(&fleet.relays[0]);
+    let frozen = Instant::now();
+    redis.signal("STOP");
+    let told_down = |traffic: &Traffic| {
+        [&traffic.desktop, &traffic.mobile]
+            .into_iter()
+            .map(|side| side.told_backplane("down", frozen))
+            .max()
+            .unwrap()
+    };
+    let both_down = |traffic: &Traffic| {
+        [&traffic.desktop, &traffic.mobile]
+            .into_iter()
+            .all(|side| side.told_backplane("down", frozen).is_some())
+    };
+    // Reliable frames as fast as they are taken, all the time.
+    let flood = async {
+        let payload = vec![0x55; 60_000];
+        loop {
+            flooding.send_frame(0x80, &payload).await;
+        }
+    };
+    let rest = async {
+        traffic.until(LIMIT, "both to be told", both_down).await;
+        let after = told_down(&traffic).unwrap().duration_since(frozen);
+        assert!(after < WITHIN + SLACK, "told after {after:?}");
+        // Both here: nothing has changed for them, but that they are told.
+        told(&mut local_desktop, LIMIT, "backplane").await;
+        told(&mut local_mobile, LIMIT, "backplane").await;
+        local_desktop.send_frame(0x80, b"still").await;
+        assert_eq!(local_mobile.expect_binary().await, b"\x80still");
+        local_mobile
+            .send_json(json!({"type": "send", "data": "here"}))
+            .await;
+        assert_eq!(local_desktop.expect_json("message").await["data"], "here");
+        for relay in &fleet.relays {
+            let asked = Instant::now();
+            let refused = v1(relay, "carol", "desktop").refused().await;
+            refused.expect_refusal(503, "backplane_unavailable");
+            assert!(
+                asked.elapsed() < Duration::from_secs(2) + SLACK,
+                "refused after {:?}",
+                asked.elapsed()
+            );
+            assert_eq!(relay.get("/healthz/live").await.status, 200);
+        }
+        assert_eq!(
+            fleet.relays[0].metric("duorelay_backplane_up", &[]).await,
+            0.0
+        );
+        traffic
+            .until(LIMIT, "5 s to pass", |_| {
+                frozen.elapsed() >= Duration::from_secs(5)
+            })
+            .await;
+        traffic.check_nobody_left(frozen);
+    };
+    tokio::select! {
+        () = flood => unreachable!(),
+        () = rest => {}
+    }
+    let grown = resident(&fleet.relays[0]).saturating_sub(before);
+    // Two workers, each with at most 8 MiB on the way; 1 MiB for the lane; and what the allocator keeps.
+    assert!(grown < 48 << 20, "{} MiB more", grown >> 20);
+
+    let thawed = Instant::now();
+    redis.signal("CONT");
+    let after = traffic.crosses_after(thawed, LIMIT).await;
+    assert!(after < WITHIN + SLACK, "frames cross again after {after:?}");
+    let both_up = |traffic: &Traffic| {
+        [&traffic.desktop, &traffic.mobile]
+            .into_iter()
+            .all(|side| side.told_backplane("up", thawed).is_some())
+    };
+    traffic.until(LIMIT, "both to be told", both_up).await;
+    traffic.check_nobody_left(frozen);
+    // But for what had left before anybody could notice.
+    let oldest = traffic.oldest_volatile(frozen + SLACK, thawed);
+    assert!(
+        oldest < Duration::from_millis(500) + SLACK,
+        "a volatile frame of {oldest:?} was sent"
+    );
+    drop(flooded);
+    fleet.relays[0]
+        .wait_for_metric("duorelay_backplane_up", &[], 1.0)
+        .await;
+    check_newest_remain(&fleet, "ann", traffic).await;
+}
+
+#[tokio::test]
+async fn ready_is_lost_without_probes_for_ten_seconds() {
+    let (redis, fleet, mut traffic) = start().await;
+    let frozen = Instant::now();
+    redis.signal("STOP");
+    let ready = async |status| {
+        let mut pause = tokio::time::interval(Duration::from_millis(50));
+        while request(fleet.relays[0].public, "GET", "/healthz/ready", &[], b"")
+            .await
+            .unwrap()
+            .status
+            != status
+        {
+            pause.tick().await;
+        }
+    };
+    traffic.during(ready(503)).await;
+    let after = frozen.elapsed();
+    assert!(
+        after > Duration::from_secs(9) && after < Duration::from_secs(11) + SLACK,
+        "after {after:?}"
+    );
+    traffic.check_nobody_left(frozen);
+    let thawed = Instant::now();
+    redis.signal("CONT");
+    assert!(traffic.crosses_after(thawed, LIMIT).await < WITHIN + SLACK);
+    traffic.during(ready(200)).await;
+    // The leases had ended long ago; silence is counted from the way's being there again.
+    traffic.run_for(Duration::from_secs(1)).await;
+    traffic.check_nobody_left(frozen);
+    check_newest_remain(&fleet, "ann", traffic).await;
+}
+
+#[tokio::test]
+async fn a_subscriber_that_redis_cuts_off_comes_back() {
+    let (redis, fleet, mut traffic) = start().await;
+    traffic.crosses_after(Instant::now(), LIMIT).await;
+    // Each worker hears its probes; a few large frames in one turn are too many now.
+    redis
+        .ask(&[
+            "CONFIG",
+            "SET",
+            "client-output-buffer-limit",
+            "pubsub 1kb 0 0",
+        ])
+        .await;
+    let (mut flooding, _flooded) = pair("eve", &fleet.relays[0], &fleet.relays[1]).await;
+    let (start, payload) = (Instant::now(), vec![0x55; 60_000]);
+    let gaps = async || {
+        fleet.relays[1]
+            .metric("duorelay_backplane_gaps_total", &[])
+            .await
+    };
+    let gaps_before = gaps().await;
+    let flood = async {
+        while gaps().await == gaps_before {
+            flooding.send_frame(0x80, &payload).await;
+        }
+    };
+    traffic.during(flood).await;
+    redis
+        .ask(&[
+            "CONFIG",
+            "SET",
+            "client-output-buffer-limit",
+            "pubsub 32mb 8mb 60",
+        ])
+        .await;
+    let after = traffic.crosses_after(Instant::now(), LIMIT).await;
+    assert!(after < WITHIN, "frames cross again after {after:?}");
+    traffic.check_nobody_left(start);
+    check_newest_remain(&fleet, "ann", traffic).await;
+}
+
+#[tokio::test]
+async fn an_instance_behind_a_blocked_line_is_down_and_comes_back() {
+    let redis = RedisServer::start().await;
+    let proxy = Proxy::start(redis.address()).await;
+    let fleet = Fleet::start_with(
+        &[&redis.url(), &format!("redis://{}", proxy.address())],
+        |config| config,
+    )
+    .await;
+    let mut traffic = Traffic::new(pair("ann", &fleet.relays[0], &fleet.relays[1]).await);
+    traffic.crosses_after(Instant::now(), LIMIT).await;
+    let before = resident(&fleet.relays[1]);
+    let held = Instant::now();
+    proxy.hold(true);
+    let is_told = |traffic: &Traffic| traffic.mobile.told_backplane("down", held).is_some();
+    traffic
+        .until(WITHIN + SLACK, "the mobile to be told", is_told)
+        .await;
+    // The instance with the way to Redis hears nothing of the other one.
+    let is_gone = |traffic: &Traffic| traffic.desktop.told_disconnected(held);
+    traffic
+        .until(Duration::from_secs(8), "the desktop to be told", is_gone)
+        .await;
+    assert!(!traffic.mobile.told_disconnected(held));
+    let grown = resident(&fleet.relays[1]).saturating_sub(before);
+    assert!(grown < 32 << 20, "{} MiB more", grown >> 20);
+    let back = Instant::now();
+    proxy.hold(false);
+    let after = traffic.crosses_after(back, LIMIT).await;
+    assert!(after < WITHIN + SLACK, "frames cross again after {after:?}");
+    let is_told = |traffic: &Traffic| traffic.mobile.told_backplane("up", back).is_some();
+    traffic.until(LIMIT, "the mobile to be told", is_told).await;
+    check_newest_remain(&fleet, "ann", traffic).await;
+}
+
+#[tokio::test]
+async fn a_connection_that_is_overwritten_during_a_break_is_told_after_it() {
+    let redis = RedisServer::start().await;
+    let proxy = Proxy::start(redis.address()).await;
+    let fleet = Fleet::start_with(
+        &[&redis.url(), &format!("redis://{}", proxy.address())],
+        |config| config,
+    )
+    .await;
+    let (mut desktop, mut old) = pair("ann", &fleet.relays[0], &fleet.relays[1]).await;
+    proxy.hold(true);
+    told(&mut old, LIMIT, "backplane").await;
+    let mut new = v1(&fleet.relays[0], "ann", "mobile").open_v1().await;
+    assert_eq!(new.welcome["peer"], desktop.as_peer());
+    // What the old one sends now is fenced off, whenever it arrives.
+    old.send_frame(0x80, b"old").await;
+    proxy.hold(false);
+    expect_overwritten(&mut old, &new).await;
+    new.send_frame(0x80, b"new").await;
+    loop {
+        match desktop.next().await {
+            Event::Binary(bytes) => break assert_eq!(bytes, b"\x80new"),
+            Event::Text(_) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    new.sync().await;
+    fleet.wait_for_room("ann", &desktop, &new).await;
+}
