@@ -2,10 +2,10 @@
 //! user stream to each other, through any number of instances.
 //!
 //! ```text
-//! desktop socket -> edge/socket.rs -> hub.rs -> relay/room.rs: "mobile is at B" -> backplane/ -.
+//! desktop socket -> edge/socket/ -> hub/ -> relay/room.rs: "mobile is at B" -> backplane/ -.
 //!                   `------------------------------ instance A ----------------------------'   | Redis
 //!                   .------------------------------ instance B ----------------------------.   |
-//! mobile socket  <- edge/socket.rs <- relay/outbox.rs <- relay/room.rs: "current?" <- hub.rs <- backplane/
+//! mobile socket  <- edge/socket/ <- relay/outbox.rs <- relay/room.rs: "current?" <- hub/ <- backplane/
 //! ```
 //!
 //! If both sockets are on one instance, the frame goes through memory, and Redis is not touched.
@@ -33,6 +33,7 @@ pub mod demo;
 pub mod edge;
 pub mod health;
 pub mod hub;
+pub mod loadtest;
 pub mod metrics;
 pub mod relay;
 pub mod server;

@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use duorelay::config::{self, Command, Machine};
-use duorelay::{demo, health, server, telemetry};
+use duorelay::{demo, health, loadtest, server, telemetry};
 
 fn main() -> ExitCode {
     let launch = match config::load(std::env::args_os(), std::env::vars_os(), Machine::this()) {
@@ -16,8 +16,9 @@ fn main() -> ExitCode {
             return ExitCode::from(stop.exit_code());
         }
     };
-    let (format, filter) = launch.log();
-    if let Err(error) = telemetry::start(format, filter) {
+    if let Some((format, filter)) = launch.log()
+        && let Err(error) = telemetry::start(format, filter)
+    {
         let _ = writeln!(std::io::stderr(), "error: {error}");
         return ExitCode::FAILURE;
     }
@@ -25,7 +26,7 @@ fn main() -> ExitCode {
         tracing::warn!("{notice}");
     }
     match run(launch.command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             tracing::error!(%error, "stopped by an error");
             ExitCode::FAILURE
@@ -33,7 +34,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> Result<(), Box<dyn Error>> {
+fn run(command: Command) -> Result<ExitCode, Box<dyn Error>> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -42,8 +43,9 @@ fn run(command: Command) -> Result<(), Box<dyn Error>> {
             Command::Serve(config) => server::run(*config).await?,
             Command::Demo(options) => demo::run(*options).await?,
             Command::Health(check) => health::run(check).await?,
+            Command::Loadtest(options) => return Ok(loadtest::main(*options).await),
         }
-        Ok(())
+        Ok(ExitCode::SUCCESS)
     });
     // Whatever still runs in the background is not waited for: all that matters has ended.
     runtime.shutdown_background();

@@ -2,6 +2,8 @@
 //!
 //! No label holds a uid, a token or an address.
 
+mod process;
+
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -232,7 +234,9 @@ pub struct Metrics {
 
 impl Default for Metrics {
     fn default() -> Self {
-        let mut registry = Registry::with_prefix("duorelay");
+        let mut root = Registry::default();
+        root.register_collector(Box::new(process::Process));
+        let registry = root.sub_registry_with_prefix("duorelay");
         let frames: Family<FrameLabels, Counter> = Family::default();
         let frame = |lane, path| {
             let labels = FrameLabels {
@@ -276,12 +280,18 @@ impl Default for Metrics {
         };
         // A series that has not counted yet is 0, not absent: dashboards and alerts see it from the start.
         for cause in Dropped::ALL {
-            let _ = metrics.dropped.get_or_create(&CauseLabel { cause: Text(cause.as_str()) });
+            let _ = metrics.dropped.get_or_create(&CauseLabel {
+                cause: Text(cause.as_str()),
+            });
         }
         for cause in ["hand_over", "eviction"] {
-            let _ = metrics.overwritten.get_or_create(&CauseLabel { cause: Text(cause) });
+            let _ = metrics
+                .overwritten
+                .get_or_create(&CauseLabel { cause: Text(cause) });
         }
-        let _ = metrics.handshakes.get_or_create(&ResultLabel { result: Text("accepted") });
+        let _ = metrics.handshakes.get_or_create(&ResultLabel {
+            result: Text("accepted"),
+        });
         registry.register(
             "connections",
             "Open WebSockets that hold a slot or did",
@@ -365,7 +375,7 @@ impl Default for Metrics {
             metrics.backplane_connects.clone(),
         );
         Self {
-            registry: RwLock::new(registry),
+            registry: RwLock::new(root),
             ..metrics
         }
     }
@@ -477,5 +487,23 @@ impl Metrics {
             0
         };
         self.closes.get_or_create(&CodeLabel { code }).inc();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpu_and_memory_of_the_process_stand_beside_our_own_metrics() {
+        let text = Metrics::default().encode();
+        let value = |name: &str| -> f64 {
+            let line = text.lines().find(|line| line.starts_with(name)).unwrap();
+            line.rsplit(' ').next().unwrap().parse().unwrap()
+        };
+        assert!(value("process_cpu_seconds_total ") > 0.0, "{text}");
+        assert!(value("process_resident_memory_bytes ") > 1e6, "{text}");
+        assert_eq!(value("duorelay_backplane_up "), 0.0);
+        assert!(text.ends_with("# EOF\n"));
     }
 }

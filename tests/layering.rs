@@ -35,7 +35,7 @@ const RULES: &[Rule] = &[
     },
     Rule {
         module: "loadtest",
-        ours: &["config", "relay", "telemetry"],
+        ours: &["auth", "config", "relay", "telemetry"],
         never: &[],
     },
     Rule {

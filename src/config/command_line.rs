@@ -8,6 +8,8 @@ use clap::builder::Styles;
 use clap::builder::styling::AnsiColor;
 use clap::{Arg, ArgAction, ArgMatches};
 
+use super::Mistake;
+use super::loadtest::{self, LoadOptions};
 use super::table::{ALL, Fallback, LISTEN, PORT, REDIS_URL, Setting};
 
 /// The commands.
@@ -27,13 +29,20 @@ pub(super) enum Name {
 /// What tells a health check whom to ask.
 static HEALTH: [&Setting; 2] = [&PORT, &LISTEN];
 
+/// A command line that was understood.
+#[derive(Debug)]
+pub(super) enum Parsed {
+    /// A command whose settings come from the environment, too.
+    Settings(Name, Flags),
+    /// The load tester.
+    Loadtest(Result<Box<LoadOptions>, Vec<Mistake>>),
+}
+
 /// Values of flags, by their setting's variable.
 pub(super) type Flags = BTreeMap<&'static str, String>;
 
 /// Which command is asked for, and its flags.
-pub(super) fn parse(
-    arguments: impl IntoIterator<Item = OsString>,
-) -> Result<(Name, Flags), clap::Error> {
+pub(super) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Parsed, clap::Error> {
     let mut arguments: Vec<OsString> = arguments.into_iter().collect();
     let first = arguments
         .get(1)
@@ -44,7 +53,8 @@ pub(super) fn parse(
     }
     let matches = program().try_get_matches_from(arguments)?;
     Ok(match matches.subcommand() {
-        Some(("demo", given)) => (
+        Some(("loadtest", given)) => Parsed::Loadtest(loadtest::read(given).map(Box::new)),
+        Some(("demo", given)) => Parsed::Settings(
             Name::Demo,
             flags(
                 given,
@@ -53,14 +63,14 @@ pub(super) fn parse(
                     .chain([&&REDIS_URL]),
             ),
         ),
-        Some(("health", given)) => (
+        Some(("health", given)) => Parsed::Settings(
             Name::Health {
                 ready: given.get_flag("ready"),
             },
             flags(given, HEALTH.iter()),
         ),
-        Some((_, given)) => (Name::Serve, flags(given, ALL.iter())),
-        None => (Name::Serve, Flags::new()),
+        Some((_, given)) => Parsed::Settings(Name::Serve, flags(given, ALL.iter())),
+        None => Parsed::Settings(Name::Serve, Flags::new()),
     })
 }
 
@@ -115,6 +125,7 @@ pub(super) fn program() -> clap::Command {
                         .help("Ask whether clients may be sent to it, not only whether it lives"),
                 ),
         )
+        .subcommand(loadtest::command())
 }
 
 fn command(name: &'static str, settings: impl Iterator<Item = &'static Setting>) -> clap::Command {

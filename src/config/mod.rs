@@ -5,6 +5,7 @@
 //! An empty value counts as not given; an empty flag so hides the variable.
 
 mod command_line;
+mod loadtest;
 mod read;
 mod sign_in;
 mod table;
@@ -19,6 +20,10 @@ use std::time::Duration;
 use ipnet::IpNet;
 use secrecy::SecretString;
 
+pub use self::loadtest::{
+    Assertion, Direction, FIGURES, Figure, Link, LoadOptions, Output, Placement, Scenario,
+    StreamSet, TokenSource, Unit,
+};
 use crate::auth::settings::Settings;
 use crate::telemetry::LogFormat;
 
@@ -159,6 +164,8 @@ pub enum Command {
     Demo(Box<DemoOptions>),
     /// `duorelay health`.
     Health(HealthCheck),
+    /// `duorelay loadtest`.
+    Loadtest(Box<LoadOptions>),
 }
 
 /// What `duorelay health` asks.
@@ -180,14 +187,15 @@ pub struct Launch {
 }
 
 impl Launch {
-    /// How log lines look, and which there are.
+    /// How log lines look, and which there are; the load tester has none, as its report is its output.
     #[must_use]
-    pub fn log(&self) -> (LogFormat, &str) {
+    pub fn log(&self) -> Option<(LogFormat, &str)> {
         match &self.command {
-            Command::Serve(config) => (config.log, &config.log_filter),
-            Command::Demo(options) => (options.log, &options.log_filter),
+            Command::Serve(config) => Some((config.log, &config.log_filter)),
+            Command::Demo(options) => Some((options.log, &options.log_filter)),
+            Command::Loadtest(_) => None,
             // A check has nothing to tell but why it failed.
-            Command::Health(_) => (LogFormat::Pretty, "error"),
+            Command::Health(_) => Some((LogFormat::Pretty, "error")),
         }
     }
 }
@@ -310,7 +318,16 @@ pub fn load(
     environment: impl IntoIterator<Item = (OsString, OsString)>,
     machine: Machine,
 ) -> Result<Launch, Stop> {
-    let (name, flags) = command_line::parse(arguments)?;
+    let (name, flags) = match command_line::parse(arguments)? {
+        command_line::Parsed::Settings(name, flags) => (name, flags),
+        command_line::Parsed::Loadtest(options) => {
+            let command = Command::Loadtest(options.map_err(Stop::Mistakes)?);
+            return Ok(Launch {
+                command,
+                notices: Vec::new(),
+            });
+        }
+    };
     let mut values = values::Values::new(flags, environment);
     let command = match name {
         command_line::Name::Serve => read::serve(&mut values, machine)

@@ -196,7 +196,7 @@ fn redis(values: &mut Values) -> Option<Option<Redis>> {
 }
 
 /// A Redis URL that names a server; no problem repeats any of it, because of the password.
-fn redis_url(text: &str) -> Result<SecretString, String> {
+pub(super) fn redis_url(text: &str) -> Result<SecretString, String> {
     const SCHEMES: [&str; 6] = [
         "redis",
         "rediss",

@@ -85,8 +85,10 @@ pub async fn all_subscribers_of_a_lane_hear_the_same_order(world: &World) {
     let (mobile, _) = b.claim(&ann, MOBILE, None).await;
     a.claim(&ann, DESKTOP, Some("tab")).await;
     let (mut last, _) = c.claim(&ann, DESKTOP, Some("tab")).await;
-    a.take();
-    c.take();
+    // What was said so far is out of the way, wherever it still travels.
+    let nonce = b.mark(&ann, DESKTOP);
+    a.until_marker(nonce).await;
+    c.until_marker(nonce).await;
     let sending = async {
         for n in 0..400_u32 {
             b.publish(&ann, DESKTOP, frame(&mobile, &n.to_be_bytes()));

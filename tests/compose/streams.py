@@ -23,7 +23,7 @@ class Device:
         self.url = base.replace("http", "ws", 1) + f"/ws?device={device}&client={device}-{user}"
         self.base, self.user = base, user
         self.current, self.generation = None, 0
-        self.ready = asyncio.Event()
+        self.ready, self.pong = asyncio.Event(), asyncio.Event()
         self.received, self.silence, self.last, self.moves = [], 0.0, None, -1
         self.tasks = set()
 
@@ -36,8 +36,13 @@ class Device:
     async def connect(self):
         """Opens the next connection; the one before is read until the relay ends it."""
         token = await asyncio.to_thread(self.token)
-        # From here on reliable frames are held.
+        # From here on reliable frames are held. What the old relay passes on after the claim of the next
+        # connection is dropped: the first pong says that all has been read, the second that it has left.
         self.ready.clear()
+        for _ in range(2 if self.current else 0):
+            await self.current.send('{"type":"ping"}')
+            await asyncio.wait_for(self.pong.wait(), LIMIT)
+            self.pong.clear()
         socket = await websockets.connect(self.url, subprotocols=["duorelay.v1", token], compression=None, open_timeout=LIMIT)
         self.spawn(self.read(socket))
         await asyncio.wait_for(self.ready.wait(), LIMIT)
@@ -63,6 +68,8 @@ class Device:
             self.ready.set()
         elif message["type"] == "reconnect" and socket is self.current:
             self.spawn(self.move(message["in_ms"] / 1000))
+        elif message["type"] == "pong":
+            self.pong.set()
         elif message["type"] == "error":
             raise AssertionError(message)
 

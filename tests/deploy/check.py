@@ -141,7 +141,7 @@ class Settings(unittest.TestCase):
 
     def test_every_command_is_one_of_the_program(self):
         services = COMPOSE["services"]
-        commands = [interpolated(services[name]["command"]).split() for name in ("relay", "load")]
+        commands = [interpolated(services["relay"]["command"]).split()]
         commands += [relay_container(overlay).get("args", ["serve"]) for overlay in OVERLAYS]
         commands += [services["relay"]["healthcheck"]["test"][2:]]
         commands += json.loads(re.search(r'HEALTHCHECK.*CMD (\[.*\])', read("Dockerfile"))[1])[1:],
@@ -167,7 +167,6 @@ class Ports(unittest.TestCase):
         published = interpolated(balancer["ports"][0]).rsplit(":", 1)
         self.assertEqual(published[0], "127.0.0.1:8080")
         self.assertEqual(balancer["environment"]["LISTEN"], f":{published[1]}")
-        self.assertIn(f"ws://balancer:{published[1]}/", interpolated(COMPOSE["services"]["load"]["command"]))
         for overlay in OVERLAYS:
             self.assertEqual(int(of_kind(overlay, "ConfigMap")["data"]["PORT"]), port)
             self.assertEqual(container_ports(overlay)["public"], port)
@@ -269,8 +268,7 @@ class Times(unittest.TestCase):
 class Images(unittest.TestCase):
     def test_one_name_and_the_version_of_the_program(self):
         image = f"duorelay:{VERSION}"
-        for service in ("relay", "load"):
-            self.assertEqual(COMPOSE["services"][service]["image"], image)
+        self.assertEqual(COMPOSE["services"]["relay"]["image"], image)
         self.assertEqual(relay_container("local")["image"], image)
         self.assertTrue(relay_container("gke")["image"].endswith(f"/{image}"))
         self.assertIn(f"ARG VERSION={VERSION}\n", read("Dockerfile"))

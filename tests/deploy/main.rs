@@ -1,5 +1,4 @@
-//! Several real relays as they are shipped: demos that share a Redis, the health check of the image, and a
-//! rolling restart behind a real HAProxy with the shipped configuration.
+//! Real relays as they are shipped: demos that share a Redis, and the health check of the image.
 #![allow(
     missing_docs,
     clippy::unwrap_used,
@@ -15,8 +14,5 @@
 #[path = "../support/mod.rs"]
 mod support;
 
-mod balancer;
 mod demo;
-mod device;
 mod health;
-mod rolling;

@@ -183,7 +183,7 @@ pub struct Handshake {
 
 impl Handshake {
     /// A well-formed request to `/ws` without a token.
-    pub(super) fn new(to: SocketAddr) -> Self {
+    pub fn new(to: SocketAddr) -> Self {
         let headers = [
             ("Connection", "Upgrade"),
             ("Upgrade", "websocket"),

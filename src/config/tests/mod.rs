@@ -168,13 +168,14 @@ fn logs_are_pretty_on_a_terminal_only() {
         ..MACHINE
     };
     assert_eq!(
-        load_on(terminal, &[], &[PROJECT]).unwrap().log().0,
+        load_on(terminal, &[], &[PROJECT]).unwrap().log().unwrap().0,
         LogFormat::Pretty
     );
     assert_eq!(
         load_on(terminal, &[], &[PROJECT, ("LOG_FORMAT", "gcp")])
             .unwrap()
             .log()
+            .unwrap()
             .0,
         LogFormat::Gcp
     );

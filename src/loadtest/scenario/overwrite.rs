@@ -1,0 +1,183 @@
+//! Desktops take over from each other: one after the other, then two at the same instant.
+
+use std::io;
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout, timeout_at};
+use tungstenite::Message;
+
+use super::super::alarm::{Alarm, Beat};
+use super::super::connect::Heard;
+use super::super::shard::{Shard, User, Who};
+use super::super::socket::Socket;
+use crate::relay::ids::Device;
+
+/// How long after two simultaneous handshakes it is looked who is left: longer than any message takes,
+/// shorter than a lease.
+const SETTLE: Duration = Duration::from_secs(2);
+/// How long the old socket may take to be told, and a ping to be answered.
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+
+/// Every user once: connects, is taken over from another instance, then twice at the same instant.
+pub(super) async fn run(shard: &Rc<Shard>) {
+    let Some(start) = shard.ready().await else {
+        return;
+    };
+    let mut takeovers = JoinSet::new();
+    let done = async {
+        if pace(shard, &mut takeovers, start).await.is_ok() {
+            while takeovers.join_next().await.is_some() {}
+        }
+    };
+    tokio::select! {
+        () = done => {}
+        () = shard.stopped() => {}
+    }
+}
+
+async fn pace(shard: &Rc<Shard>, takeovers: &mut JoinSet<()>, start: Instant) -> io::Result<()> {
+    let mut alarm = Alarm::new()?;
+    let mut beat = Beat::new(
+        start + shard.options().warmup,
+        shard.share(shard.options().rate),
+    );
+    for user in &shard.users {
+        alarm.until(beat.next()).await?;
+        takeovers.spawn_local(take_over(shard.clone(), user.clone()));
+    }
+    Ok(())
+}
+
+async fn take_over(shard: Rc<Shard>, user: User) {
+    let [here, there] = shard.options().places(user.number as usize);
+    let connect = async |client: &str, place, due| {
+        let who = Who {
+            user: &user,
+            device: Device::Desktop,
+            client,
+            link: None,
+        };
+        shard.connect(who, place, due).await.ok()
+    };
+    let Some(old) = connect("a", here, Instant::now()).await else {
+        return;
+    };
+    let due = Instant::now();
+    let (told, new) = tokio::join!(told(&old, ANSWER_LIMIT), connect("b", there, due));
+    shard.ended(None);
+    match told {
+        Some(at) => shard
+            .tally
+            .borrow_mut()
+            .told
+            .record(at.saturating_duration_since(due)),
+        None if new.is_some() => {
+            *shard
+                .tally
+                .borrow_mut()
+                .failed
+                .entry("never told of a takeover".to_owned())
+                .or_default() += 1;
+        }
+        None => {}
+    }
+    if let Some(new) = new {
+        goodbye(&new).await;
+        shard.ended(None);
+    }
+    race(&shard, &user, here, there).await;
+}
+
+/// Two desktops of one user at the same instant: who is left?
+async fn race(shard: &Shard, user: &User, here: usize, there: usize) {
+    let due = Instant::now();
+    let deadline = due + ANSWER_LIMIT + SETTLE;
+    let contender = async |client: &'static str, place| {
+        let who = Who {
+            user,
+            device: Device::Desktop,
+            client,
+            link: None,
+        };
+        let Ok(socket) = shard.connect(who, place, due).await else {
+            return None;
+        };
+        let told = told(&socket, SETTLE).await;
+        if let Some(at) = told {
+            shard
+                .tally
+                .borrow_mut()
+                .told
+                .record(at.saturating_duration_since(due));
+        }
+        let alive = told.is_none() && timeout_at(deadline, answers(&socket)).await == Ok(true);
+        Some((socket, alive))
+    };
+    let contenders: [_; 2] = tokio::join!(contender("c", here), contender("d", there)).into();
+    if contenders.iter().all(Option::is_some) {
+        let left = contenders
+            .iter()
+            .flatten()
+            .filter(|(_, alive)| *alive)
+            .count();
+        let mut tally = shard.tally.borrow_mut();
+        if let Some(count) = tally.left.get_mut(left) {
+            *count += 1;
+        }
+    }
+    for (socket, alive) in contenders.iter().flatten() {
+        if *alive {
+            goodbye(socket).await;
+        }
+        shard.ended(None);
+    }
+}
+
+/// When the socket heard that it was overwritten, or was closed, within `limit`.
+async fn told(socket: &Socket, limit: Duration) -> Option<Instant> {
+    let hearing = async {
+        loop {
+            match socket.receive().await {
+                Ok(Message::Text(text)) if matches!(Heard::read(&text), Heard::Overwritten {}) => {
+                    break;
+                }
+                Ok(_) => {}
+                Err(_) => break,
+            }
+        }
+        Instant::now()
+    };
+    timeout(limit, hearing).await.ok()
+}
+
+/// Whether the relay answers a ping.
+async fn answers(socket: &Socket) -> bool {
+    if socket
+        .send(Message::Text(r#"{"type":"ping"}"#.into()))
+        .is_err()
+    {
+        return false;
+    }
+    loop {
+        match socket.receive().await {
+            Ok(Message::Text(text)) => match Heard::read(&text) {
+                Heard::Pong {} => return true,
+                Heard::Overwritten {} => return false,
+                Heard::Welcome {}
+                | Heard::Reconnect { .. }
+                | Heard::Error { .. }
+                | Heard::Other => {}
+            },
+            Ok(_) => {}
+            Err(_) => return false,
+        }
+    }
+}
+
+async fn goodbye(socket: &Socket) {
+    socket.close();
+    let ending = async { while socket.receive().await.is_ok() {} };
+    let _ = timeout(Duration::from_secs(1), ending).await;
+}

@@ -1,0 +1,255 @@
+//! What is counted, second by second, and added up.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+
+/// A histogram of durations with three significant digits, from 1 us up to 10 minutes.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Times(Option<Box<Histogram<u64>>>);
+
+impl Times {
+    const LONGEST_US: u64 = 600_000_000;
+
+    /// Counts one; longer ones than 10 minutes count as 10 minutes.
+    pub(super) fn record(&mut self, time: Duration) {
+        let us = u64::try_from((time.as_nanos() + 500) / 1000).unwrap_or(u64::MAX);
+        if let Some(histogram) = self.histogram() {
+            histogram.saturating_record(us);
+        }
+    }
+
+    fn histogram(&mut self) -> Option<&mut Histogram<u64>> {
+        if self.0.is_none() {
+            self.0 = Histogram::new_with_bounds(1, Self::LONGEST_US, 3)
+                .ok()
+                .map(Box::new);
+        }
+        self.0.as_deref_mut()
+    }
+
+    /// Adds another one's counts.
+    pub(super) fn add(&mut self, other: &Self) {
+        if let Some(other) = &other.0
+            && let Some(histogram) = self.histogram()
+        {
+            // Bounds are the same everywhere, so that nothing is out of range.
+            let _ = histogram.add(&**other);
+        }
+    }
+
+    /// How many were counted.
+    pub(super) fn count(&self) -> u64 {
+        self.0.as_ref().map_or(0, |histogram| histogram.len())
+    }
+
+    /// Seconds that this share (0 to 1) of the durations does not exceed; `None` without any.
+    pub(super) fn quantile(&self, share: f64) -> Option<f64> {
+        let histogram = self.0.as_ref().filter(|histogram| !histogram.is_empty())?;
+        let us = histogram.value_at_quantile(share);
+        Some(Duration::from_micros(us.min(histogram.max())).as_secs_f64())
+    }
+
+    /// The longest, in seconds.
+    pub(super) fn max(&self) -> Option<f64> {
+        self.quantile(1.0)
+    }
+
+    /// In seconds.
+    pub(super) fn mean(&self) -> Option<f64> {
+        let histogram = self.0.as_ref().filter(|histogram| !histogram.is_empty())?;
+        Some(histogram.mean() / 1e6)
+    }
+}
+
+/// What one thread counted in one second, or everything added up.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Tally {
+    /// Measured frames handed to a socket.
+    pub(super) sent: u64,
+    /// Measured frames that arrived, each once.
+    pub(super) delivered: u64,
+    /// Frames due while there was no connection.
+    pub(super) unsent: u64,
+    /// Volatile frames that were skipped; below 0 in a second in which skipped ones arrive.
+    pub(super) superseded: i64,
+    /// Reliable frames that were skipped or never came.
+    pub(super) lost: i64,
+    /// Volatile frames that never came, and no newer one either.
+    pub(super) vanished: u64,
+    /// Frames that arrived after a newer one.
+    pub(super) out_of_order: u64,
+    /// Frames that arrived again.
+    pub(super) duplicates: u64,
+    /// Frames that were not meant for who got them.
+    pub(super) wrong_user: u64,
+    /// Connections that were opened less those that ended.
+    pub(super) connected: i64,
+    /// Handshakes that were welcomed.
+    pub(super) welcomed: u64,
+    /// Connections that moved or came back.
+    pub(super) reconnects: u64,
+    /// Handshakes that were answered with something else, by code or status.
+    pub(super) refused: BTreeMap<String, u64>,
+    /// Handshakes that got no answer, by reason.
+    pub(super) failed: BTreeMap<String, u64>,
+    /// Connections that the relay closed, by close code; 1006 for one that broke off.
+    pub(super) closes: BTreeMap<u16, u64>,
+    /// `error` messages of the relay, by code.
+    pub(super) errors: BTreeMap<String, u64>,
+    /// From due to arrived.
+    pub(super) latency: Times,
+    /// From due to sent.
+    pub(super) lag: Times,
+    /// From due to welcomed.
+    pub(super) handshake: Times,
+    /// From the new socket's handshake to the old one's `overwritten`.
+    pub(super) told: Times,
+    /// Each receiver's longest time without a frame.
+    pub(super) silence: Times,
+    /// Simultaneous takeovers that left none, one, both.
+    pub(super) left: [u64; 3],
+}
+
+impl Tally {
+    /// Adds another one's counts.
+    pub(super) fn add(&mut self, other: &Self) {
+        self.sent += other.sent;
+        self.delivered += other.delivered;
+        self.unsent += other.unsent;
+        self.superseded += other.superseded;
+        self.lost += other.lost;
+        self.vanished += other.vanished;
+        self.out_of_order += other.out_of_order;
+        self.duplicates += other.duplicates;
+        self.wrong_user += other.wrong_user;
+        self.connected += other.connected;
+        self.welcomed += other.welcomed;
+        self.reconnects += other.reconnects;
+        add_counts(&mut self.refused, &other.refused);
+        add_counts(&mut self.failed, &other.failed);
+        add_counts(&mut self.closes, &other.closes);
+        add_counts(&mut self.errors, &other.errors);
+        self.latency.add(&other.latency);
+        self.lag.add(&other.lag);
+        self.handshake.add(&other.handshake);
+        self.told.add(&other.told);
+        self.silence.add(&other.silence);
+        for (left, other) in self.left.iter_mut().zip(other.left) {
+            *left += other;
+        }
+    }
+}
+
+fn add_counts<K: Ord + Clone>(counts: &mut BTreeMap<K, u64>, others: &BTreeMap<K, u64>) {
+    for (key, count) in others {
+        *counts.entry(key.clone()).or_default() += count;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    #[test]
+    fn quantiles_are_those_of_all_parts_together() {
+        let mut sum = Times::default();
+        assert_eq!(
+            (sum.quantile(0.5), sum.max(), sum.mean(), sum.count()),
+            (None, None, None, 0)
+        );
+        for half in [1..=50_u64, 51..=100] {
+            let mut part = Times::default();
+            half.for_each(|time| part.record(ms(time)));
+            sum.add(&part);
+        }
+        let near = |value: Option<f64>, wanted: f64| {
+            assert!(
+                (value.unwrap() - wanted).abs() <= wanted / 900.0,
+                "{value:?} {wanted}"
+            );
+        };
+        near(sum.quantile(0.5), 0.05);
+        near(sum.quantile(0.99), 0.099);
+        near(sum.max(), 0.1);
+        near(sum.mean(), 0.0505);
+        assert_eq!(sum.count(), 100);
+    }
+
+    #[test]
+    fn times_out_of_range_are_kept_at_its_end() {
+        let mut times = Times::default();
+        times.record(Duration::ZERO);
+        times.record(Duration::from_secs(100_000));
+        assert_eq!(times.count(), 2);
+        assert!(times.max().unwrap() >= 600.0);
+    }
+
+    #[test]
+    fn every_count_of_a_second_is_in_the_sum() {
+        let mut second = Tally {
+            sent: 1,
+            delivered: 2,
+            unsent: 3,
+            superseded: -4,
+            lost: 5,
+            vanished: 19,
+            out_of_order: 6,
+            duplicates: 7,
+            wrong_user: 8,
+            connected: -9,
+            welcomed: 10,
+            reconnects: 11,
+            refused: [("full".to_owned(), 12)].into(),
+            failed: [("timeout".to_owned(), 13)].into(),
+            closes: [(4001, 14)].into(),
+            errors: [("bad_json".to_owned(), 15)].into(),
+            left: [16, 17, 18],
+            ..Tally::default()
+        };
+        for times in [
+            &mut second.latency,
+            &mut second.lag,
+            &mut second.handshake,
+            &mut second.told,
+            &mut second.silence,
+        ] {
+            times.record(ms(1));
+        }
+        let mut sum = second.clone();
+        sum.add(&second);
+        assert_eq!(
+            (sum.sent, sum.delivered, sum.unsent, sum.superseded),
+            (2, 4, 6, -8)
+        );
+        assert_eq!(
+            (sum.lost, sum.out_of_order, sum.duplicates, sum.wrong_user),
+            (10, 12, 14, 16)
+        );
+        assert_eq!((sum.connected, sum.welcomed, sum.reconnects), (-18, 20, 22));
+        assert_eq!(
+            (
+                sum.refused["full"],
+                sum.failed["timeout"],
+                sum.closes[&4001],
+                sum.errors["bad_json"]
+            ),
+            (24, 26, 28, 30)
+        );
+        assert_eq!((sum.left, sum.vanished), ([32, 34, 36], 38));
+        for times in [
+            &sum.latency,
+            &sum.lag,
+            &sum.handshake,
+            &sum.told,
+            &sum.silence,
+        ] {
+            assert_eq!(times.count(), 2);
+        }
+    }
+}

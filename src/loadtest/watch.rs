@@ -1,0 +1,290 @@
+//! What the instances and Redis say of themselves while they are measured.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use fred::clients::Client;
+use fred::interfaces::ClientLike as _;
+use fred::types::config::{Config, Server};
+use fred::types::{Builder, ClusterHash, CustomCommand};
+use secrecy::ExposeSecret as _;
+use tokio::time::timeout;
+use url::Url;
+
+use super::LoadError;
+use crate::config::LoadOptions;
+
+/// How long one reading may take.
+const LIMIT: Duration = Duration::from_millis(900);
+
+/// One instance at one moment.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Instance {
+    /// CPU since its start, in seconds; absent where the process does not tell.
+    pub(super) cpu: Option<f64>,
+    /// Resident memory, in bytes; absent where the process does not tell.
+    pub(super) rss: Option<f64>,
+    /// Open connections.
+    pub(super) connections: f64,
+    /// What it dropped since its start, by cause.
+    pub(super) dropped: BTreeMap<String, f64>,
+}
+
+impl Instance {
+    /// Reads Prometheus's text format, as far as it is needed.
+    fn parse(text: &str) -> Self {
+        let mut instance = Self::default();
+        for line in text.lines().filter(|line| !line.starts_with('#')) {
+            let name_end = line.find(['{', ' ']).unwrap_or(line.len());
+            let (name, rest) = line.split_at(name_end);
+            let (labels, value) = match rest
+                .strip_prefix('{')
+                .and_then(|rest| rest.rsplit_once('}'))
+            {
+                Some((labels, value)) => (labels, value),
+                None => ("", rest),
+            };
+            let Some(value) = value
+                .split_whitespace()
+                .next()
+                .and_then(|text| text.parse::<f64>().ok())
+            else {
+                continue;
+            };
+            match name {
+                "process_cpu_seconds_total" => instance.cpu = Some(value),
+                "process_resident_memory_bytes" => instance.rss = Some(value),
+                "duorelay_connections" => instance.connections += value,
+                "duorelay_dropped_total" => {
+                    let cause = labels.split('"').nth(1).unwrap_or_default();
+                    *instance.dropped.entry(cause.to_owned()).or_default() += value;
+                }
+                _ => {}
+            }
+        }
+        instance
+    }
+}
+
+/// Redis at one moment; of a cluster, all nodes together.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct RedisState {
+    /// CPU since its start, in seconds.
+    pub(super) cpu: f64,
+    /// Commands since its start.
+    pub(super) commands: f64,
+    /// Memory in use, in bytes.
+    pub(super) memory: f64,
+}
+
+impl RedisState {
+    fn add(&mut self, info: &str) {
+        for line in info.lines() {
+            let Some((name, value)) = line.trim().split_once(':') else {
+                continue;
+            };
+            let Ok(value) = value.parse::<f64>() else {
+                continue;
+            };
+            match name {
+                "used_cpu_user" | "used_cpu_sys" => self.cpu += value,
+                "total_commands_processed" => self.commands += value,
+                "used_memory" => self.memory += value,
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Everything at one moment; what did not answer in time is absent.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Reading {
+    /// In the order of `--metrics`.
+    pub(super) instances: Vec<Option<Instance>>,
+    /// `--redis-url`
+    pub(super) redis: Option<RedisState>,
+}
+
+impl Reading {
+    /// The sum over the instances, if all answered.
+    pub(super) fn sum(&self, of: impl Fn(&Instance) -> Option<f64>) -> Option<f64> {
+        if self.instances.is_empty() {
+            return None;
+        }
+        self.instances
+            .iter()
+            .map(|instance| instance.as_ref().and_then(&of))
+            .sum()
+    }
+}
+
+/// Who is asked.
+#[derive(Debug)]
+pub(super) struct Watch {
+    http: reqwest::Client,
+    metrics: Vec<Url>,
+    redis: Option<(Client, bool)>,
+}
+
+impl Watch {
+    /// Connects to Redis; fails when that or the first reading does, since figures would be missing later.
+    ///
+    /// # Errors
+    /// [`LoadError::Watch`]
+    pub(super) async fn start(options: &LoadOptions) -> Result<(Self, Reading), LoadError> {
+        let failed = |who: String, problem: String| LoadError::Watch { who, problem };
+        let http = reqwest::Client::builder()
+            .timeout(LIMIT)
+            .build()
+            .map_err(|error| failed("--metrics".to_owned(), error.to_string()))?;
+        let redis = match &options.redis {
+            None => None,
+            Some(url) => {
+                let problem = |error: fred::error::Error| {
+                    failed("--redis-url".to_owned(), error.details().to_owned())
+                };
+                let config = Config::from_url(url.expose_secret()).map_err(problem)?;
+                let clustered = config.server.is_clustered();
+                let client = Builder::from_config(config)
+                    .with_connection_config(|connection| {
+                        connection.connection_timeout = Duration::from_secs(5)
+                    })
+                    .build()
+                    .map_err(problem)?;
+                timeout(Duration::from_secs(5), client.init())
+                    .await
+                    .map_err(|_| failed("--redis-url".to_owned(), "no answer in 5 s".to_owned()))?
+                    .map_err(problem)?;
+                Some((client, clustered))
+            }
+        };
+        let watch = Self {
+            http,
+            metrics: options.metrics.clone(),
+            redis,
+        };
+        let first = watch.read().await;
+        for (url, instance) in watch.metrics.iter().zip(&first.instances) {
+            if instance.is_none() {
+                return Err(failed(
+                    url.to_string(),
+                    "no metrics there (--metrics)".to_owned(),
+                ));
+            }
+        }
+        if watch.redis.is_some() && first.redis.is_none() {
+            return Err(failed(
+                "--redis-url".to_owned(),
+                "no answer to INFO".to_owned(),
+            ));
+        }
+        Ok((watch, first))
+    }
+
+    /// Asks all at once.
+    pub(super) async fn read(&self) -> Reading {
+        let asking = futures_util::future::join_all(self.metrics.iter().map(|url| self.ask(url)));
+        let (instances, redis) = tokio::join!(asking, self.ask_redis());
+        Reading { instances, redis }
+    }
+
+    async fn ask(&self, url: &Url) -> Option<Instance> {
+        let response = self
+            .http
+            .get(url.clone())
+            .send()
+            .await
+            .ok()?
+            .error_for_status()
+            .ok()?;
+        Some(Instance::parse(&response.text().await.ok()?))
+    }
+
+    async fn ask_redis(&self) -> Option<RedisState> {
+        let (client, clustered) = self.redis.as_ref()?;
+        let asking = async {
+            let mut state = RedisState::default();
+            if *clustered {
+                for server in client.active_connections() {
+                    state.add(&info(client, Some(server)).await?);
+                }
+            } else {
+                state.add(&info(client, None).await?);
+            }
+            Some(state)
+        };
+        timeout(LIMIT, asking).await.ok()?
+    }
+}
+
+async fn info(client: &Client, node: Option<Server>) -> Option<String> {
+    let command = CustomCommand::new_static("INFO", ClusterHash::Random, false);
+    let sections = vec!["everything"];
+    match node {
+        Some(node) => client
+            .with_cluster_node(node)
+            .custom(command, sections)
+            .await
+            .ok(),
+        None => client.custom(command, sections).await.ok(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metrics_are_read_from_prometheus_text() {
+        let text = "# TYPE process_cpu_seconds counter\nprocess_cpu_seconds_total 12.5\n\
+            process_resident_memory_bytes 1.5e7\nduorelay_connections{device=\"desktop\",protocol=\"v1\"} 3\n\
+            duorelay_connections{device=\"mobile\",protocol=\"v1\"} 4\n\
+            duorelay_dropped_total{cause=\"superseded\"} 9 1700000000\nbroken\nduorelay_x{a=\"} 5\"} 1\n# EOF\n";
+        let instance = Instance::parse(text);
+        let wanted = Instance {
+            cpu: Some(12.5),
+            rss: Some(1.5e7),
+            connections: 7.0,
+            dropped: [("superseded".to_owned(), 9.0)].into(),
+        };
+        assert_eq!(instance, wanted);
+    }
+
+    #[test]
+    fn nodes_of_a_cluster_add_up() {
+        let mut state = RedisState::default();
+        let info = "# CPU\r\nused_cpu_sys:1.5\r\nused_cpu_user:2.0\r\nused_cpu_sys_children:9\r\n\
+            total_commands_processed:100\r\nused_memory:1000\r\nused_memory_human:1K\r\n";
+        state.add(info);
+        state.add(info);
+        assert_eq!(
+            state,
+            RedisState {
+                cpu: 7.0,
+                commands: 200.0,
+                memory: 2000.0
+            }
+        );
+    }
+
+    #[test]
+    fn a_sum_needs_all_instances() {
+        let one = Instance {
+            rss: Some(5.0),
+            ..Instance::default()
+        };
+        let reading = |instances| Reading {
+            instances,
+            redis: None,
+        };
+        assert_eq!(reading(vec![]).sum(|instance| instance.rss), None);
+        assert_eq!(
+            reading(vec![Some(one.clone()), None]).sum(|instance| instance.rss),
+            None
+        );
+        assert_eq!(
+            reading(vec![Some(one.clone()), Some(one)]).sum(|instance| instance.rss),
+            Some(10.0)
+        );
+    }
+}
