@@ -10,9 +10,7 @@ use duorelay::relay::envelope::Envelope;
 use duorelay::relay::ids::{ConnectionId, Device, Generation, InstanceId, StreamId, UserId};
 use duorelay::relay::limits::Rate;
 use duorelay::relay::outbox::{Outbox, Outgoing};
-use duorelay::relay::protocol::{
-    ClientMessage, From, Member, Parcel, ServerMessage, compact_json, raw_json,
-};
+use duorelay::relay::protocol::{ClientMessage, From, Member, Parcel, ServerMessage, compact_json, raw_json};
 use duorelay::relay::record::{Claim, Holder, Record};
 use duorelay::relay::room::Room;
 use uuid::Uuid;
@@ -26,25 +24,16 @@ const FACE: usize = 300;
 const QUEUE: usize = 1 << 20;
 
 fn member(n: u32) -> Member {
-    Member {
-        connection: ConnectionId(Uuid::from_u128(n.into())),
-        generation: Generation(n.into()),
-    }
+    Member { connection: ConnectionId(Uuid::from_u128(n.into())), generation: Generation(n.into()) }
 }
 
 fn frame() -> Envelope {
-    Envelope::Parcel {
-        from: member(7),
-        parcel: Parcel::Frame(Bytes::from(vec![1; FACE])),
-    }
+    Envelope::Parcel { from: member(7), parcel: Parcel::Frame(Bytes::from(vec![1; FACE])) }
 }
 
 #[divan::bench]
 fn decode_send(bencher: Bencher<'_, '_>) {
-    let json = format!(
-        r#"{{"type":"send","data":{{"blob":"{}"}},"id":"42"}}"#,
-        "x".repeat(FACE)
-    );
+    let json = format!(r#"{{"type":"send","data":{{"blob":"{}"}},"id":"42"}}"#, "x".repeat(FACE));
     bencher.bench(|| ClientMessage::parse(black_box(&json)).is_ok());
 }
 
@@ -53,13 +42,7 @@ fn encode_message(bencher: Bencher<'_, '_>) {
     let data = format!(r#"{{"blob":"{}"}}"#, "x".repeat(FACE));
     bencher.bench(|| {
         let data = Some(raw_json(black_box(&data)));
-        ServerMessage::Message {
-            from: From::Mobile,
-            data,
-            text: None,
-            id: Some("42"),
-        }
-        .encode()
+        ServerMessage::Message { from: From::Mobile, data, text: None, id: Some("42") }.encode()
     });
 }
 
@@ -83,11 +66,7 @@ fn decode_envelope(bencher: Bencher<'_, '_>) {
 
 #[divan::bench]
 fn outbox_volatile_through(bencher: Bencher<'_, '_>) {
-    let (mut outbox, face, now) = (
-        Outbox::default(),
-        Bytes::from(vec![1; FACE]),
-        Instant::now(),
-    );
+    let (mut outbox, face, now) = (Outbox::default(), Bytes::from(vec![1; FACE]), Instant::now());
     bencher.bench_local(|| {
         let _ = outbox.push_volatile(StreamId(1), face.clone(), now, QUEUE);
         outbox.pop()
@@ -96,11 +75,7 @@ fn outbox_volatile_through(bencher: Bencher<'_, '_>) {
 
 #[divan::bench]
 fn outbox_volatile_replaced(bencher: Bencher<'_, '_>) {
-    let (mut outbox, face, now) = (
-        Outbox::default(),
-        Bytes::from(vec![1; FACE]),
-        Instant::now(),
-    );
+    let (mut outbox, face, now) = (Outbox::default(), Bytes::from(vec![1; FACE]), Instant::now());
     let _ = outbox.push_volatile(StreamId(1), face.clone(), now, QUEUE);
     bencher.bench_local(|| outbox.push_volatile(StreamId(1), face.clone(), now, QUEUE));
 }
@@ -121,19 +96,10 @@ fn rate_of_a_message(bencher: Bencher<'_, '_>) {
 }
 
 fn two_here() -> Room<u32> {
-    let (mut room, instance, mut effects) =
-        (Room::default(), InstanceId(Uuid::from_u128(1)), Vec::new());
+    let (mut room, instance, mut effects) = (Room::default(), InstanceId(Uuid::from_u128(1)), Vec::new());
     for (device, n) in Device::ALL.into_iter().zip(1..) {
         room.on_claiming(device, member(n).connection, n);
-        room.on_claimed(
-            device,
-            Holder {
-                member: member(n),
-                instance,
-                client: None,
-            },
-            &mut effects,
-        );
+        room.on_claimed(device, Holder { member: member(n), instance, client: None }, &mut effects);
     }
     room
 }
@@ -149,21 +115,11 @@ fn room_route(bencher: Bencher<'_, '_>) {
 #[divan::bench]
 fn room_takeover(bencher: Bencher<'_, '_>) {
     let instance = InstanceId(Uuid::from_u128(1));
-    bencher
-        .with_inputs(|| (two_here(), Vec::new()))
-        .bench_local_values(|(mut room, mut effects)| {
-            room.on_claiming(Device::Desktop, member(3).connection, 3);
-            room.on_claimed(
-                Device::Desktop,
-                Holder {
-                    member: member(3),
-                    instance,
-                    client: None,
-                },
-                &mut effects,
-            );
-            (room, effects)
-        });
+    bencher.with_inputs(|| (two_here(), Vec::new())).bench_local_values(|(mut room, mut effects)| {
+        room.on_claiming(Device::Desktop, member(3).connection, 3);
+        room.on_claimed(Device::Desktop, Holder { member: member(3), instance, client: None }, &mut effects);
+        (room, effects)
+    });
 }
 
 #[divan::bench]

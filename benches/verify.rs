@@ -1,9 +1,6 @@
 //! What one sign-in costs: `cargo bench --bench verify`.
 
-#![expect(
-    clippy::expect_used,
-    reason = "a benchmark that cannot start should say so"
-)]
+#![expect(clippy::expect_used, reason = "a benchmark that cannot start should say so")]
 
 use std::time::Duration;
 
@@ -22,9 +19,7 @@ fn token() -> (Verifier, String) {
     let provider = IdentityProvider::generate().expect("a key");
     let user = UserId::new("3kQ8mUyZ6sVb1XnWcPq7RtLd2Af1").expect("a uid");
     let email = Email::new("someone@example.com");
-    let token = provider
-        .mint(&user, email.as_ref(), NOW, Duration::from_secs(3600))
-        .expect("a token");
+    let token = provider.mint(&user, email.as_ref(), NOW, Duration::from_secs(3600)).expect("a token");
     (provider.verifier().expect("a verifier"), token)
 }
 
@@ -49,7 +44,5 @@ fn forged_token(bencher: Bencher) {
 #[divan::bench]
 fn garbage(bencher: Bencher) {
     let (verifier, token) = token();
-    bencher.bench(|| {
-        futures_util::FutureExt::now_or_never(verifier.verify(&token[..token.len() / 2], NOW))
-    });
+    bencher.bench(|| futures_util::FutureExt::now_or_never(verifier.verify(&token[..token.len() / 2], NOW)));
 }

@@ -106,10 +106,7 @@ mod tests {
         result.unwrap();
         assert!(request.starts_with("GET /healthz/ready HTTP/1.1\r\n"));
         let (result, _) = asked("HTTP/1.1 503 Service Unavailable\r\n\r\ndraining").await;
-        assert_eq!(
-            result.unwrap_err().to_string(),
-            "/healthz/ready: HTTP/1.1 503 Service Unavailable"
-        );
+        assert_eq!(result.unwrap_err().to_string(), "/healthz/ready: HTTP/1.1 503 Service Unavailable");
         assert!(asked("").await.0.is_err());
     }
 
@@ -118,13 +115,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let listen = listener.local_addr().unwrap();
         drop(listener);
-        let check = HealthCheck {
-            listen,
-            path: "/healthz/live",
-        };
-        assert!(matches!(
-            run(check).await,
-            Err(HealthError::Unreachable { .. })
-        ));
+        let check = HealthCheck { listen, path: "/healthz/live" };
+        assert!(matches!(run(check).await, Err(HealthError::Unreachable { .. })));
     }
 }

@@ -162,10 +162,7 @@ impl Durations {
     /// Counts one duration.
     pub fn observe(&self, duration: Duration) {
         let seconds = duration.as_secs_f64();
-        let bucket = BUCKETS
-            .iter()
-            .position(|bound| seconds <= *bound)
-            .unwrap_or(BUCKETS.len() - 1);
+        let bucket = BUCKETS.iter().position(|bound| seconds <= *bound).unwrap_or(BUCKETS.len() - 1);
         if let Some(count) = self.0.counts.get(bucket) {
             count.fetch_add(1, Ordering::Relaxed);
         }
@@ -187,10 +184,7 @@ impl EncodeMetric for Durations {
             total += count;
             *bucket = (bound, count);
         }
-        #[expect(
-            clippy::cast_precision_loss,
-            reason = "a sum of seconds needs no more than 52 bits"
-        )]
+        #[expect(clippy::cast_precision_loss, reason = "a sum of seconds needs no more than 52 bits")]
         let sum = self.0.sum_ns.load(Ordering::Relaxed) as f64 / 1e9;
         encoder.encode_histogram::<NoLabelSet>(sum, total, &buckets, None)
     }
@@ -239,17 +233,12 @@ impl Default for Metrics {
         let registry = root.sub_registry_with_prefix("duorelay");
         let frames: Family<FrameLabels, Counter> = Family::default();
         let frame = |lane, path| {
-            let labels = FrameLabels {
-                lane: Text(lane),
-                path: Text(path),
-            };
+            let labels = FrameLabels { lane: Text(lane), path: Text(path) };
             frames.get_or_create(&labels).clone()
         };
         let publishes: Family<ResultLabel, Counter> = Family::default();
         let publish = |result| {
-            let labels = ResultLabel {
-                result: Text(result),
-            };
+            let labels = ResultLabel { result: Text(result) };
             publishes.get_or_create(&labels).clone()
         };
         let metrics = Self {
@@ -280,39 +269,21 @@ impl Default for Metrics {
         };
         // A series that has not counted yet is 0, not absent: dashboards and alerts see it from the start.
         for cause in Dropped::ALL {
-            let _ = metrics.dropped.get_or_create(&CauseLabel {
-                cause: Text(cause.as_str()),
-            });
+            let _ = metrics.dropped.get_or_create(&CauseLabel { cause: Text(cause.as_str()) });
         }
         for cause in ["hand_over", "eviction"] {
-            let _ = metrics
-                .overwritten
-                .get_or_create(&CauseLabel { cause: Text(cause) });
+            let _ = metrics.overwritten.get_or_create(&CauseLabel { cause: Text(cause) });
         }
-        let _ = metrics.handshakes.get_or_create(&ResultLabel {
-            result: Text("accepted"),
-        });
+        let _ = metrics.handshakes.get_or_create(&ResultLabel { result: Text("accepted") });
         registry.register(
             "connections",
             "Open WebSockets that hold a slot or did",
             metrics.connections.clone(),
         );
-        registry.register(
-            "handshakes",
-            "WebSocket handshakes by result",
-            metrics.handshakes.clone(),
-        );
+        registry.register("handshakes", "WebSocket handshakes by result", metrics.handshakes.clone());
         registry.register("frames", "Messages from a device to the other one", frames);
-        registry.register(
-            "frame_bytes",
-            "Payload of those messages",
-            metrics.frame_bytes.clone(),
-        );
-        registry.register(
-            "dropped",
-            "Messages that were not delivered",
-            metrics.dropped.clone(),
-        );
+        registry.register("frame_bytes", "Payload of those messages", metrics.frame_bytes.clone());
+        registry.register("dropped", "Messages that were not delivered", metrics.dropped.clone());
         registry.register(
             "overwritten",
             "Connections that lost their slot to a newer one",
@@ -324,26 +295,10 @@ impl Default for Metrics {
             "From one socket to the other, inside this instance",
             metrics.relay_seconds.clone(),
         );
-        registry.register(
-            "claims",
-            "Claims of slots by result",
-            metrics.claims.clone(),
-        );
-        registry.register(
-            "renewals",
-            "Renewals of slots by result",
-            metrics.renewals.clone(),
-        );
-        registry.register(
-            "claim_seconds",
-            "Duration of claims",
-            metrics.claim_seconds.clone(),
-        );
-        registry.register(
-            "backplane_up",
-            "1 while the backplane answers",
-            metrics.backplane_up.clone(),
-        );
+        registry.register("claims", "Claims of slots by result", metrics.claims.clone());
+        registry.register("renewals", "Renewals of slots by result", metrics.renewals.clone());
+        registry.register("claim_seconds", "Duration of claims", metrics.claim_seconds.clone());
+        registry.register("backplane_up", "1 while the backplane answers", metrics.backplane_up.clone());
         registry.register(
             "backplane_probe_seconds",
             "Round trip of the last probe through the backplane",
@@ -354,11 +309,7 @@ impl Default for Metrics {
             "Times at which messages may have been lost",
             metrics.backplane_gaps.clone(),
         );
-        registry.register(
-            "backplane_publishes",
-            "Messages published on the lanes of devices",
-            publishes,
-        );
+        registry.register("backplane_publishes", "Messages published on the lanes of devices", publishes);
         registry.register(
             "backplane_deliveries",
             "Messages that came on the lanes of devices",
@@ -374,10 +325,7 @@ impl Default for Metrics {
             "Connections to the backplane that were made",
             metrics.backplane_connects.clone(),
         );
-        Self {
-            registry: RwLock::new(root),
-            ..metrics
-        }
+        Self { registry: RwLock::new(root), ..metrics }
     }
 }
 
@@ -393,10 +341,7 @@ impl Metrics {
     }
 
     fn connection(&self, device: Device, protocol: Protocol) -> Gauge {
-        let labels = ConnectionLabels {
-            device: Text(device.as_str()),
-            protocol: Text(protocol.as_str()),
-        };
+        let labels = ConnectionLabels { device: Text(device.as_str()), protocol: Text(protocol.as_str()) };
         self.connections.get_or_create(&labels).clone()
     }
 
@@ -412,11 +357,7 @@ impl Metrics {
 
     /// A handshake was answered: `accepted`, or a refusal's code.
     pub fn handshake(&self, result: &'static str) {
-        self.handshakes
-            .get_or_create(&ResultLabel {
-                result: Text(result),
-            })
-            .inc();
+        self.handshakes.get_or_create(&ResultLabel { result: Text(result) }).inc();
     }
 
     /// A message goes to the other device.
@@ -435,11 +376,7 @@ impl Metrics {
     /// Messages that will not be delivered.
     pub fn dropped(&self, cause: Dropped, count: usize) {
         if count > 0 {
-            self.dropped
-                .get_or_create(&CauseLabel {
-                    cause: Text(cause.as_str()),
-                })
-                .inc_by(count as u64);
+            self.dropped.get_or_create(&CauseLabel { cause: Text(cause.as_str()) }).inc_by(count as u64);
         }
     }
 
@@ -451,20 +388,12 @@ impl Metrics {
 
     /// A claim was answered: `claimed`, or a refusal's code.
     pub fn claimed(&self, result: &'static str) {
-        self.claims
-            .get_or_create(&ResultLabel {
-                result: Text(result),
-            })
-            .inc();
+        self.claims.get_or_create(&ResultLabel { result: Text(result) }).inc();
     }
 
     /// A renewal was answered: `kept`, `overwritten`, or `failed`.
     pub fn renewed(&self, result: &'static str) {
-        self.renewals
-            .get_or_create(&ResultLabel {
-                result: Text(result),
-            })
-            .inc();
+        self.renewals.get_or_create(&ResultLabel { result: Text(result) }).inc();
     }
 
     /// A publish was answered, or not.
@@ -481,11 +410,7 @@ impl Metrics {
     /// A close frame was sent.
     pub fn closed(&self, code: u16) {
         // The client chooses the code that its own close is answered with: only known ones are labels.
-        let code = if matches!(code, 1000..=1015 | 4000..=4009) {
-            code
-        } else {
-            0
-        };
+        let code = if matches!(code, 1000..=1015 | 4000..=4009) { code } else { 0 };
         self.closes.get_or_create(&CodeLabel { code }).inc();
     }
 }

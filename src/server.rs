@@ -88,13 +88,8 @@ pub async fn agree(config: &Config, name: &str, proposal: String) -> Result<Stri
 ///
 /// # Errors
 /// See [`ServerError`].
-pub async fn serve(
-    config: Config,
-    verifier: Verifier,
-    page: Option<Router>,
-) -> Result<(), ServerError> {
-    let bind =
-        |address| listen::bind(address).map_err(|source| ServerError::Listen { address, source });
+pub async fn serve(config: Config, verifier: Verifier, page: Option<Router>) -> Result<(), ServerError> {
+    let bind = |address| listen::bind(address).map_err(|source| ServerError::Listen { address, source });
     let (public_port, admin_port) = (bind(config.listen)?, bind(config.admin_listen)?);
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -108,10 +103,7 @@ pub async fn serve(
         config.trusted_proxies.clone(),
         config.allowed_origins.clone(),
     );
-    let started_at = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_millis();
+    let started_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
     let me = InstanceInfo {
         instance,
         connections: 0,
@@ -152,19 +144,9 @@ pub async fn serve(
         .map(|number| Worker::start(number, settings.clone()))
         .collect::<Result<_, _>>()?;
     let to_workers = Workers::new(workers.iter().map(Worker::commands));
-    let edge = Arc::new(Edge {
-        gate: Arc::clone(&gate),
-        verifier,
-        workers: to_workers.clone(),
-        metrics,
-        readiness,
-    });
-    let operators = admin(
-        Arc::clone(&edge),
-        config.admin_token.clone(),
-        me,
-        limits.message_bytes,
-    );
+    let edge =
+        Arc::new(Edge { gate: Arc::clone(&gate), verifier, workers: to_workers.clone(), metrics, readiness });
+    let operators = admin(Arc::clone(&edge), config.admin_token.clone(), me, limits.message_bytes);
     info!(
         address = %public_port.local_addr()?,
         admin.address = %admin_port.local_addr()?,
@@ -181,11 +163,7 @@ pub async fn serve(
         // Somebody at a terminal: there is no balancer that has to notice first.
         _ = interrupt.recv() => true,
     };
-    let delay = if hurry {
-        Duration::ZERO
-    } else {
-        config.times.drain_delay
-    };
+    let delay = if hurry { Duration::ZERO } else { config.times.drain_delay };
     tokio::select! {
         () = drain(&gate, &to_workers, delay, config.times.drain) => {}
         _ = interrupt.recv() => warn!("interrupted again: stopping at once"),
@@ -216,9 +194,8 @@ async fn backplane(
     let Some(settings) = &config.redis else {
         metrics.backplane_up.set(1);
         let lease_ms = u64::try_from(config.times.lease.as_millis()).unwrap_or(u64::MAX);
-        let make = move |_, sink: Sink| -> Rc<dyn Backplane> {
-            Rc::new(Memory::default()).attach(sink, lease_ms)
-        };
+        let make =
+            move |_, sink: Sink| -> Rc<dyn Backplane> { Rc::new(Memory::default()).attach(sink, lease_ms) };
         return Ok((Arc::new(make), Readiness::always()));
     };
     let fred = redis::config(settings.url.expose_secret())?;
@@ -234,9 +211,8 @@ async fn backplane(
         readiness: readiness.clone(),
         metrics: Arc::clone(metrics),
     };
-    let make = move |worker, sink: Sink| -> Rc<dyn Backplane> {
-        Redis::start(settings.clone(), worker, sink)
-    };
+    let make =
+        move |worker, sink: Sink| -> Rc<dyn Backplane> { Redis::start(settings.clone(), worker, sink) };
     Ok((Arc::new(make), readiness))
 }
 

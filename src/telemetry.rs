@@ -57,15 +57,8 @@ where
     let lines = tracing_subscriber::fmt::layer().with_writer(writer);
     let lines: Box<dyn Layer<Registry> + Send + Sync> = match format {
         LogFormat::Pretty => lines.boxed(),
-        LogFormat::Json => lines
-            .json()
-            .flatten_event(true)
-            .with_current_span(false)
-            .boxed(),
-        LogFormat::Gcp => lines
-            .fmt_fields(JsonFields::new())
-            .event_format(CloudLogging)
-            .boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).with_current_span(false).boxed(),
+        LogFormat::Gcp => lines.fmt_fields(JsonFields::new()).event_format(CloudLogging).boxed(),
     };
     let lines = lines.with_filter(filter.and(filter_fn(is_ours_or_harmless)));
     Ok(tracing_subscriber::registry().with(lines))
@@ -88,17 +81,13 @@ fn parse_filter(text: &str) -> Result<EnvFilter, String> {
         if let Some(level) = LEVELS.into_iter().find(typo)
             && !LEVELS.contains(&word.as_str())
         {
-            return Err(format!(
-                "has {directive:?}, which is no level; did you mean {level}?"
-            ));
+            return Err(format!("has {directive:?}, which is no level; did you mean {level}?"));
         }
     }
     EnvFilter::builder()
         .with_default_directive(LevelFilter::INFO.into())
         .parse(text)
-        .map_err(|error| {
-            format!("must be levels such as info,duorelay=debug, but is {text:?} ({error})")
-        })
+        .map_err(|error| format!("must be levels such as info,duorelay=debug, but is {text:?} ({error})"))
 }
 
 /// Below `info`, WebSocket, HTTP and Redis libraries print what they carry: tokens and payloads.
@@ -124,19 +113,11 @@ where
         event: &Event<'_>,
     ) -> fmt::Result {
         let mut fields = Fields(Map::new());
-        for span in ctx
-            .event_scope()
-            .into_iter()
-            .flat_map(|scope| scope.from_root())
-        {
+        for span in ctx.event_scope().into_iter().flat_map(|scope| scope.from_root()) {
             let extensions = span.extensions();
-            let text = extensions
-                .get::<FormattedFields<JsonFields>>()
-                .map_or("{}", |fields| fields.as_str());
+            let text = extensions.get::<FormattedFields<JsonFields>>().map_or("{}", |fields| fields.as_str());
             if let Ok(Value::Object(of_span)) = serde_json::from_str(text) {
-                of_span
-                    .into_iter()
-                    .for_each(|(name, value)| fields.put(&name, value));
+                of_span.into_iter().for_each(|(name, value)| fields.put(&name, value));
             }
         }
         event.record(&mut fields);
@@ -144,10 +125,7 @@ where
         let mut time = String::new();
         SystemTime.format_time(&mut Writer::new(&mut time))?;
         let Fields(mut line) = fields;
-        line.insert(
-            "severity".to_owned(),
-            severity(*event.metadata().level()).into(),
-        );
+        line.insert("severity".to_owned(), severity(*event.metadata().level()).into());
         line.insert("time".to_owned(), time.into());
         line.insert("target".to_owned(), event.metadata().target().into());
         writeln!(writer, "{}", Value::Object(line))
@@ -232,16 +210,9 @@ mod tests {
     fn logged(format: LogFormat, filter: &str, log: impl FnOnce()) -> Vec<String> {
         let sink = Sink::default();
         let writer = sink.clone();
-        with_default(
-            subscriber(format, filter, move || writer.clone()).unwrap(),
-            log,
-        );
+        with_default(subscriber(format, filter, move || writer.clone()).unwrap(), log);
         let bytes = sink.0.lock().unwrap().clone();
-        String::from_utf8(bytes)
-            .unwrap()
-            .lines()
-            .map(str::to_owned)
-            .collect()
+        String::from_utf8(bytes).unwrap().lines().map(str::to_owned).collect()
     }
 
     fn json(line: &str) -> Value {
@@ -251,20 +222,9 @@ mod tests {
     #[test]
     fn cloud_logging_gets_its_fields_and_those_of_the_spans() {
         let lines = logged(LogFormat::Gcp, "trace", || {
-            let outer = info_span!(
-                "handshake",
-                trace = "projects/p/traces/7",
-                spanId = "9",
-                user.id = "u"
-            );
+            let outer = info_span!("handshake", trace = "projects/p/traces/7", spanId = "9", user.id = "u");
             let _outer = outer.enter();
-            info!(
-                connections = 3,
-                ready = true,
-                share = 0.5,
-                "moved {} sockets",
-                2
-            );
+            info!(connections = 3, ready = true, share = 0.5, "moved {} sockets", 2);
             warn!("w");
             error!("e");
             debug!("d");
@@ -287,10 +247,7 @@ mod tests {
                 "share": 0.5,
             })
         );
-        let severities: Vec<_> = lines
-            .iter()
-            .map(|line| json(line)["severity"].clone())
-            .collect();
+        let severities: Vec<_> = lines.iter().map(|line| json(line)["severity"].clone()).collect();
         assert_eq!(severities, ["INFO", "WARNING", "ERROR", "DEBUG", "DEBUG"]);
     }
 
@@ -307,9 +264,7 @@ mod tests {
 
     #[test]
     fn pretty_lines_are_for_people() {
-        let lines = logged(LogFormat::Pretty, "info", || {
-            info!(connections = 3, "moved")
-        });
+        let lines = logged(LogFormat::Pretty, "info", || info!(connections = 3, "moved"));
         assert!(lines.len() == 1 && lines[0].contains("moved"), "{lines:?}");
     }
 
@@ -321,10 +276,7 @@ mod tests {
             warn!("w");
         };
         assert_eq!(logged(LogFormat::Json, "info", all).len(), 2);
-        assert_eq!(
-            logged(LogFormat::Json, "info,duorelay::telemetry=debug", all).len(),
-            3
-        );
+        assert_eq!(logged(LogFormat::Json, "info,duorelay::telemetry=debug", all).len(), 3);
         assert_eq!(logged(LogFormat::Json, "off", all).len(), 0);
     }
 
@@ -336,23 +288,14 @@ mod tests {
             debug!(target: "duorelayed", "TOKEN");
             info!(target: "fred", "connected");
         });
-        assert!(
-            lines.len() == 1 && lines[0].contains("connected"),
-            "{lines:?}"
-        );
+        assert!(lines.len() == 1 && lines[0].contains("connected"), "{lines:?}");
     }
 
     #[test]
     fn a_bad_filter_is_told() {
-        for good in [
-            "info",
-            "INFO",
-            "warn,duorelay=debug",
-            "duorelay::edge=trace,off",
-            "error,hyper",
-            "",
-            "3",
-        ] {
+        for good in
+            ["info", "INFO", "warn,duorelay=debug", "duorelay::edge=trace,off", "error,hyper", "", "3"]
+        {
             assert_eq!(check_filter(good), Ok(()), "{good}");
         }
         for (bad, part) in [

@@ -68,15 +68,11 @@ impl Worker {
     /// When the system gives no thread or no epoll.
     pub fn start(number: usize, settings: WorkerSettings) -> io::Result<Self> {
         let (commands, receiver) = mpsc::channel(COMMANDS);
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
-        let thread = thread::Builder::new()
-            .name(format!("worker-{number}"))
-            .spawn(move || {
-                let local = tokio::task::LocalSet::new();
-                local.block_on(&runtime, run(number, settings, receiver));
-            })?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let thread = thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
+            let local = tokio::task::LocalSet::new();
+            local.block_on(&runtime, run(number, settings, receiver));
+        })?;
         Ok(Self { commands, thread })
     }
 
@@ -96,9 +92,7 @@ impl Worker {
 }
 
 async fn run(number: usize, settings: WorkerSettings, mut commands: mpsc::Receiver<Command>) {
-    let hub = Hub::new(settings.hub, settings.metrics, |sink| {
-        (settings.backplane)(number, sink)
-    });
+    let hub = Hub::new(settings.hub, settings.metrics, |sink| (settings.backplane)(number, sink));
     let sockets = Rc::new(SocketSettings {
         verifier: settings.verifier,
         verify_on: settings.verify_on,
@@ -114,21 +108,21 @@ async fn run(number: usize, settings: WorkerSettings, mut commands: mpsc::Receiv
                 tokio::task::spawn_local(connect(Rc::clone(&hub), Rc::clone(&sockets), join));
             }
             Command::Look(user, answer) => {
+                answer_with(answer, &hub, move |hub| async move { hub.look(&user).await });
+            }
+            Command::Tell(user, devices, data, answer) => {
                 answer_with(
                     answer,
                     &hub,
-                    move |hub| async move { hub.look(&user).await },
+                    move |hub| async move { hub.tell_user(&user, &devices, data).await },
                 );
             }
-            Command::Tell(user, devices, data, answer) => {
-                answer_with(answer, &hub, move |hub| async move {
-                    hub.tell_user(&user, &devices, data).await
-                });
-            }
             Command::Disconnect(user, devices, answer) => {
-                answer_with(answer, &hub, move |hub| async move {
-                    hub.disconnect_user(&user, &devices).await
-                });
+                answer_with(
+                    answer,
+                    &hub,
+                    move |hub| async move { hub.disconnect_user(&user, &devices).await },
+                );
             }
             Command::Instances(answer) => {
                 // An asker that has gone needs no answer.
@@ -166,13 +160,7 @@ async fn renew(hub: Rc<Hub>) {
 /// A connection's way into its room. Its task ends here; the socket gets one of its own, so that nothing
 /// of the handshake stays in memory.
 async fn connect(hub: Rc<Hub>, settings: Rc<SocketSettings>, join: Box<Join>) {
-    let Join {
-        joining,
-        identity,
-        admission,
-        answer,
-        socket,
-    } = *join;
+    let Join { joining, identity, admission, answer, socket } = *join;
     let connection = ConnectionId(Uuid::now_v7());
     let seat = match hub.join(joining, connection).await {
         Ok(seat) => seat,

@@ -17,54 +17,19 @@ struct Rule {
 const RULES: &[Rule] = &[
     Rule {
         module: "demo",
-        ours: &[
-            "auth",
-            "config",
-            "edge",
-            "metrics",
-            "relay",
-            "server",
-            "telemetry",
-        ],
+        ours: &["auth", "config", "edge", "metrics", "relay", "server", "telemetry"],
         never: &["fred", "redis"],
     },
-    Rule {
-        module: "health",
-        ours: &["config"],
-        never: &["axum", "fred", "redis", "tungstenite"],
-    },
-    Rule {
-        module: "loadtest",
-        ours: &["auth", "config", "relay", "telemetry"],
-        never: &[],
-    },
+    Rule { module: "health", ours: &["config"], never: &["axum", "fred", "redis", "tungstenite"] },
+    Rule { module: "loadtest", ours: &["auth", "config", "relay", "telemetry"], never: &[] },
     Rule {
         module: "server",
-        ours: &[
-            "auth",
-            "backplane",
-            "config",
-            "edge",
-            "hub",
-            "metrics",
-            "relay",
-            "telemetry",
-            "worker",
-        ],
+        ours: &["auth", "backplane", "config", "edge", "hub", "metrics", "relay", "telemetry", "worker"],
         never: &[],
     },
     Rule {
         module: "worker",
-        ours: &[
-            "auth",
-            "backplane",
-            "config",
-            "edge",
-            "hub",
-            "metrics",
-            "relay",
-            "telemetry",
-        ],
+        ours: &["auth", "backplane", "config", "edge", "hub", "metrics", "relay", "telemetry"],
         never: &[],
     },
     Rule {
@@ -75,53 +40,25 @@ const RULES: &[Rule] = &[
     Rule {
         module: "hub",
         ours: &["backplane", "config", "metrics", "relay", "telemetry"],
-        never: &[
-            "axum",
-            "fred",
-            "hyper",
-            "hyper_util",
-            "redis",
-            "tungstenite",
-        ],
+        never: &["axum", "fred", "hyper", "hyper_util", "redis", "tungstenite"],
     },
     Rule {
         module: "backplane",
         ours: &["config", "metrics", "relay", "telemetry"],
         never: &["axum", "hyper", "hyper_util", "tungstenite"],
     },
-    Rule {
-        module: "config",
-        ours: &["auth", "telemetry"],
-        never: &["axum", "tokio"],
-    },
+    Rule { module: "config", ours: &["auth", "telemetry"], never: &["axum", "tokio"] },
     Rule {
         module: "auth",
         ours: &["metrics", "relay", "telemetry"],
         never: &["axum", "fred", "redis", "tungstenite"],
     },
-    Rule {
-        module: "telemetry",
-        ours: &["relay"],
-        never: &["axum", "fred", "redis", "tungstenite"],
-    },
-    Rule {
-        module: "metrics",
-        ours: &["relay"],
-        never: &["axum", "fred", "hyper", "redis", "tungstenite"],
-    },
+    Rule { module: "telemetry", ours: &["relay"], never: &["axum", "fred", "redis", "tungstenite"] },
+    Rule { module: "metrics", ours: &["relay"], never: &["axum", "fred", "hyper", "redis", "tungstenite"] },
     Rule {
         module: "relay",
         ours: &[],
-        never: &[
-            "axum",
-            "fastrand",
-            "fred",
-            "hyper",
-            "reqwest",
-            "tokio",
-            "tracing",
-            "tungstenite",
-        ],
+        never: &["axum", "fastrand", "fred", "hyper", "reqwest", "tokio", "tracing", "tungstenite"],
     },
 ];
 
@@ -138,28 +75,17 @@ fn imports_point_down() {
             continue;
         }
         let Some(rule) = RULES.iter().find(|rule| rule.module == module) else {
-            wrong.push(format!(
-                "src has a module `{module}` without a rule in tests/layering.rs"
-            ));
+            wrong.push(format!("src has a module `{module}` without a rule in tests/layering.rs"));
             continue;
         };
         let code = code_alone(&fs::read_to_string(&file).unwrap());
         for up in modules_named(&code, &path) {
             if up != module && !rule.ours.contains(&up) {
-                wrong.push(format!(
-                    "{} names crate::{up}, which {module} must not know",
-                    file.display()
-                ));
+                wrong.push(format!("{} names crate::{up}, which {module} must not know", file.display()));
             }
         }
-        for word in words(&code)
-            .filter(|word| rule.never.contains(word))
-            .collect::<BTreeSet<_>>()
-        {
-            wrong.push(format!(
-                "{} names `{word}`, which {module} must not know",
-                file.display()
-            ));
+        for word in words(&code).filter(|word| rule.never.contains(word)).collect::<BTreeSet<_>>() {
+            wrong.push(format!("{} names `{word}`, which {module} must not know", file.display()));
         }
     }
     wrong.dedup();
@@ -171,35 +97,17 @@ fn every_way_to_name_a_module_is_seen() {
     let of = |code: &str, path: &[&str]| {
         let path: Vec<_> = path.iter().map(ToString::to_string).collect();
         let code = code_alone(code);
-        modules_named(&code, &path)
-            .into_iter()
-            .collect::<Vec<_>>()
-            .join(" ")
+        modules_named(&code, &path).into_iter().collect::<Vec<_>>().join(" ")
     };
     assert_eq!(of("use crate::hub::Hub;", &["relay", "room"]), "hub");
     assert_eq!(of("let x = crate::edge::f();", &["relay"]), "edge");
-    assert_eq!(
-        of(
-            "use crate::{\n  auth::{settings, claims},\n  hub,\n};",
-            &["relay"]
-        ),
-        "auth hub"
-    );
+    assert_eq!(of("use crate::{\n  auth::{settings, claims},\n  hub,\n};", &["relay"]), "auth hub");
     assert_eq!(of("use super::edge;", &["hub"]), "edge");
-    assert_eq!(
-        of(
-            "use super::super::{edge::A, hub as h};",
-            &["backplane", "redis"]
-        ),
-        "edge hub"
-    );
+    assert_eq!(of("use super::super::{edge::A, hub as h};", &["backplane", "redis"]), "edge hub");
     assert_eq!(of("use super::hub;", &["backplane", "redis"]), "");
     assert_eq!(of("use duorelay::server;", &["main"]), "server");
     assert_eq!(of("// crate::hub\n/// crate::edge", &["relay"]), "");
-    assert_eq!(
-        code_alone("a(\"redis://x\\\" //\", '\"', r#\"fred \"axum\"#); // hub\nb"),
-        "a(, , ); \nb"
-    );
+    assert_eq!(code_alone("a(\"redis://x\\\" //\", '\"', r#\"fred \"axum\"#); // hub\nb"), "a(, , ); \nb");
 }
 
 fn rust_files(folder: &Path) -> Vec<PathBuf> {
@@ -219,10 +127,7 @@ fn rust_files(folder: &Path) -> Vec<PathBuf> {
 /// `edge/http.rs` is `[edge, http]`, `edge/mod.rs` is `[edge]`.
 fn module_path(file: &Path) -> Vec<String> {
     let names = file.with_extension("");
-    let mut path: Vec<_> = names
-        .iter()
-        .map(|name| name.to_str().unwrap().to_owned())
-        .collect();
+    let mut path: Vec<_> = names.iter().map(|name| name.to_str().unwrap().to_owned()).collect();
     if path.len() > 1 {
         path.pop_if(|name| name == "mod");
     }
@@ -269,11 +174,7 @@ fn modules_named(code: &str, path: &[String]) -> BTreeSet<&'static str> {
             }
         }
     }
-    RULES
-        .iter()
-        .map(|rule| rule.module)
-        .filter(|module| named.contains(module))
-        .collect()
+    RULES.iter().map(|rule| rule.module).filter(|module| named.contains(module)).collect()
 }
 
 /// What a path or a group of paths begins with: `a` of `a::b`, `a` and `c` of `{a::b, c}`.
@@ -300,6 +201,5 @@ fn first_names(rest: &str) -> Vec<&str> {
 }
 
 fn words(code: &str) -> impl Iterator<Item = &str> {
-    code.split(|c: char| !(c.is_alphanumeric() || c == '_'))
-        .filter(|word| !word.is_empty())
+    code.split(|c: char| !(c.is_alphanumeric() || c == '_')).filter(|word| !word.is_empty())
 }

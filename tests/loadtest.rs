@@ -1,15 +1,6 @@
 //! The load tester against a real demo: its figures, its exit codes, its files.
-#![allow(
-    missing_docs,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::print_stderr,
-    reason = "tests"
-)]
-#![allow(
-    unreachable_pub,
-    reason = "the support is shared with other test binaries"
-)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::print_stderr, reason = "tests")]
+#![allow(unreachable_pub, reason = "the support is shared with other test binaries")]
 
 mod support;
 
@@ -56,11 +47,7 @@ impl Demo {
             }
         };
         within(LIMIT, "the demo to be ready", ready).await;
-        Self {
-            _process: process,
-            public,
-            admin,
-        }
+        Self { _process: process, public, admin }
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
@@ -134,79 +121,43 @@ async fn a_stream_is_measured_judged_and_reported() {
 async fn a_broken_demand_is_told_and_is_exit_code_1() {
     let demo = Demo::start().await;
     let output = demo
-        .load(&[
-            "--users=1",
-            "--duration=300ms",
-            "--warmup=0s",
-            "--assert=p50<1ns,lost=0,told_p99<1s",
-        ])
+        .load(&["--users=1", "--duration=300ms", "--warmup=0s", "--assert=p50<1ns,lost=0,told_p99<1s"])
         .await;
     let text = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(1), "{text}");
-    assert!(
-        text.contains("BROKEN p50<1ns") && text.contains("holds  lost=0"),
-        "{text}"
-    );
-    assert!(
-        text.contains("BROKEN told_p99<1s (not measured in this run)"),
-        "{text}"
-    );
+    assert!(text.contains("BROKEN p50<1ns") && text.contains("holds  lost=0"), "{text}");
+    assert!(text.contains("BROKEN told_p99<1s (not measured in this run)"), "{text}");
 }
 
 #[tokio::test]
 async fn a_bad_demand_is_exit_code_2_before_anything_is_sent() {
     let command = Command::new(env!("CARGO_BIN_EXE_duorelay"))
-        .args([
-            "loadtest",
-            "--url=ws://127.0.0.1:1",
-            "--assert=p99<20",
-            "--assert=latency<1ms",
-        ])
+        .args(["loadtest", "--url=ws://127.0.0.1:1", "--assert=p99<20", "--assert=latency<1ms"])
         .output();
     let output = within(LIMIT, "the refusal", command).await.unwrap();
     let text = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(2), "{text}");
-    assert!(
-        text.contains("2 mistakes") && text.contains("a time needs its unit"),
-        "{text}"
-    );
+    assert!(text.contains("2 mistakes") && text.contains("a time needs its unit"), "{text}");
     assert!(output.stdout.is_empty());
 }
 
 #[tokio::test]
 async fn a_takeover_is_told_and_a_race_leaves_exactly_one() {
     let demo = Demo::start().await;
-    let (json, code) = demo
-        .figures(&[
-            "overwrite",
-            "--users=5",
-            "--rate=50",
-            "--warmup=0s",
-            "--duration=5s",
-        ])
-        .await;
+    let (json, code) =
+        demo.figures(&["overwrite", "--users=5", "--rate=50", "--warmup=0s", "--duration=5s"]).await;
     assert_eq!(code, Some(0), "{json}");
     let figures = &json["figures"];
     assert_eq!(figures["one_left"], 5.0, "{json}");
-    assert_eq!(
-        (&figures["none_left"], &figures["both_left"]),
-        (&Value::from(0.0), &Value::from(0.0))
-    );
+    assert_eq!((&figures["none_left"], &figures["both_left"]), (&Value::from(0.0), &Value::from(0.0)));
     assert!(figures["told_p99"].as_f64().unwrap() > 0.0);
 }
 
 #[tokio::test]
 async fn slow_receivers_get_newer_frames_instead_of_old_ones() {
     let demo = Demo::start().await;
-    let (json, code) = demo
-        .figures(&[
-            "slow",
-            "--users=2",
-            "--duration=4s",
-            "--warmup=1s",
-            "--assert=age_end_p99<2s",
-        ])
-        .await;
+    let (json, code) =
+        demo.figures(&["slow", "--users=2", "--duration=4s", "--warmup=1s", "--assert=age_end_p99<2s"]).await;
     assert_eq!(code, Some(0), "{json}");
     let figures = &json["figures"];
     assert_eq!(figures["sent"], 240.0);
@@ -216,15 +167,8 @@ async fn slow_receivers_get_newer_frames_instead_of_old_ones() {
 #[tokio::test]
 async fn a_storm_counts_its_handshakes() {
     let demo = Demo::start().await;
-    let (json, code) = demo
-        .figures(&[
-            "storm",
-            "--users=10",
-            "--rate=50",
-            "--duration=1s",
-            "--warmup=0s",
-        ])
-        .await;
+    let (json, code) =
+        demo.figures(&["storm", "--users=10", "--rate=50", "--duration=1s", "--warmup=0s"]).await;
     assert_eq!(code, Some(0), "{json}");
     assert_eq!(
         (&json["figures"]["welcomed"], &json["figures"]["refused"]),
@@ -237,31 +181,19 @@ async fn a_storm_counts_its_handshakes() {
 async fn ctrl_c_ends_a_run_with_the_figures_so_far() {
     use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
     let demo = Demo::start().await;
-    let mut child = demo
-        .command(&["--users=2", "--duration=300s", "--warmup=0s", "--json=-"])
-        .spawn()
-        .unwrap();
+    let mut child =
+        demo.command(&["--users=2", "--duration=300s", "--warmup=0s", "--json=-"]).spawn().unwrap();
     // Measured is what the relay's metrics show: frames.
     let mut told = BufReader::new(child.stderr.take().unwrap()).lines();
-    within(LIMIT, "the announcement", told.next_line())
-        .await
-        .unwrap();
+    within(LIMIT, "the announcement", told.next_line()).await.unwrap();
     let flowing = async {
         let mut pause = tokio::time::interval(Duration::from_millis(20));
         loop {
             pause.tick().await;
-            let metrics = request(demo.admin, "GET", "/metrics", &[], b"")
-                .await
-                .unwrap();
+            let metrics = request(demo.admin, "GET", "/metrics", &[], b"").await.unwrap();
             let text = String::from_utf8_lossy(&metrics.body).into_owned();
-            let frames = text
-                .lines()
-                .filter(|line| line.starts_with("duorelay_frames_total"));
-            if frames
-                .filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok())
-                .sum::<u64>()
-                > 20
-            {
+            let frames = text.lines().filter(|line| line.starts_with("duorelay_frames_total"));
+            if frames.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum::<u64>() > 20 {
                 break;
             }
         }
@@ -271,15 +203,10 @@ async fn ctrl_c_ends_a_run_with_the_figures_so_far() {
     rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
     let mut text = String::new();
     let mut stdout = child.stdout.take().unwrap();
-    within(LIMIT, "the results", stdout.read_to_string(&mut text))
-        .await
-        .unwrap();
+    within(LIMIT, "the results", stdout.read_to_string(&mut text)).await.unwrap();
     let status = within(LIMIT, "the end", child.wait()).await.unwrap();
     assert_eq!(status.code(), Some(0));
     let json: Value = serde_json::from_str(&text).unwrap();
     assert_eq!(json["interrupted"], true);
-    assert!(
-        json["figures"]["delivered"].as_f64().unwrap() > 0.0,
-        "{json}"
-    );
+    assert!(json["figures"]["delivered"].as_f64().unwrap() > 0.0, "{json}");
 }

@@ -38,10 +38,7 @@ impl From<reqwest::Error> for CallError {
 
 /// An address that may be asked: `https://` anywhere, `http://` on this machine only.
 pub(super) fn endpoint(what: &'static str, address: &str) -> Result<Url, AuthError> {
-    let fault = |problem: &str| AuthError::Url {
-        what,
-        problem: problem.to_owned(),
-    };
+    let fault = |problem: &str| AuthError::Url { what, problem: problem.to_owned() };
     let url = Url::parse(address).map_err(|error| fault(&error.to_string()))?;
     if !url.username().is_empty() || url.password().is_some() {
         return Err(fault("it holds a user name or a password"));
@@ -50,20 +47,14 @@ pub(super) fn endpoint(what: &'static str, address: &str) -> Result<Url, AuthErr
     match url.scheme() {
         "https" => Ok(url),
         "http" if is_loopback(host) => Ok(url),
-        "http" => Err(AuthError::PlainHttp {
-            what,
-            host: host.to_owned(),
-        }),
+        "http" => Err(AuthError::PlainHttp { what, host: host.to_owned() }),
         scheme => Err(fault(&format!("it starts with {scheme}:"))),
     }
 }
 
 fn is_loopback(host: &str) -> bool {
     let literal = host.trim_start_matches('[').trim_end_matches(']');
-    host == "localhost"
-        || literal
-            .parse::<IpAddr>()
-            .is_ok_and(|address| address.to_canonical().is_loopback())
+    host == "localhost" || literal.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
 }
 
 /// A client for calls to this machine (no proxy in between) or to the world (by `HTTPS_PROXY`, if set).
@@ -133,25 +124,17 @@ mod tests {
                 "{bad}: {refused:?}"
             );
         }
-        for bad in [
-            "",
-            "keys",
-            "ftp://127.0.0.1/",
-            "file:///keys",
-            "https://",
-            "http://127.0.0.1@issuer.example/",
-        ] {
-            assert!(
-                matches!(endpoint("x", bad), Err(AuthError::Url { .. })),
-                "{bad}"
-            );
+        for bad in
+            ["", "keys", "ftp://127.0.0.1/", "file:///keys", "https://", "http://127.0.0.1@issuer.example/"]
+        {
+            assert!(matches!(endpoint("x", bad), Err(AuthError::Url { .. })), "{bad}");
         }
     }
 
     #[test]
     fn a_password_in_an_address_is_refused_and_not_repeated() {
-        let refused = endpoint("x", "https://user:hunter2@issuer.example/")
-            .map_err(|error| error.to_string());
+        let refused =
+            endpoint("x", "https://user:hunter2@issuer.example/").map_err(|error| error.to_string());
         assert!(refused.is_err_and(|text| !text.contains("hunter2")));
     }
 }

@@ -54,8 +54,7 @@ impl Email {
     /// writes it into a line of its own).
     #[must_use]
     pub fn new(address: &str) -> Option<Self> {
-        (!address.is_empty() && !address.chars().any(char::is_control))
-            .then(|| Self(address.into()))
+        (!address.is_empty() && !address.chars().any(char::is_control)).then(|| Self(address.into()))
     }
 
     /// The address as it stands in the token.
@@ -90,20 +89,13 @@ impl<'a> Parts<'a> {
         if payload.contains('.') {
             return Err(Refusal::MalformedToken);
         }
-        Ok(Self {
-            header,
-            payload,
-            signature,
-            message,
-        })
+        Ok(Self { header, payload, signature, message })
     }
 }
 
 /// Base64url without padding (RFC 7515 section 2).
 pub(super) fn decode(part: &str) -> Result<Vec<u8>, Refusal> {
-    URL_SAFE_NO_PAD
-        .decode(part)
-        .map_err(|_| Refusal::MalformedToken)
+    URL_SAFE_NO_PAD.decode(part).map_err(|_| Refusal::MalformedToken)
 }
 
 /// The header fields that matter. One that appears twice makes the header malformed (RFC 7515 section 4),
@@ -180,19 +172,10 @@ impl<'a> SignedToken<'a> {
             return Err(Refusal::UnknownKey);
         }
         let signed = keys.with(&self.kid, self.algorithm).any(|key| {
-            jsonwebtoken::crypto::verify(
-                self.signature,
-                self.message.as_bytes(),
-                key,
-                self.algorithm,
-            )
-            .unwrap_or(false)
+            jsonwebtoken::crypto::verify(self.signature, self.message.as_bytes(), key, self.algorithm)
+                .unwrap_or(false)
         });
-        if signed {
-            decode(self.payload)
-        } else {
-            Err(Refusal::BadSignature)
-        }
+        if signed { decode(self.payload) } else { Err(Refusal::BadSignature) }
     }
 }
 
@@ -212,11 +195,7 @@ enum Kind {
 
 impl Rules {
     pub(super) fn firebase(issuer: String, audience: String) -> Self {
-        Self {
-            issuer,
-            audience,
-            kind: Kind::Firebase,
-        }
+        Self { issuer, audience, kind: Kind::Firebase }
     }
 
     pub(super) fn openid(issuer: String, audience: String) -> Result<Self, AuthError> {
@@ -226,11 +205,7 @@ impl Rules {
         if audience.is_empty() {
             return Err(AuthError::Empty("DUORELAY_AUDIENCE"));
         }
-        Ok(Self {
-            issuer,
-            audience,
-            kind: Kind::OpenId,
-        })
+        Ok(Self { issuer, audience, kind: Kind::OpenId })
     }
 
     /// The algorithms that this issuer signs with.
@@ -246,11 +221,7 @@ impl Rules {
         let claims: Claims = parse_object(payload)?;
         let latest = now.saturating_add(MAX_AHEAD_SECONDS);
         let not_ahead = |date: u64| {
-            if date <= latest {
-                Ok(date)
-            } else {
-                Err(Refusal::TokenNotYetValid)
-            }
+            if date <= latest { Ok(date) } else { Err(Refusal::TokenNotYetValid) }
         };
 
         self.check_audience(&claims.aud.ok_or(Refusal::MalformedToken)?)?;
@@ -267,27 +238,15 @@ impl Rules {
         if now >= expires_at {
             return Err(Refusal::TokenExpired);
         }
-        let issued_at = date(claims.iat)?
-            .ok_or(Refusal::MalformedToken)
-            .and_then(not_ahead)?;
+        let issued_at = date(claims.iat)?.ok_or(Refusal::MalformedToken).and_then(not_ahead)?;
         let auth_time = date(claims.auth_time)?.map(not_ahead).transpose()?;
         if auth_time.is_none() && self.kind == Kind::Firebase {
             return Err(Refusal::MalformedToken);
         }
         // RFC 7519 section 4.1.5: not asked for, but binding where an issuer writes it.
         date(claims.nbf)?.map(not_ahead).transpose()?;
-        let email = claims
-            .email
-            .as_ref()
-            .and_then(Value::as_str)
-            .and_then(Email::new);
-        Ok(Identity {
-            user,
-            email,
-            expires_at,
-            issued_at,
-            auth_time,
-        })
+        let email = claims.email.as_ref().and_then(Value::as_str).and_then(Email::new);
+        Ok(Identity { user, email, expires_at, issued_at, auth_time })
     }
 
     fn check_audience(&self, aud: &Value) -> Result<(), Refusal> {
@@ -299,11 +258,7 @@ impl Rules {
             }
             _ => return Err(Refusal::MalformedToken),
         };
-        if ours {
-            Ok(())
-        } else {
-            Err(Refusal::WrongAudience)
-        }
+        if ours { Ok(()) } else { Err(Refusal::WrongAudience) }
     }
 }
 
@@ -332,9 +287,7 @@ fn date(claim: Option<Value>) -> Result<Option<u64>, Refusal> {
     match claim {
         None => Ok(None),
         Some(Value::Number(number)) => {
-            let seconds = number
-                .as_u64()
-                .or_else(|| number.as_f64().map(|seconds| seconds as u64));
+            let seconds = number.as_u64().or_else(|| number.as_f64().map(|seconds| seconds as u64));
             Ok(Some(seconds.ok_or(Refusal::MalformedToken)?.min(MAX_DATE)))
         }
         Some(_) => Err(Refusal::MalformedToken),

@@ -44,10 +44,7 @@ fn a_good_firebase_token_names_its_user() {
             auth_time: Some(NOW - 60),
         }
     );
-    assert!(
-        !format!("{identity:?}").contains("example.com"),
-        "an e-mail address must not get into logs"
-    );
+    assert!(!format!("{identity:?}").contains("example.com"), "an e-mail address must not get into logs");
 }
 
 #[test]
@@ -65,22 +62,10 @@ fn each_broken_claim_has_its_refusal() {
         // iss
         (json!({"iss": null}), Some(MalformedToken)),
         (json!({"iss": 7}), Some(MalformedToken)),
-        (
-            json!({"iss": "https://securetoken.google.com/other"}),
-            Some(WrongIssuer),
-        ),
-        (
-            json!({"iss": format!("https://securetoken.google.com/{PROJECT}/")}),
-            Some(WrongIssuer),
-        ),
-        (
-            json!({"iss": format!("http://securetoken.google.com/{PROJECT}")}),
-            Some(WrongIssuer),
-        ),
-        (
-            json!({"iss": "https://accounts.google.com"}),
-            Some(WrongIssuer),
-        ),
+        (json!({"iss": "https://securetoken.google.com/other"}), Some(WrongIssuer)),
+        (json!({"iss": format!("https://securetoken.google.com/{PROJECT}/")}), Some(WrongIssuer)),
+        (json!({"iss": format!("http://securetoken.google.com/{PROJECT}")}), Some(WrongIssuer)),
+        (json!({"iss": "https://accounts.google.com"}), Some(WrongIssuer)),
         // sub
         (json!({"sub": null}), Some(MalformedToken)),
         (json!({"sub": 7}), Some(MalformedToken)),
@@ -90,10 +75,7 @@ fn each_broken_claim_has_its_refusal() {
         (json!({"sub": "x".repeat(129)}), Some(MalformedToken)),
         // exp: no leeway, and the second itself is too late
         (json!({"exp": null}), Some(MalformedToken)),
-        (
-            json!({"exp": (NOW + 3600).to_string()}),
-            Some(MalformedToken),
-        ),
+        (json!({"exp": (NOW + 3600).to_string()}), Some(MalformedToken)),
         (json!({"exp": NOW + 1}), None),
         (json!({"exp": NOW}), Some(TokenExpired)),
         (json!({"exp": NOW - 1}), Some(TokenExpired)),
@@ -127,35 +109,16 @@ fn each_broken_claim_has_its_refusal() {
         (json!({"email": null}), None),
         (json!({"email": 7}), None),
         // the first broken rule wins
-        (
-            json!({"aud": "other", "iss": "x", "sub": "", "exp": 0, "iat": u64::MAX}),
-            Some(WrongAudience),
-        ),
-        (
-            json!({"iss": "x", "sub": "", "exp": 0, "iat": u64::MAX}),
-            Some(WrongIssuer),
-        ),
-        (
-            json!({"sub": "", "exp": 0, "iat": u64::MAX}),
-            Some(MalformedToken),
-        ),
-        (
-            json!({"exp": 0, "iat": u64::MAX, "auth_time": null}),
-            Some(TokenExpired),
-        ),
-        (
-            json!({"iat": u64::MAX, "auth_time": null}),
-            Some(TokenNotYetValid),
-        ),
+        (json!({"aud": "other", "iss": "x", "sub": "", "exp": 0, "iat": u64::MAX}), Some(WrongAudience)),
+        (json!({"iss": "x", "sub": "", "exp": 0, "iat": u64::MAX}), Some(WrongIssuer)),
+        (json!({"sub": "", "exp": 0, "iat": u64::MAX}), Some(MalformedToken)),
+        (json!({"exp": 0, "iat": u64::MAX, "auth_time": null}), Some(TokenExpired)),
+        (json!({"iat": u64::MAX, "auth_time": null}), Some(TokenNotYetValid)),
         (json!({"aud": "other", "exp": null}), Some(WrongAudience)),
     ];
     for (changes, refusal) in table {
         let payload = claims(changes.clone()).to_string();
-        assert_eq!(
-            firebase_rules().identity(payload.as_bytes(), NOW).err(),
-            refusal,
-            "{changes}"
-        );
+        assert_eq!(firebase_rules().identity(payload.as_bytes(), NOW).err(), refusal, "{changes}");
     }
 }
 
@@ -177,11 +140,7 @@ fn other_issuers_may_list_audiences_and_leave_out_auth_time() {
     ];
     for (changes, refusal) in table {
         let payload = openid_claims(changes.clone()).to_string();
-        assert_eq!(
-            openid_rules().identity(payload.as_bytes(), NOW).err(),
-            refusal,
-            "{changes}"
-        );
+        assert_eq!(openid_rules().identity(payload.as_bytes(), NOW).err(), refusal, "{changes}");
     }
 }
 
@@ -189,20 +148,13 @@ fn other_issuers_may_list_audiences_and_leave_out_auth_time() {
 fn dates_stay_where_arithmetic_is_safe() {
     let payload = claims(json!({"exp": 1e300, "iat": -7.5, "auth_time": 0.5})).to_string();
     let identity = firebase_rules().identity(payload.as_bytes(), NOW).unwrap();
-    assert_eq!(
-        (identity.expires_at, identity.issued_at, identity.auth_time),
-        (MAX_DATE, 0, Some(0))
-    );
+    assert_eq!((identity.expires_at, identity.issued_at, identity.auth_time), (MAX_DATE, 0, Some(0)));
 }
 
 #[test]
 fn a_payload_that_is_not_one_object_is_malformed() {
-    let twice = claims(json!({}))
-        .to_string()
-        .replacen('{', r#"{"sub":"somebody-else","#, 1);
-    let escaped = claims(json!({}))
-        .to_string()
-        .replacen('{', r#"{"\u0073ub":"somebody-else","#, 1);
+    let twice = claims(json!({})).to_string().replacen('{', r#"{"sub":"somebody-else","#, 1);
+    let escaped = claims(json!({})).to_string().replacen('{', r#"{"\u0073ub":"somebody-else","#, 1);
     let list = json!([
         PROJECT,
         format!("https://securetoken.google.com/{PROJECT}"),
@@ -226,25 +178,14 @@ fn a_payload_that_is_not_one_object_is_malformed() {
     ];
     for payload in cases {
         let refused = firebase_rules().identity(payload.as_bytes(), NOW);
-        assert_eq!(
-            refused,
-            Err(Refusal::MalformedToken),
-            "{}",
-            &payload[..payload.len().min(80)]
-        );
+        assert_eq!(refused, Err(Refusal::MalformedToken), "{}", &payload[..payload.len().min(80)]);
     }
 }
 
 #[test]
 fn an_address_that_would_break_a_line_is_left_out() {
     let payload = claims(json!({"email": "a@example.com\nMessage: forged"})).to_string();
-    assert_eq!(
-        firebase_rules()
-            .identity(payload.as_bytes(), NOW)
-            .unwrap()
-            .email,
-        None
-    );
+    assert_eq!(firebase_rules().identity(payload.as_bytes(), NOW).unwrap().email, None);
 }
 
 #[test]
@@ -264,10 +205,7 @@ fn each_broken_header_has_its_refusal() {
         (r#"{"alg":"PS256","kid":"rsa-1"}"#, Some(BadSignature)),
         (r#"{"alg":"ES256","kid":"ec-1"}"#, Some(BadSignature)),
         (r#"{"alg":"HS256","kid":7}"#, Some(BadSignature)),
-        (
-            r#"{"alg":"HS256","kid":"rsa-1","crit":["b64"]}"#,
-            Some(BadSignature),
-        ),
+        (r#"{"alg":"HS256","kid":"rsa-1","crit":["b64"]}"#, Some(BadSignature)),
         // no algorithm at all is no header
         (r#"{"kid":"rsa-1"}"#, Some(MalformedToken)),
         (r#"{"alg":null,"kid":"rsa-1"}"#, Some(MalformedToken)),
@@ -280,23 +218,11 @@ fn each_broken_header_has_its_refusal() {
         (r#"{"alg":"RS256","kid":""}"#, Some(UnknownKey)),
         (r#"{"alg":"RS256","kid":"RSA-1"}"#, Some(UnknownKey)),
         // crit
-        (
-            r#"{"alg":"RS256","kid":"rsa-1","crit":["exp"]}"#,
-            Some(MalformedToken),
-        ),
-        (
-            r#"{"alg":"RS256","kid":"rsa-1","crit":[]}"#,
-            Some(MalformedToken),
-        ),
+        (r#"{"alg":"RS256","kid":"rsa-1","crit":["exp"]}"#, Some(MalformedToken)),
+        (r#"{"alg":"RS256","kid":"rsa-1","crit":[]}"#, Some(MalformedToken)),
         // twice
-        (
-            r#"{"alg":"none","alg":"RS256","kid":"rsa-1"}"#,
-            Some(MalformedToken),
-        ),
-        (
-            r#"{"alg":"RS256","kid":"rsa-1","kid":"rsa-1"}"#,
-            Some(MalformedToken),
-        ),
+        (r#"{"alg":"none","alg":"RS256","kid":"rsa-1"}"#, Some(MalformedToken)),
+        (r#"{"alg":"RS256","kid":"rsa-1","kid":"rsa-1"}"#, Some(MalformedToken)),
         // no object
         (r#"["RS256","rsa-1",null]"#, Some(MalformedToken)),
         (r#""RS256""#, Some(MalformedToken)),
@@ -304,9 +230,7 @@ fn each_broken_header_has_its_refusal() {
         ("{", Some(MalformedToken)),
     ];
     for (header, refusal) in table {
-        let token = RSA
-            .sign_parts(header, &claims(json!({})).to_string())
-            .unwrap();
+        let token = RSA.sign_parts(header, &claims(json!({})).to_string()).unwrap();
         assert_eq!(verify(&firebase_rules(), &token).err(), refusal, "{header}");
     }
 }
@@ -314,20 +238,11 @@ fn each_broken_header_has_its_refusal() {
 #[test]
 fn the_signature_comes_before_every_claim() {
     let bad = claims(json!({"aud": "other", "exp": 0}));
-    assert_eq!(
-        verify(&firebase_rules(), &FORGED.sign(&bad).unwrap()),
-        Err(Refusal::BadSignature)
-    );
+    assert_eq!(verify(&firebase_rules(), &FORGED.sign(&bad).unwrap()), Err(Refusal::BadSignature));
     let token = FORGED.sign_parts(HEADER, "not json").unwrap();
-    assert_eq!(
-        verify(&firebase_rules(), &token),
-        Err(Refusal::BadSignature)
-    );
+    assert_eq!(verify(&firebase_rules(), &token), Err(Refusal::BadSignature));
     let token = RSA.sign_parts(HEADER, "not json").unwrap();
-    assert_eq!(
-        verify(&firebase_rules(), &token),
-        Err(Refusal::MalformedToken)
-    );
+    assert_eq!(verify(&firebase_rules(), &token), Err(Refusal::MalformedToken));
 }
 
 #[test]
@@ -335,51 +250,25 @@ fn a_token_that_was_touched_is_refused() {
     use Refusal::*;
     let good = RSA.sign(&claims(json!({}))).unwrap();
     let parts: Vec<&str> = good.split('.').collect();
-    let [header, payload, signature] = parts[..] else {
-        panic!("{good}")
-    };
+    let [header, payload, signature] = parts[..] else { panic!("{good}") };
     let other_payload = encode(claims(json!({"sub": "somebody-else"})).to_string());
     let last = if signature.ends_with('A') { 'B' } else { 'A' };
     let table = [
         (good.clone(), None),
-        (
-            format!("{header}.{other_payload}.{signature}"),
-            Some(BadSignature),
-        ),
+        (format!("{header}.{other_payload}.{signature}"), Some(BadSignature)),
         (format!("{header}.{payload}."), Some(BadSignature)),
-        (
-            format!("{header}.{payload}.{signature}A"),
-            Some(BadSignature),
-        ),
-        (
-            format!("{header}.{payload}.{signature}=="),
-            Some(BadSignature),
-        ),
-        (
-            format!("{header}.{payload}.{}", &signature[..signature.len() - 1]),
-            Some(BadSignature),
-        ),
-        (
-            format!(
-                "{header}.{payload}.{}{last}",
-                &signature[..signature.len() - 1]
-            ),
-            Some(BadSignature),
-        ),
-        (
-            format!("{header}.{payload}.!{}", &signature[1..]),
-            Some(BadSignature),
-        ),
+        (format!("{header}.{payload}.{signature}A"), Some(BadSignature)),
+        (format!("{header}.{payload}.{signature}=="), Some(BadSignature)),
+        (format!("{header}.{payload}.{}", &signature[..signature.len() - 1]), Some(BadSignature)),
+        (format!("{header}.{payload}.{}{last}", &signature[..signature.len() - 1]), Some(BadSignature)),
+        (format!("{header}.{payload}.!{}", &signature[1..]), Some(BadSignature)),
         (format!("{header}.!.{signature}"), Some(BadSignature)),
         (format!("{header}..{signature}"), Some(BadSignature)),
         (format!("{header}.{payload}"), Some(MalformedToken)),
         (format!("{good}."), Some(MalformedToken)),
         (format!("{good}.x.y"), Some(MalformedToken)),
         (format!(".{payload}.{signature}"), Some(MalformedToken)),
-        (
-            format!("{header}=.{payload}.{signature}"),
-            Some(MalformedToken),
-        ),
+        (format!("{header}=.{payload}.{signature}"), Some(MalformedToken)),
         (format!(" {good}"), Some(MalformedToken)),
         (format!("Bearer {good}"), Some(MalformedToken)),
         (String::new(), Some(MalformedToken)),
@@ -392,18 +281,11 @@ fn a_token_that_was_touched_is_refused() {
 
 #[test]
 fn a_token_may_be_long_but_not_without_end() {
-    let fits = RSA
-        .sign(&claims(json!({"groups": "x".repeat(10_000)})))
-        .unwrap();
+    let fits = RSA.sign(&claims(json!({"groups": "x".repeat(10_000)}))).unwrap();
     assert!(fits.len() < MAX_TOKEN_BYTES);
     assert!(verify(&firebase_rules(), &fits).is_ok());
-    let too_long = RSA
-        .sign(&claims(json!({"groups": "x".repeat(MAX_TOKEN_BYTES)})))
-        .unwrap();
-    assert_eq!(
-        verify(&firebase_rules(), &too_long),
-        Err(Refusal::MalformedToken)
-    );
+    let too_long = RSA.sign(&claims(json!({"groups": "x".repeat(MAX_TOKEN_BYTES)}))).unwrap();
+    assert_eq!(verify(&firebase_rules(), &too_long), Err(Refusal::MalformedToken));
 }
 
 #[test]
@@ -411,10 +293,7 @@ fn es256_is_for_other_issuers_and_a_key_keeps_to_its_algorithm() {
     use Refusal::*;
     let payload = openid_claims(json!({})).to_string();
     let es = |kid: &str| EC.sign_parts(&format!(r#"{{"alg":"ES256","kid":"{kid}"}}"#), &payload);
-    let rs = |kid: &str| {
-        RSA.sign_parts(&format!(r#"{{"alg":"RS256","kid":"{kid}"}}"#), &payload)
-            .unwrap()
-    };
+    let rs = |kid: &str| RSA.sign_parts(&format!(r#"{{"alg":"RS256","kid":"{kid}"}}"#), &payload).unwrap();
     assert!(verify(&openid_rules(), &es("ec-1")).is_ok());
     assert!(verify(&openid_rules(), &rs("rsa-1")).is_ok());
     assert_eq!(verify(&openid_rules(), &es("rsa-1")), Err(BadSignature));
@@ -427,18 +306,11 @@ fn es256_is_for_other_issuers_and_a_key_keeps_to_its_algorithm() {
 #[test]
 fn the_public_key_is_no_hmac_secret() {
     let header = r#"{"alg":"HS256","kid":"rsa-1"}"#;
-    let message = format!(
-        "{}.{}",
-        encode(header),
-        encode(openid_claims(json!({})).to_string())
-    );
+    let message = format!("{}.{}", encode(header), encode(openid_claims(json!({})).to_string()));
     let n = rsa_jwk(json!({}))["n"].as_str().map(str::to_owned).unwrap();
     let key = jsonwebtoken::EncodingKey::from_urlsafe_base64_secret(&format!("{n}==")).unwrap();
     let signature = jsonwebtoken::crypto::sign(message.as_bytes(), &key, Algorithm::HS256).unwrap();
-    assert_eq!(
-        verify(&openid_rules(), &format!("{message}.{signature}")),
-        Err(Refusal::BadSignature)
-    );
+    assert_eq!(verify(&openid_rules(), &format!("{message}.{signature}")), Err(Refusal::BadSignature));
 }
 
 proptest! {

@@ -20,13 +20,7 @@ pub(super) fn payload(token: &str) -> Result<Vec<u8>, Refusal> {
 pub(super) fn check_host(host: &str) -> Result<(), AuthError> {
     let fault = || AuthError::EmulatorHost(host.to_owned());
     let url = reqwest::Url::parse(&format!("http://{host}")).map_err(|_| fault())?;
-    let has_port = host
-        .rsplit_once(':')
-        .is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+    let has_port = host.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
     let bare = url.path() == "/" && !host.contains(['/', '@', '?', '#']);
-    if has_port && bare {
-        Ok(())
-    } else {
-        Err(fault())
-    }
+    if has_port && bare { Ok(()) } else { Err(fault()) }
 }

@@ -69,11 +69,7 @@ impl KeySet {
             .filter_map(|jwk| Key::from_jwk(&serde_json::from_value(jwk).ok()?))
             .filter(|key| allowed.contains(&key.algorithm))
             .collect();
-        if keys.is_empty() {
-            Err(KeySetError::NoneUsable)
-        } else {
-            Ok(Self(keys))
-        }
+        if keys.is_empty() { Err(KeySetError::NoneUsable) } else { Ok(Self(keys)) }
     }
 
     /// Is there any key of this name?
@@ -83,33 +79,18 @@ impl KeySet {
 
     /// The keys of this name and algorithm. One name can stand for several keys: RFC 7517 section 4.5
     /// only says that it should not.
-    pub(super) fn with(
-        &self,
-        kid: &str,
-        algorithm: Algorithm,
-    ) -> impl Iterator<Item = &DecodingKey> {
-        self.0
-            .iter()
-            .filter(move |key| key.kid == kid && key.algorithm == algorithm)
-            .map(|key| &key.key)
+    pub(super) fn with(&self, kid: &str, algorithm: Algorithm) -> impl Iterator<Item = &DecodingKey> {
+        self.0.iter().filter(move |key| key.kid == kid && key.algorithm == algorithm).map(|key| &key.key)
     }
 }
 
 impl Key {
     /// The key, unless it is made for something else than verifying RS256 or ES256.
     fn from_jwk(jwk: &Jwk) -> Option<Self> {
-        if jwk
-            .public_key_use
-            .as_deref()
-            .is_some_and(|used| used != "sig")
-        {
+        if jwk.public_key_use.as_deref().is_some_and(|used| used != "sig") {
             return None;
         }
-        if jwk
-            .key_ops
-            .as_ref()
-            .is_some_and(|operations| !operations.iter().any(|op| op == "verify"))
-        {
+        if jwk.key_ops.as_ref().is_some_and(|operations| !operations.iter().any(|op| op == "verify")) {
             return None;
         }
         let (name, algorithm, key) = match jwk.kty.as_str() {
@@ -117,30 +98,18 @@ impl Key {
                 let (n, e) = (bytes(jwk.n.as_ref()?)?, bytes(jwk.e.as_ref()?)?);
                 // RFC 7518 section 3.3: 2048 bits or more; an absurd key would cost absurd time.
                 let fits = (256..=1024).contains(&n.len()) && (1..=4).contains(&e.len());
-                (
-                    "RS256",
-                    Algorithm::RS256,
-                    fits.then(|| DecodingKey::from_rsa_raw_components(&n, &e))?,
-                )
+                ("RS256", Algorithm::RS256, fits.then(|| DecodingKey::from_rsa_raw_components(&n, &e))?)
             }
             "EC" if jwk.crv.as_deref() == Some("P-256") => {
                 let (x, y) = (jwk.x.as_ref()?, jwk.y.as_ref()?);
                 // RFC 7518 section 6.2.1.2: the coordinates have the curve's full length.
                 let fits = bytes(x)?.len() == 32 && bytes(y)?.len() == 32;
-                (
-                    "ES256",
-                    Algorithm::ES256,
-                    fits.then(|| DecodingKey::from_ec_components(x, y).ok())??,
-                )
+                ("ES256", Algorithm::ES256, fits.then(|| DecodingKey::from_ec_components(x, y).ok())??)
             }
             _ => return None,
         };
         let made_for_it = jwk.alg.as_deref().is_none_or(|alg| alg == name);
-        made_for_it.then(|| Self {
-            kid: jwk.kid.clone(),
-            algorithm,
-            key,
-        })
+        made_for_it.then(|| Self { kid: jwk.kid.clone(), algorithm, key })
     }
 }
 
@@ -165,9 +134,7 @@ mod tests {
     fn a_key_for_another_purpose_is_passed_over() {
         let ec = |changes: Value| {
             let mut jwk = EC.jwk();
-            jwk.as_object_mut()
-                .unwrap()
-                .extend(changes.as_object().unwrap().clone());
+            jwk.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
             jwk
         };
         let good = [
@@ -205,55 +172,23 @@ mod tests {
             json!(null),
         ];
         for jwk in bad {
-            assert_eq!(
-                parse(vec![jwk.clone()], BOTH).err(),
-                Some(KeySetError::NoneUsable),
-                "{jwk}"
-            );
+            assert_eq!(parse(vec![jwk.clone()], BOTH).err(), Some(KeySetError::NoneUsable), "{jwk}");
             let beside = parse(vec![jwk.clone(), rsa_jwk(json!({"kid": "good"}))], BOTH).unwrap();
-            assert!(
-                beside.contains("good") && !beside.contains("rsa-1"),
-                "{jwk}"
-            );
+            assert!(beside.contains("good") && !beside.contains("rsa-1"), "{jwk}");
         }
-        assert_eq!(
-            parse(vec![EC.jwk()], &[Algorithm::RS256]).err(),
-            Some(KeySetError::NoneUsable)
-        );
+        assert_eq!(parse(vec![EC.jwk()], &[Algorithm::RS256]).err(), Some(KeySetError::NoneUsable));
     }
 
     #[test]
     fn what_is_not_a_set_is_an_error() {
-        for answer in [
-            "",
-            "{",
-            "null",
-            "[]",
-            "{}",
-            r#"{"keys":{}}"#,
-            r#"{"keys":7}"#,
-            "<html>",
-            "\u{feff}{}",
-        ] {
-            assert_eq!(
-                KeySet::parse(answer.as_bytes(), BOTH).err(),
-                Some(KeySetError::NotASet),
-                "{answer}"
-            );
+        for answer in ["", "{", "null", "[]", "{}", r#"{"keys":{}}"#, r#"{"keys":7}"#, "<html>", "\u{feff}{}"]
+        {
+            assert_eq!(KeySet::parse(answer.as_bytes(), BOTH).err(), Some(KeySetError::NotASet), "{answer}");
         }
-        assert_eq!(
-            KeySet::parse(&[0xff, 0xfe], BOTH).err(),
-            Some(KeySetError::NotASet)
-        );
-        assert_eq!(
-            KeySet::parse(&b"[".repeat(100_000), BOTH).err(),
-            Some(KeySetError::NotASet)
-        );
+        assert_eq!(KeySet::parse(&[0xff, 0xfe], BOTH).err(), Some(KeySetError::NotASet));
+        assert_eq!(KeySet::parse(&b"[".repeat(100_000), BOTH).err(), Some(KeySetError::NotASet));
         assert_eq!(parse(vec![], BOTH).err(), Some(KeySetError::NoneUsable));
-        assert_eq!(
-            parse(vec![json!({}); 101], BOTH).err(),
-            Some(KeySetError::TooMany)
-        );
+        assert_eq!(parse(vec![json!({}); 101], BOTH).err(), Some(KeySetError::TooMany));
     }
 
     #[test]

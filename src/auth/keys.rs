@@ -61,22 +61,13 @@ pub(super) struct Endpoint {
 impl Endpoint {
     pub(super) fn new(url: &str, algorithms: &'static [Algorithm]) -> Result<Self, AuthError> {
         let url = calls::endpoint("DUORELAY_JWKS_URL", url)?;
-        Ok(Self {
-            client: calls::client(&url)?,
-            url,
-            algorithms,
-        })
+        Ok(Self { client: calls::client(&url)?, url, algorithms })
     }
 }
 
 impl Source for Endpoint {
     async fn fetch(&self) -> Result<Fetched, FetchError> {
-        let response = self
-            .client
-            .get(self.url.clone())
-            .send()
-            .await
-            .map_err(CallError::from)?;
+        let response = self.client.get(self.url.clone()).send().await.map_err(CallError::from)?;
         let max_age = max_age(response.headers());
         let keys = KeySet::parse(&calls::body(response).await?, self.algorithms)?;
         Ok(Fetched { keys, max_age })
@@ -86,26 +77,13 @@ impl Source for Endpoint {
 /// What is left of an answer's `max-age` (RFC 9111 sections 4.2 and 5.2.2.1). No `max-age`, or one of nothing:
 /// the default, since keys without any life could not be used at all.
 fn max_age(headers: &HeaderMap) -> Duration {
-    let directives = headers
-        .get_all(CACHE_CONTROL)
-        .iter()
-        .filter_map(|value| value.to_str().ok());
-    let seconds = directives
-        .flat_map(|value| value.split(','))
-        .find_map(|directive| {
-            let (name, value) = directive.split_once('=')?;
-            let named = name.trim().eq_ignore_ascii_case("max-age");
-            value
-                .trim()
-                .trim_matches('"')
-                .parse::<u64>()
-                .ok()
-                .filter(|_| named)
-        });
-    let age = headers
-        .get(AGE)
-        .and_then(|age| age.to_str().ok()?.trim().parse::<u64>().ok())
-        .unwrap_or(0);
+    let directives = headers.get_all(CACHE_CONTROL).iter().filter_map(|value| value.to_str().ok());
+    let seconds = directives.flat_map(|value| value.split(',')).find_map(|directive| {
+        let (name, value) = directive.split_once('=')?;
+        let named = name.trim().eq_ignore_ascii_case("max-age");
+        value.trim().trim_matches('"').parse::<u64>().ok().filter(|_| named)
+    });
+    let age = headers.get(AGE).and_then(|age| age.to_str().ok()?.trim().parse::<u64>().ok()).unwrap_or(0);
     match seconds.unwrap_or(0).saturating_sub(age) {
         0 => DEFAULT_MAX_AGE,
         left => Duration::from_secs(left).min(LONGEST_MAX_AGE),
@@ -124,24 +102,16 @@ struct State {
 
 impl State {
     fn may_ask(&self) -> bool {
-        self.asked
-            .is_none_or(|asked| asked.elapsed() >= UNKNOWN_KEY_PAUSE)
+        self.asked.is_none_or(|asked| asked.elapsed() >= UNKNOWN_KEY_PAUSE)
     }
 
     fn keys_with(&self, kid: &str) -> Option<Arc<KeySet>> {
-        self.keys
-            .as_ref()
-            .filter(|keys| keys.contains(kid))
-            .cloned()
+        self.keys.as_ref().filter(|keys| keys.contains(kid)).cloned()
     }
 
     /// Why there is no such key.
     fn refusal(&self) -> Refusal {
-        if self.keys.is_some() {
-            Refusal::UnknownKey
-        } else {
-            Refusal::KeysUnavailable
-        }
+        if self.keys.is_some() { Refusal::UnknownKey } else { Refusal::KeysUnavailable }
     }
 }
 
@@ -167,11 +137,7 @@ impl Drop for KeyCache {
 impl KeyCache {
     /// Starts the task on the current runtime, and the first fetch with it.
     pub(super) fn start(source: impl Source) -> Self {
-        let (publish, state) = watch::channel(State {
-            keys: None,
-            fetching: true,
-            asked: None,
-        });
+        let (publish, state) = watch::channel(State { keys: None, fetching: true, asked: None });
         let ask = Arc::new(Notify::new());
         let task = tokio::spawn(refresh(source, publish, Arc::clone(&ask))).abort_handle();
         Self { state, ask, task }
@@ -219,9 +185,7 @@ async fn refresh(source: impl Source, publish: watch::Sender<State>, ask: Arc<No
     let mut failures = 0;
     loop {
         publish.send_if_modified(|state| !std::mem::replace(&mut state.fetching, true));
-        let fetched = timeout(CALL_TIME, source.fetch())
-            .await
-            .unwrap_or(Err(CallError::TimedOut.into()));
+        let fetched = timeout(CALL_TIME, source.fetch()).await.unwrap_or(Err(CallError::TimedOut.into()));
         let next = match fetched {
             Ok(Fetched { keys, max_age }) => {
                 failures = 0;
@@ -265,10 +229,7 @@ fn refresh_after(max_age: Duration) -> Duration {
 /// Doubles with each failure, less up to a half.
 fn retry_after(failures: u32) -> Duration {
     let (first, longest) = RETRY;
-    first
-        .saturating_mul(1 << failures.min(10))
-        .min(longest)
-        .mul_f64(0.5 + 0.5 * fastrand::f64())
+    first.saturating_mul(1 << failures.min(10)).min(longest).mul_f64(0.5 + 0.5 * fastrand::f64())
 }
 
 #[cfg(test)]

@@ -31,10 +31,7 @@ struct Script {
 }
 
 fn key_set(kids: &[&str]) -> KeySet {
-    let keys: Vec<_> = kids
-        .iter()
-        .map(|kid| rsa_jwk(json!({"kid": kid})))
-        .collect();
+    let keys: Vec<_> = kids.iter().map(|kid| rsa_jwk(json!({"kid": kid}))).collect();
     KeySet::parse(json!({"keys": keys}).to_string().as_bytes(), RS256).unwrap()
 }
 
@@ -46,27 +43,14 @@ impl Source for Script {
                 self.0.fetch_sub(1, Ordering::SeqCst);
             }
         }
-        assert_eq!(
-            self.under_way.fetch_add(1, Ordering::SeqCst),
-            0,
-            "one fetch at a time"
-        );
+        assert_eq!(self.under_way.fetch_add(1, Ordering::SeqCst), 0, "one fetch at a time");
         let _under_way = UnderWay(&self.under_way);
         self.fetches.fetch_add(1, Ordering::SeqCst);
         let answer = {
             let mut answers = self.answers.lock().unwrap();
-            if answers.len() > 1 {
-                answers.pop_front().unwrap()
-            } else {
-                answers[0].clone()
-            }
+            if answers.len() > 1 { answers.pop_front().unwrap() } else { answers[0].clone() }
         };
-        let fetched = |kids, age| {
-            Ok(Fetched {
-                keys: key_set(kids),
-                max_age: SECOND * age as u32,
-            })
-        };
+        let fetched = |kids, age| Ok(Fetched { keys: key_set(kids), max_age: SECOND * age as u32 });
         match answer {
             Answer::Keys(kids, age) => fetched(kids, age),
             Answer::Late(seconds, kids, age) => {
@@ -94,11 +78,7 @@ fn cache(answers: impl Into<VecDeque<Answer>>) -> (KeyCache, impl Fn() -> usize)
     let fetches = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&fetches);
     let answers = Mutex::new(answers.into());
-    let cache = KeyCache::start(Script {
-        answers,
-        fetches,
-        under_way: AtomicUsize::new(0),
-    });
+    let cache = KeyCache::start(Script { answers, fetches, under_way: AtomicUsize::new(0) });
     (cache, move || counted.load(Ordering::SeqCst))
 }
 
@@ -122,28 +102,16 @@ async fn keys_are_kept_for_their_max_age_and_refreshed_before_it_ends() {
     assert_eq!(fetches(), 1);
     sleep(SECOND * 170).await;
     assert_eq!(fetches(), 2);
-    assert!(
-        cache.state.borrow().keys_with("b").is_some(),
-        "without anybody having asked for it"
-    );
+    assert!(cache.state.borrow().keys_with("b").is_some(), "without anybody having asked for it");
 }
 
 #[tokio::test(start_paused = true)]
 async fn old_keys_serve_past_their_max_age_while_the_endpoint_is_down() {
-    let (cache, fetches) = cache([
-        Answer::Keys(&["a"], 10),
-        Answer::Fails,
-        Answer::Hangs,
-        Answer::Fails,
-    ]);
+    let (cache, fetches) = cache([Answer::Keys(&["a"], 10), Answer::Fails, Answer::Hangs, Answer::Fails]);
     assert_eq!(refusal(&cache, "a").await, None);
     sleep(SECOND * 3600).await;
     assert_eq!(refusal(&cache, "a").await, None);
-    assert!(
-        (60..200).contains(&fetches()),
-        "it goes on asking, but not often: {}",
-        fetches()
-    );
+    assert!((60..200).contains(&fetches()), "it goes on asking, but not often: {}", fetches());
 }
 
 #[tokio::test(start_paused = true)]
@@ -157,10 +125,7 @@ async fn keys_that_the_issuer_withdrew_are_gone_after_the_refresh() {
 
 #[tokio::test(start_paused = true)]
 async fn a_hundred_who_ask_for_a_new_key_cause_one_fetch_and_all_get_it() {
-    let (cache, fetches) = cache([
-        Answer::Keys(&["a"], 3600),
-        Answer::Late(1, &["a", "b"], 3600),
-    ]);
+    let (cache, fetches) = cache([Answer::Keys(&["a"], 3600), Answer::Late(1, &["a", "b"], 3600)]);
     assert_eq!(refusal(&cache, "a").await, None);
     let all = join_all((0..100).map(|_| refusal(&cache, "b"))).await;
     assert!(all.iter().all(Option::is_none));
@@ -173,10 +138,7 @@ async fn an_unknown_key_causes_at_most_one_fetch_in_five_seconds() {
     assert_eq!(refusal(&cache, "a").await, None);
     let begin = Instant::now();
     for kid in 0..500_u32 {
-        assert_eq!(
-            refusal(&cache, &kid.to_string()).await,
-            Some(Refusal::UnknownKey)
-        );
+        assert_eq!(refusal(&cache, &kid.to_string()).await, Some(Refusal::UnknownKey));
         sleep(Duration::from_millis(100)).await;
     }
     assert_eq!(begin.elapsed(), SECOND * 50);
@@ -189,11 +151,7 @@ async fn a_fetch_is_cut_after_three_seconds() {
     let begin = Instant::now();
     assert_eq!(refusal(&cache, "a").await, Some(Refusal::KeysUnavailable));
     assert_eq!(begin.elapsed(), SECOND * 3);
-    assert_eq!(
-        refusal(&cache, "a").await,
-        None,
-        "the next try is asked for at once"
-    );
+    assert_eq!(refusal(&cache, "a").await, None, "the next try is asked for at once");
     assert_eq!(begin.elapsed(), SECOND * 3);
 }
 
@@ -210,12 +168,7 @@ async fn a_known_key_never_waits_for_a_fetch() {
 
 #[tokio::test(start_paused = true)]
 async fn without_any_keys_the_service_is_unavailable_until_they_come() {
-    let (cache, fetches) = cache([
-        Answer::Fails,
-        Answer::Fails,
-        Answer::Fails,
-        Answer::Keys(&["a"], 3600),
-    ]);
+    let (cache, fetches) = cache([Answer::Fails, Answer::Fails, Answer::Fails, Answer::Keys(&["a"], 3600)]);
     assert_eq!(refusal(&cache, "a").await, Some(Refusal::KeysUnavailable));
     sleep(SECOND * 8).await;
     assert_eq!(fetches(), 4, "the task goes on by itself");
@@ -235,39 +188,18 @@ async fn the_task_ends_with_the_cache() {
 fn max_age_is_what_the_answer_has_left() {
     let hours = |hours: u64| Duration::from_secs(hours * 3600);
     let table: &[(&[(&str, &str)], Duration)] = &[
-        (
-            &[("cache-control", "public, max-age=3600, must-revalidate")],
-            hours(1),
-        ),
+        (&[("cache-control", "public, max-age=3600, must-revalidate")], hours(1)),
         (&[("cache-control", "Max-Age=3600")], hours(1)),
         (&[("cache-control", "max-age=\"3600\"")], hours(1)),
-        (
-            &[
-                ("cache-control", "public"),
-                ("cache-control", "max-age=3600"),
-            ],
-            hours(1),
-        ),
+        (&[("cache-control", "public"), ("cache-control", "max-age=3600")], hours(1)),
         (&[("cache-control", "s-maxage=1, max-age=3600")], hours(1)),
-        (
-            &[("cache-control", "max-age=7200"), ("age", "3600")],
-            hours(1),
-        ),
+        (&[("cache-control", "max-age=7200"), ("age", "3600")], hours(1)),
         (&[("cache-control", "max-age=1")], SECOND),
-        (
-            &[("cache-control", "max-age=999999999999")],
-            LONGEST_MAX_AGE,
-        ),
-        (
-            &[("cache-control", "max-age=3600"), ("age", "3600")],
-            DEFAULT_MAX_AGE,
-        ),
+        (&[("cache-control", "max-age=999999999999")], LONGEST_MAX_AGE),
+        (&[("cache-control", "max-age=3600"), ("age", "3600")], DEFAULT_MAX_AGE),
         (&[("cache-control", "no-store, max-age=0")], DEFAULT_MAX_AGE),
         (&[("cache-control", "max-age=-1")], DEFAULT_MAX_AGE),
-        (
-            &[("cache-control", "max-age=99999999999999999999")],
-            DEFAULT_MAX_AGE,
-        ),
+        (&[("cache-control", "max-age=99999999999999999999")], DEFAULT_MAX_AGE),
         (&[("cache-control", "max-age")], DEFAULT_MAX_AGE),
         (&[], DEFAULT_MAX_AGE),
     ];
@@ -281,10 +213,7 @@ fn max_age_is_what_the_answer_has_left() {
 }
 
 async fn fetch(server: &Server) -> Result<Fetched, FetchError> {
-    Endpoint::new(&format!("{}/keys", server.url), RS256)
-        .unwrap()
-        .fetch()
-        .await
+    Endpoint::new(&format!("{}/keys", server.url), RS256).unwrap().fetch().await
 }
 
 #[tokio::test]
@@ -300,18 +229,11 @@ async fn a_redirect_is_not_followed() {
     let elsewhere = Server::start(|_| ok(both_keys(), 60)).await;
     let location = elsewhere.url.clone();
     let server = Server::start(move |_| {
-        Response::builder()
-            .status(302)
-            .header("location", &location)
-            .body(String::new())
-            .unwrap()
+        Response::builder().status(302).header("location", &location).body(String::new()).unwrap()
     })
     .await;
     let error = fetch(&server).await.err();
-    assert!(
-        matches!(error, Some(FetchError::Call(CallError::Status(status))) if status == 302),
-        "{error:?}"
-    );
+    assert!(matches!(error, Some(FetchError::Call(CallError::Status(status))) if status == 302), "{error:?}");
     assert_eq!(*elsewhere.asked.borrow(), 0);
 }
 
@@ -320,10 +242,7 @@ async fn https_is_never_spoken_in_the_clear() {
     let server = Server::start(|_| ok(both_keys(), 60)).await;
     let url = server.url.replace("http://", "https://");
     let fetched = Endpoint::new(&url, RS256).unwrap().fetch().await;
-    assert!(matches!(
-        fetched,
-        Err(FetchError::Call(CallError::Failed(_)))
-    ));
+    assert!(matches!(fetched, Err(FetchError::Call(CallError::Failed(_)))));
     assert_eq!(*server.asked.borrow(), 0);
 }
 
@@ -338,26 +257,11 @@ async fn bad_answers_are_errors() {
         _ => ok(huge.clone(), 60),
     })
     .await;
-    assert!(matches!(
-        fetch(&server).await,
-        Err(FetchError::Call(CallError::Status(_)))
-    ));
-    assert!(matches!(
-        fetch(&server).await,
-        Err(FetchError::Call(CallError::Status(_)))
-    ));
-    assert!(matches!(
-        fetch(&server).await,
-        Err(FetchError::Keys(KeySetError::NotASet))
-    ));
-    assert!(matches!(
-        fetch(&server).await,
-        Err(FetchError::Keys(KeySetError::NoneUsable))
-    ));
-    assert!(matches!(
-        fetch(&server).await,
-        Err(FetchError::Call(CallError::TooLong))
-    ));
+    assert!(matches!(fetch(&server).await, Err(FetchError::Call(CallError::Status(_)))));
+    assert!(matches!(fetch(&server).await, Err(FetchError::Call(CallError::Status(_)))));
+    assert!(matches!(fetch(&server).await, Err(FetchError::Keys(KeySetError::NotASet))));
+    assert!(matches!(fetch(&server).await, Err(FetchError::Keys(KeySetError::NoneUsable))));
+    assert!(matches!(fetch(&server).await, Err(FetchError::Call(CallError::TooLong))));
 }
 
 #[tokio::test]

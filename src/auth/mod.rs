@@ -117,16 +117,11 @@ impl Verifier {
                 (Revocation::Emulator, Issuer::Emulator { project_id, host }) => {
                     revocation::Checker::emulator(host, project_id)
                 }
-                (Revocation::Google(_) | Revocation::Emulator, _) => {
-                    Err(AuthError::RevocationIssuer)
-                }
+                (Revocation::Google(_) | Revocation::Emulator, _) => Err(AuthError::RevocationIssuer),
             })
             .transpose()?;
         let tokens = match settings.issuer {
-            Issuer::Firebase {
-                project_id,
-                jwks_url,
-            } => {
+            Issuer::Firebase { project_id, jwks_url } => {
                 let rules = firebase::rules(&project_id)?;
                 let url = jwks_url.as_deref().unwrap_or(firebase::JWKS_URL);
                 Tokens::signed(rules, url)?
@@ -135,11 +130,9 @@ impl Verifier {
                 emulator::check_host(&host)?;
                 Tokens::Unsigned(firebase::rules(&project_id)?)
             }
-            Issuer::OpenId {
-                issuer,
-                audience,
-                jwks_url,
-            } => Tokens::signed(Rules::openid(issuer, audience)?, &jwks_url)?,
+            Issuer::OpenId { issuer, audience, jwks_url } => {
+                Tokens::signed(Rules::openid(issuer, audience)?, &jwks_url)?
+            }
         };
         Ok(Self::new(tokens, revocation))
     }
@@ -148,9 +141,7 @@ impl Verifier {
         // Named, so that a second back end among the dependencies' features cannot make the choice
         // ambiguous. An error means that it was named before.
         let _ = jsonwebtoken::crypto::aws_lc::DEFAULT_PROVIDER.install_default();
-        Self {
-            inner: Arc::new(Inner { tokens, revocation }),
-        }
+        Self { inner: Arc::new(Inner { tokens, revocation }) }
     }
 
     /// A verifier for Firebase-shaped tokens of a key that this process made itself.
@@ -208,17 +199,12 @@ impl Verifier {
 impl Tokens {
     fn signed(rules: Rules, jwks_url: &str) -> Result<Self, AuthError> {
         let source = keys::Endpoint::new(jwks_url, rules.algorithms())?;
-        Ok(Self::Signed {
-            rules,
-            keys: KeySource::Endpoint(KeyCache::start(source)),
-        })
+        Ok(Self::Signed { rules, keys: KeySource::Endpoint(KeyCache::start(source)) })
     }
 }
 
 /// The system's clock in Unix seconds.
 #[must_use]
 pub fn unix_now() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs())
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

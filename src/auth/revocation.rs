@@ -50,9 +50,7 @@ pub(super) struct Checker {
 
 impl fmt::Debug for Checker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Checker")
-            .field("lookup", &self.lookup.as_str())
-            .finish_non_exhaustive()
+        f.debug_struct("Checker").field("lookup", &self.lookup.as_str()).finish_non_exhaustive()
     }
 }
 
@@ -66,23 +64,11 @@ enum Access {
 impl Checker {
     /// Asks Google about this project's users. The account may belong to another project that was given the role.
     pub(super) fn google(account: &ServiceAccount, project_id: &str) -> Result<Self, AuthError> {
-        Self::google_at(
-            "https://identitytoolkit.googleapis.com",
-            account,
-            project_id,
-        )
+        Self::google_at("https://identitytoolkit.googleapis.com", account, project_id)
     }
 
-    fn google_at(
-        base: &str,
-        account: &ServiceAccount,
-        project_id: &str,
-    ) -> Result<Self, AuthError> {
-        Self::new(
-            base,
-            project_id,
-            Access::Granted(Box::new(Grant::new(account)?)),
-        )
+    fn google_at(base: &str, account: &ServiceAccount, project_id: &str) -> Result<Self, AuthError> {
+        Self::new(base, project_id, Access::Granted(Box::new(Grant::new(account)?)))
     }
 
     /// Asks the emulator at `HOST:PORT`.
@@ -94,12 +80,8 @@ impl Checker {
 
     fn new(base: &str, project_id: &str, access: Access) -> Result<Self, AuthError> {
         let project = utf8_percent_encode(project_id, ESCAPED);
-        let lookup = Url::parse(&format!("{base}/v1/projects/{project}/accounts:lookup")).map_err(
-            |error| AuthError::Url {
-                what: "the identity service",
-                problem: error.to_string(),
-            },
-        )?;
+        let lookup = Url::parse(&format!("{base}/v1/projects/{project}/accounts:lookup"))
+            .map_err(|error| AuthError::Url { what: "the identity service", problem: error.to_string() })?;
         Ok(Self {
             client: calls::client(&lookup)?,
             lookup,
@@ -115,9 +97,7 @@ impl Checker {
             tracing::warn!(checks = CHECKS, "too many revocation checks are under way");
             return Err(Refusal::KeysUnavailable);
         };
-        let account = timeout(CALL_TIME, self.account(identity))
-            .await
-            .unwrap_or(Err(CallError::TimedOut));
+        let account = timeout(CALL_TIME, self.account(identity)).await.unwrap_or(Err(CallError::TimedOut));
         match account {
             Ok(account) => verdict(account.as_ref(), identity),
             Err(error) => {
@@ -128,32 +108,20 @@ impl Checker {
     }
 
     async fn account(&self, identity: &Identity) -> Result<Option<Account>, CallError> {
-        let _turn = self
-            .lookups
-            .acquire()
-            .await
-            .map_err(|_| CallError::Nonsense("closed"))?;
+        let _turn = self.lookups.acquire().await.map_err(|_| CallError::Nonsense("closed"))?;
         let token = match &self.access {
             Access::Owner => SecretString::from("owner"),
             Access::Granted(grant) => grant.token().await?,
         };
         let uid = identity.user.as_str();
-        let request = self
-            .client
-            .post(self.lookup.clone())
-            .bearer_auth(token.expose_secret());
+        let request = self.client.post(self.lookup.clone()).bearer_auth(token.expose_secret());
         let response = request.json(&json!({"localId": [uid]})).send().await?;
-        if let (StatusCode::UNAUTHORIZED, Access::Granted(grant)) =
-            (response.status(), &self.access)
-        {
+        if let (StatusCode::UNAUTHORIZED, Access::Granted(grant)) = (response.status(), &self.access) {
             grant.forget(&token).await;
         }
         let found: Found = serde_json::from_slice(&calls::body(response).await?)
             .map_err(|_| CallError::Nonsense("not a list of accounts"))?;
-        Ok(found
-            .users
-            .into_iter()
-            .find(|account| account.local_id == uid))
+        Ok(found.users.into_iter().find(|account| account.local_id == uid))
     }
 }
 
@@ -163,11 +131,7 @@ fn verdict(account: Option<&Account>, identity: &Identity) -> Result<(), Refusal
         None | Some(Account { disabled: true, .. }) => Err(Refusal::UserDisabled),
         Some(account) => {
             let signed_in = identity.auth_time.unwrap_or(identity.issued_at);
-            if signed_in < account.valid_since {
-                Err(Refusal::TokenRevoked)
-            } else {
-                Ok(())
-            }
+            if signed_in < account.valid_since { Err(Refusal::TokenRevoked) } else { Ok(()) }
         }
     }
 }
@@ -242,10 +206,8 @@ fn secret<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SecretString, D:
 
 impl Grant {
     fn new(account: &ServiceAccount) -> Result<Self, AuthError> {
-        let token_uri = calls::endpoint(
-            "the token_uri in GOOGLE_APPLICATION_CREDENTIALS",
-            &account.token_uri,
-        )?;
+        let token_uri =
+            calls::endpoint("the token_uri in GOOGLE_APPLICATION_CREDENTIALS", &account.token_uri)?;
         let kid = account.private_key_id.clone();
         Ok(Self {
             client: calls::client(&token_uri)?,
@@ -262,9 +224,7 @@ impl Grant {
         match &*granted {
             Granted::Token { token, until } if Instant::now() < *until => return Ok(token.clone()),
             Granted::Failed { until } if Instant::now() < *until => {
-                return Err(CallError::Nonsense(
-                    "no access token was granted a moment ago",
-                ));
+                return Err(CallError::Nonsense("no access token was granted a moment ago"));
             }
             Granted::Nothing | Granted::Token { .. } | Granted::Failed { .. } => {}
         }
@@ -272,16 +232,11 @@ impl Grant {
             Ok(answer) => {
                 let life = Duration::from_secs(answer.expires_in.min(24 * 3600));
                 let until = Instant::now() + life.saturating_sub(ACCESS_MARGIN);
-                *granted = Granted::Token {
-                    token: answer.access_token.clone(),
-                    until,
-                };
+                *granted = Granted::Token { token: answer.access_token.clone(), until };
                 Ok(answer.access_token)
             }
             Err(error) => {
-                *granted = Granted::Failed {
-                    until: Instant::now() + GRANT_PAUSE,
-                };
+                *granted = Granted::Failed { until: Instant::now() + GRANT_PAUSE };
                 Err(error)
             }
         }
@@ -309,14 +264,10 @@ impl Grant {
             }))
             .map_err(|_| CallError::Nonsense("the assertion could not be signed"))?;
         // A JWT is made of characters that need no escaping in a form.
-        let form = format!(
-            "grant_type=urn%3Aietf%3Aparams%3Aoauth%3Agrant-type%3Ajwt-bearer&assertion={assertion}"
-        );
+        let form =
+            format!("grant_type=urn%3Aietf%3Aparams%3Aoauth%3Agrant-type%3Ajwt-bearer&assertion={assertion}");
         let request = self.client.post(self.token_uri.clone()).body(form);
-        let response = request
-            .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
-            .send()
-            .await?;
+        let response = request.header(CONTENT_TYPE, "application/x-www-form-urlencoded").send().await?;
         serde_json::from_slice(&calls::body(response).await?)
             .map_err(|_| CallError::Nonsense("not an access token"))
     }

@@ -10,22 +10,14 @@ use crate::auth::claims::Rules;
 use crate::auth::testing::{Asked, NOW, PROJECT, Server, claims, ok, status};
 
 fn identity() -> Identity {
-    let rules = Rules::openid(
-        format!("https://securetoken.google.com/{PROJECT}"),
-        PROJECT.into(),
-    );
-    rules
-        .unwrap()
-        .identity(claims(json!({})).to_string().as_bytes(), NOW)
-        .unwrap()
+    let rules = Rules::openid(format!("https://securetoken.google.com/{PROJECT}"), PROJECT.into());
+    rules.unwrap().identity(claims(json!({})).to_string().as_bytes(), NOW).unwrap()
 }
 
 /// The emulator's own words, with these members of the account in place.
 fn found(account: Value) -> String {
     let mut user = json!({"localId": "some-user", "createdAt": "1", "providerUserInfo": []});
-    user.as_object_mut()
-        .unwrap()
-        .extend(account.as_object().unwrap().clone());
+    user.as_object_mut().unwrap().extend(account.as_object().unwrap().clone());
     json!({"kind": "identitytoolkit#GetAccountInfoResponse", "users": [user]}).to_string()
 }
 
@@ -43,33 +35,15 @@ async fn the_verdict_is_that_of_the_admin_sdk() {
     let signed_in = NOW - 60;
     let table = [
         (found(json!({})), None),
-        (
-            found(json!({"validSince": (signed_in - 1).to_string()})),
-            None,
-        ),
+        (found(json!({"validSince": (signed_in - 1).to_string()})), None),
         (found(json!({"validSince": signed_in.to_string()})), None),
-        (
-            found(json!({"validSince": (signed_in + 1).to_string()})),
-            Some(TokenRevoked),
-        ),
-        (
-            found(json!({"validSince": signed_in + 1})),
-            Some(TokenRevoked),
-        ),
+        (found(json!({"validSince": (signed_in + 1).to_string()})), Some(TokenRevoked)),
+        (found(json!({"validSince": signed_in + 1})), Some(TokenRevoked)),
         (found(json!({"disabled": false})), None),
         (found(json!({"disabled": true})), Some(UserDisabled)),
-        (
-            found(json!({"disabled": true, "validSince": (signed_in + 1).to_string()})),
-            Some(UserDisabled),
-        ),
-        (
-            found(json!({"localId": "somebody-else"})),
-            Some(UserDisabled),
-        ),
-        (
-            json!({"kind": "identitytoolkit#GetAccountInfoResponse"}).to_string(),
-            Some(UserDisabled),
-        ),
+        (found(json!({"disabled": true, "validSince": (signed_in + 1).to_string()})), Some(UserDisabled)),
+        (found(json!({"localId": "somebody-else"})), Some(UserDisabled)),
+        (json!({"kind": "identitytoolkit#GetAccountInfoResponse"}).to_string(), Some(UserDisabled)),
         (json!({"users": []}).to_string(), Some(UserDisabled)),
         ("<html>".into(), Some(KeysUnavailable)),
         (found(json!({"validSince": "soon"})), Some(KeysUnavailable)),
@@ -89,10 +63,7 @@ async fn the_emulator_is_asked_as_its_owner() {
             format!("/identitytoolkit.googleapis.com/v1/projects/{PROJECT}/accounts:lookup")
         );
         assert_eq!(asked.authorization, "Bearer owner");
-        assert_eq!(
-            serde_json::from_str::<Value>(&asked.body).unwrap(),
-            json!({"localId": ["some-user"]})
-        );
+        assert_eq!(serde_json::from_str::<Value>(&asked.body).unwrap(), json!({"localId": ["some-user"]}));
         ok(found(json!({})), 0)
     })
     .await;
@@ -101,21 +72,11 @@ async fn the_emulator_is_asked_as_its_owner() {
 
 #[tokio::test]
 async fn no_answer_is_no_verdict() {
-    let (checker, server) =
-        emulator(|asked| status(if asked.number == 1 { 500 } else { 403 })).await;
-    assert_eq!(
-        checker.check(&identity()).await,
-        Err(Refusal::KeysUnavailable)
-    );
-    assert_eq!(
-        checker.check(&identity()).await,
-        Err(Refusal::KeysUnavailable)
-    );
+    let (checker, server) = emulator(|asked| status(if asked.number == 1 { 500 } else { 403 })).await;
+    assert_eq!(checker.check(&identity()).await, Err(Refusal::KeysUnavailable));
+    assert_eq!(checker.check(&identity()).await, Err(Refusal::KeysUnavailable));
     drop(server);
-    assert_eq!(
-        checker.check(&identity()).await,
-        Err(Refusal::KeysUnavailable)
-    );
+    assert_eq!(checker.check(&identity()).await, Err(Refusal::KeysUnavailable));
 }
 
 #[tokio::test(start_paused = true)]
@@ -125,15 +86,8 @@ async fn a_check_takes_at_most_three_seconds() {
     let checker = Checker::emulator(&silent.local_addr().unwrap().to_string(), PROJECT).unwrap();
     let begin = Instant::now();
     let all = join_all((0..200).map(|_| async { checker.check(&identity()).await })).await;
-    assert!(
-        all.iter()
-            .all(|answer| *answer == Err(Refusal::KeysUnavailable))
-    );
-    assert!(
-        begin.elapsed() <= CALL_TIME + Duration::from_millis(10),
-        "{:?}",
-        begin.elapsed()
-    );
+    assert!(all.iter().all(|answer| *answer == Err(Refusal::KeysUnavailable)));
+    assert!(begin.elapsed() <= CALL_TIME + Duration::from_millis(10), "{:?}", begin.elapsed());
 }
 
 fn account(server: &Server) -> ServiceAccount {
@@ -145,10 +99,7 @@ fn account(server: &Server) -> ServiceAccount {
         .chunks(64)
         .map(|line| String::from_utf8(line.to_vec()).unwrap())
         .collect();
-    let pem = format!(
-        "-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n",
-        lines.join("\n")
-    );
+    let pem = format!("-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n", lines.join("\n"));
     ServiceAccount {
         project_id: PROJECT.into(),
         client_email: "relay@some-project.iam.gserviceaccount.com".into(),
@@ -178,10 +129,7 @@ async fn google(
 async fn google_is_asked_with_one_granted_token_for_all() {
     let server = google(3600, |asked| {
         assert_eq!(asked.authorization, "Bearer access-1");
-        assert_eq!(
-            asked.path,
-            format!("/v1/projects/{PROJECT}/accounts:lookup")
-        );
+        assert_eq!(asked.path, format!("/v1/projects/{PROJECT}/accounts:lookup"));
         ok(found(json!({})), 0)
     })
     .await;
@@ -212,10 +160,7 @@ async fn a_token_that_google_no_longer_accepts_is_replaced() {
     })
     .await;
     let checker = Checker::google_at(&server.url, &account(&server), PROJECT).unwrap();
-    assert_eq!(
-        checker.check(&identity()).await,
-        Err(Refusal::KeysUnavailable)
-    );
+    assert_eq!(checker.check(&identity()).await, Err(Refusal::KeysUnavailable));
     assert_eq!(checker.check(&identity()).await, Ok(()));
 }
 
@@ -224,10 +169,7 @@ async fn a_refused_grant_is_not_repeated_by_everybody() {
     let server = Server::start(|_| status(400)).await;
     let checker = Checker::google_at(&server.url, &account(&server), PROJECT).unwrap();
     let all = join_all((0..100).map(|_| async { checker.check(&identity()).await })).await;
-    assert!(
-        all.iter()
-            .all(|answer| *answer == Err(Refusal::KeysUnavailable))
-    );
+    assert!(all.iter().all(|answer| *answer == Err(Refusal::KeysUnavailable)));
     assert_eq!(*server.asked.borrow(), 1);
 }
 
@@ -237,10 +179,7 @@ async fn the_assertion_is_signed_by_the_service_account() {
     let server = Server::start(move |asked| {
         if asked.path == "/token" {
             give.send_replace(asked.body);
-            return ok(
-                json!({"access_token": "x", "expires_in": 3600}).to_string(),
-                0,
-            );
+            return ok(json!({"access_token": "x", "expires_in": 3600}).to_string(), 0);
         }
         ok(found(json!({})), 0)
     })
@@ -263,10 +202,7 @@ async fn the_assertion_is_signed_by_the_service_account() {
     let token = jsonwebtoken::decode::<Value>(assertion, &key, &validation).unwrap();
     assert_eq!(token.header.kid.as_deref(), Some("key-7"));
     assert_eq!(token.claims["scope"], SCOPE);
-    assert_eq!(
-        token.claims["exp"].as_u64().unwrap() - token.claims["iat"].as_u64().unwrap(),
-        300
-    );
+    assert_eq!(token.claims["exp"].as_u64().unwrap() - token.claims["iat"].as_u64().unwrap(), 300);
 }
 
 #[tokio::test]
@@ -279,13 +215,9 @@ async fn a_wrong_service_account_stops_the_start() {
         Checker::google(&account, PROJECT).err()
     };
     assert!(with(&|_| ()).is_none());
+    assert!(matches!(with(&|a| a.private_key = "x".into()), Some(AuthError::PrivateKey)));
     assert!(matches!(
-        with(&|a| a.private_key = "x".into()),
-        Some(AuthError::PrivateKey)
-    ));
-    assert!(matches!(
-        with(&|a| a.private_key =
-            "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----".into()),
+        with(&|a| a.private_key = "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----".into()),
         Some(AuthError::PrivateKey)
     ));
     assert!(matches!(

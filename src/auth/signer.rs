@@ -24,9 +24,7 @@ pub(crate) struct Signer {
 
 impl fmt::Debug for Signer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Signer")
-            .field("kid", &self.kid)
-            .finish_non_exhaustive()
+        f.debug_struct("Signer").field("kid", &self.kid).finish_non_exhaustive()
     }
 }
 
@@ -34,20 +32,13 @@ impl Signer {
     /// A fresh 2048-bit key.
     pub(crate) fn generate(kid: String) -> Result<Self, SignError> {
         let pair = KeyPair::generate(KeySize::Rsa2048).map_err(|_| SignError)?;
-        Ok(Self {
-            pair,
-            kid: Some(kid),
-        })
+        Ok(Self { pair, kid: Some(kid) })
     }
 
     /// The key in a PEM block `PRIVATE KEY` (PKCS #8, RFC 7468 section 10), as service account files hold it.
     pub(crate) fn from_pem(pem: &str, kid: Option<String>) -> Result<Self, SignError> {
-        let (_, rest) = pem
-            .split_once("-----BEGIN PRIVATE KEY-----")
-            .ok_or(SignError)?;
-        let (base64, _) = rest
-            .split_once("-----END PRIVATE KEY-----")
-            .ok_or(SignError)?;
+        let (_, rest) = pem.split_once("-----BEGIN PRIVATE KEY-----").ok_or(SignError)?;
+        let (base64, _) = rest.split_once("-----END PRIVATE KEY-----").ok_or(SignError)?;
         let base64: String = base64.split_ascii_whitespace().collect();
         let der = STANDARD.decode(base64).map_err(|_| SignError)?;
         let pair = KeyPair::from_pkcs8(&der).map_err(|_| SignError)?;
@@ -58,9 +49,7 @@ impl Signer {
     pub(crate) fn to_pem(&self) -> Result<String, SignError> {
         let der: Pkcs8V1Der<'_> = self.pair.as_der().map_err(|_| SignError)?;
         let base64 = STANDARD.encode(der.as_ref());
-        Ok(format!(
-            "-----BEGIN PRIVATE KEY-----\n{base64}\n-----END PRIVATE KEY-----\n"
-        ))
+        Ok(format!("-----BEGIN PRIVATE KEY-----\n{base64}\n-----END PRIVATE KEY-----\n"))
     }
 
     /// A JWT of these claims (RFC 7519).
@@ -74,19 +63,10 @@ impl Signer {
 
     /// A JWS in compact serialization (RFC 7515 section 7.1) of this header and payload.
     pub(super) fn sign_parts(&self, header: &str, payload: &str) -> Result<String, SignError> {
-        let message = format!(
-            "{}.{}",
-            URL_SAFE_NO_PAD.encode(header),
-            URL_SAFE_NO_PAD.encode(payload)
-        );
+        let message = format!("{}.{}", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(payload));
         let mut signature = vec![0; self.pair.public_modulus_len()];
         self.pair
-            .sign(
-                &RSA_PKCS1_SHA256,
-                &SystemRandom::new(),
-                message.as_bytes(),
-                &mut signature,
-            )
+            .sign(&RSA_PKCS1_SHA256, &SystemRandom::new(), message.as_bytes(), &mut signature)
             .map_err(|_| SignError)?;
         Ok(format!("{message}.{}", URL_SAFE_NO_PAD.encode(signature)))
     }

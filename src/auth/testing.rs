@@ -25,11 +25,9 @@ pub(super) const NOW: u64 = 1_800_000_000;
 pub(super) const PROJECT: &str = "some-project";
 
 /// The issuer's RSA key, `kid` "rsa-1"; made once, since making one takes a while.
-pub(super) static RSA: LazyLock<Signer> =
-    LazyLock::new(|| Signer::generate("rsa-1".into()).unwrap());
+pub(super) static RSA: LazyLock<Signer> = LazyLock::new(|| Signer::generate("rsa-1".into()).unwrap());
 /// Somebody else's RSA key that claims the same `kid`.
-pub(super) static FORGED: LazyLock<Signer> =
-    LazyLock::new(|| Signer::generate("rsa-1".into()).unwrap());
+pub(super) static FORGED: LazyLock<Signer> = LazyLock::new(|| Signer::generate("rsa-1".into()).unwrap());
 /// The issuer's P-256 key, `kid` "ec-1".
 pub(super) static EC: LazyLock<EcKey> =
     LazyLock::new(|| EcKey(EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap()));
@@ -39,10 +37,7 @@ pub(super) struct EcKey(EcdsaKeyPair);
 impl EcKey {
     pub(super) fn sign_parts(&self, header: &str, payload: &str) -> String {
         let message = format!("{}.{}", encode(header), encode(payload));
-        let signature = self
-            .0
-            .sign(&SystemRandom::new(), message.as_bytes())
-            .unwrap();
+        let signature = self.0.sign(&SystemRandom::new(), message.as_bytes()).unwrap();
         format!("{message}.{}", encode(signature))
     }
 
@@ -119,9 +114,7 @@ impl Drop for Server {
 }
 
 impl Server {
-    pub(super) async fn start(
-        answer: impl Fn(Asked) -> Response<String> + Send + Sync + 'static,
-    ) -> Self {
+    pub(super) async fn start(answer: impl Fn(Asked) -> Response<String> + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let (count, asked) = watch::channel(0);
@@ -140,22 +133,14 @@ impl Server {
                         });
                         let path = request.uri().path().to_owned();
                         let header = request.headers().get("authorization");
-                        let authorization = header
-                            .map_or("", |value| value.to_str().unwrap())
-                            .to_owned();
+                        let authorization = header.map_or("", |value| value.to_str().unwrap()).to_owned();
                         let body = request.into_body().collect().await?.to_bytes();
                         let body = String::from_utf8(body.to_vec()).unwrap();
-                        let answer = answer(Asked {
-                            path,
-                            authorization,
-                            body,
-                            number,
-                        });
+                        let answer = answer(Asked { path, authorization, body, number });
                         Ok::<_, hyper::Error>(answer.map(|body| Full::new(Bytes::from(body))))
                     }
                 });
-                connections
-                    .spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+                connections.spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
             }
         });
         Self { url, asked, task }
@@ -165,25 +150,16 @@ impl Server {
     pub(super) async fn asked_at_least(&self, times: usize) {
         let mut asked = self.asked.clone();
         let waited = asked.wait_for(|asked| *asked >= times);
-        tokio::time::timeout(Duration::from_secs(10), waited)
-            .await
-            .unwrap()
-            .unwrap();
+        tokio::time::timeout(Duration::from_secs(10), waited).await.unwrap().unwrap();
     }
 }
 
 /// A 200 with this body, which may be kept for so many seconds.
 pub(super) fn ok(body: impl Into<String>, max_age: u64) -> Response<String> {
     let cache_control = format!("public, max-age={max_age}, must-revalidate, no-transform");
-    Response::builder()
-        .header("cache-control", cache_control)
-        .body(body.into())
-        .unwrap()
+    Response::builder().header("cache-control", cache_control).body(body.into()).unwrap()
 }
 
 pub(super) fn status(status: u16) -> Response<String> {
-    Response::builder()
-        .status(status)
-        .body(String::new())
-        .unwrap()
+    Response::builder().status(status).body(String::new()).unwrap()
 }

@@ -38,9 +38,7 @@ pub struct Attached {
 }
 
 fn now_us() -> u64 {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
 }
 
@@ -52,12 +50,7 @@ impl Memory {
     /// Attaches a worker, whose events go to `sink`.
     #[must_use]
     pub fn attach(self: &Rc<Self>, sink: Sink, lease_ms: u64) -> Rc<Attached> {
-        Rc::new_cyclic(|me| Attached {
-            memory: Rc::clone(self),
-            sink,
-            lease_ms,
-            me: me.clone(),
-        })
+        Rc::new_cyclic(|me| Attached { memory: Rc::clone(self), sink, lease_ms, me: me.clone() })
     }
 
     /// Loses what is known of a room, as a Redis does that restarts empty: for tests of how that heals.
@@ -76,11 +69,7 @@ impl Memory {
                 None => return,
             };
             for subscriber in subscribers.iter().filter_map(Weak::upgrade) {
-                (subscriber.sink)(Event::Lane {
-                    user,
-                    lane: *lane,
-                    envelope: envelope.clone(),
-                });
+                (subscriber.sink)(Event::Lane { user, lane: *lane, envelope: envelope.clone() });
             }
         }
     }
@@ -119,8 +108,7 @@ impl Backplane for Attached {
         claim: Claim,
     ) -> LocalBoxFuture<'a, Result<ClaimOutcome, Unavailable>> {
         let device = claim.device;
-        let (connection, instance, client) =
-            (claim.connection, claim.instance, claim.client.clone());
+        let (connection, instance, client) = (claim.connection, claim.instance, claim.client.clone());
         let outcome = {
             let mut rooms = self.memory.rooms.borrow_mut();
             let room = rooms.entry(user.clone()).or_default();
@@ -131,49 +119,28 @@ impl Backplane for Attached {
             room.record.claim(now_us(), self.lease_ms, claim)
         };
         if let ClaimOutcome::Claimed(Claimed { generation, .. }) = outcome {
-            let holder = Holder {
-                member: Member {
-                    connection,
-                    generation,
-                },
-                instance,
-                client,
-            };
-            self.memory
-                .hand_out(user, &Device::ALL, &Envelope::Claimed { device, holder });
+            let holder = Holder { member: Member { connection, generation }, instance, client };
+            self.memory.hand_out(user, &Device::ALL, &Envelope::Claimed { device, holder });
         }
         ready(Ok(outcome)).boxed_local()
     }
 
-    fn renew<'a>(
-        &'a self,
-        renewals: &'a [Renewal],
-    ) -> LocalBoxFuture<'a, Vec<Result<Renewed, Unavailable>>> {
-        let renew = |Renewal {
-                         user,
-                         device,
-                         holder,
-                     }: &Renewal| {
+    fn renew<'a>(&'a self, renewals: &'a [Renewal]) -> LocalBoxFuture<'a, Vec<Result<Renewed, Unavailable>>> {
+        let renew = |Renewal { user, device, holder }: &Renewal| {
             let (renewed, put_back) = {
                 let mut rooms = self.memory.rooms.borrow_mut();
                 let room = rooms.entry(user.clone()).or_default();
                 room.record.renew(now_ms(), self.lease_ms, *device, holder)
             };
             if put_back {
-                let claimed = Envelope::Claimed {
-                    device: *device,
-                    holder: holder.clone(),
-                };
+                let claimed = Envelope::Claimed { device: *device, holder: holder.clone() };
                 self.memory.hand_out(user, &Device::ALL, &claimed);
             }
             Ok(renewed)
         };
         let renewed = renewals.iter().map(renew).collect();
         let leaving = std::mem::take(&mut *self.memory.leaving.borrow_mut());
-        let kept = leaving
-            .into_iter()
-            .filter(|user| !self.memory.try_forget(user))
-            .collect();
+        let kept = leaving.into_iter().filter(|user| !self.memory.try_forget(user)).collect();
         *self.memory.leaving.borrow_mut() = kept;
         ready(renewed).boxed_local()
     }
@@ -189,8 +156,7 @@ impl Backplane for Attached {
             None => None,
         };
         if let Some(member) = released {
-            self.memory
-                .hand_out(user, &Device::ALL, &Envelope::Released { device, member });
+            self.memory.hand_out(user, &Device::ALL, &Envelope::Released { device, member });
         }
         self.memory.forget_idle(user);
         ready(()).boxed_local()
@@ -203,31 +169,17 @@ impl Backplane for Attached {
         self.memory.forget_idle(user);
     }
 
-    fn publish(
-        &self,
-        user: &UserId,
-        lane: Device,
-        envelope: Envelope,
-        _since: Instant,
-    ) -> Published {
+    fn publish(&self, user: &UserId, lane: Device, envelope: Envelope, _since: Instant) -> Published {
         self.memory.hand_out(user, &[lane], &envelope);
         Published::Queued
     }
 
-    fn room<'a>(
-        &'a self,
-        user: &'a UserId,
-    ) -> LocalBoxFuture<'a, Result<RoomSnapshot, Unavailable>> {
+    fn room<'a>(&'a self, user: &'a UserId) -> LocalBoxFuture<'a, Result<RoomSnapshot, Unavailable>> {
         let now = now_ms();
         let rooms = self.memory.rooms.borrow();
         let held = |device| {
-            let held = rooms
-                .get(user)
-                .and_then(|room| room.record.holder(device, now))?;
-            Some(Held {
-                holder: held.holder.clone(),
-                lease_ends: held.lease_ends - now,
-            })
+            let held = rooms.get(user).and_then(|room| room.record.holder(device, now))?;
+            Some(Held { holder: held.holder.clone(), lease_ends: held.lease_ends - now })
         };
         ready(Ok(Device::ALL.map(held))).boxed_local()
     }

@@ -121,10 +121,7 @@ pub trait Backplane {
     ) -> LocalBoxFuture<'a, Result<ClaimOutcome, Unavailable>>;
 
     /// Renews slots that this instance holds; each answer stands at the place of its question.
-    fn renew<'a>(
-        &'a self,
-        renewals: &'a [Renewal],
-    ) -> LocalBoxFuture<'a, Vec<Result<Renewed, Unavailable>>>;
+    fn renew<'a>(&'a self, renewals: &'a [Renewal]) -> LocalBoxFuture<'a, Vec<Result<Renewed, Unavailable>>>;
 
     /// Frees a slot if the connection still holds it. What fails is left to the lease's end.
     fn release<'a>(
@@ -139,14 +136,10 @@ pub trait Backplane {
 
     /// Publishes on a lane, after everything that was published for this user before. `since` is when
     /// it was read: a volatile frame is dropped when it gets stale.
-    fn publish(&self, user: &UserId, lane: Device, envelope: Envelope, since: Instant)
-    -> Published;
+    fn publish(&self, user: &UserId, lane: Device, envelope: Envelope, since: Instant) -> Published;
 
     /// Who holds the slots of a room; each lease in milliseconds from now.
-    fn room<'a>(
-        &'a self,
-        user: &'a UserId,
-    ) -> LocalBoxFuture<'a, Result<RoomSnapshot, Unavailable>>;
+    fn room<'a>(&'a self, user: &'a UserId) -> LocalBoxFuture<'a, Result<RoomSnapshot, Unavailable>>;
 
     /// The instances that have been heard of lately, this one included.
     fn instances(&self) -> Vec<InstanceInfo>;

@@ -26,12 +26,7 @@ impl Readiness {
     pub fn new(workers: usize) -> Self {
         let probes = (0..workers).map(|_| AtomicU64::new(0)).collect();
         let up = (0..workers).map(|_| AtomicBool::new(false)).collect();
-        Self(Arc::new(Inner {
-            start: Instant::now(),
-            probes,
-            up,
-            always: false,
-        }))
+        Self(Arc::new(Inner { start: Instant::now(), probes, up, always: false }))
     }
 
     /// For a backplane inside this process, which is always there.

@@ -44,10 +44,7 @@ pub(super) type Flags = BTreeMap<&'static str, String>;
 /// Which command is asked for, and its flags.
 pub(super) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Parsed, clap::Error> {
     let mut arguments: Vec<OsString> = arguments.into_iter().collect();
-    let first = arguments
-        .get(1)
-        .and_then(|first| first.to_str())
-        .unwrap_or("-");
+    let first = arguments.get(1).and_then(|first| first.to_str()).unwrap_or("-");
     if first.starts_with('-') && !["-h", "--help", "-V", "--version"].contains(&first) {
         arguments.insert(1.min(arguments.len()), "serve".into());
     }
@@ -56,28 +53,18 @@ pub(super) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Par
         Some(("loadtest", given)) => Parsed::Loadtest(loadtest::read(given).map(Box::new)),
         Some(("demo", given)) => Parsed::Settings(
             Name::Demo,
-            flags(
-                given,
-                ALL.iter()
-                    .filter(|s| s.group.is_for_demo())
-                    .chain([&&REDIS_URL]),
-            ),
+            flags(given, ALL.iter().filter(|s| s.group.is_for_demo()).chain([&&REDIS_URL])),
         ),
-        Some(("health", given)) => Parsed::Settings(
-            Name::Health {
-                ready: given.get_flag("ready"),
-            },
-            flags(given, HEALTH.iter()),
-        ),
+        Some(("health", given)) => {
+            Parsed::Settings(Name::Health { ready: given.get_flag("ready") }, flags(given, HEALTH.iter()))
+        }
         Some((_, given)) => Parsed::Settings(Name::Serve, flags(given, ALL.iter())),
         None => Parsed::Settings(Name::Serve, Flags::new()),
     })
 }
 
 fn flags<'a>(given: &ArgMatches, settings: impl Iterator<Item = &'a &'static Setting>) -> Flags {
-    settings
-        .filter_map(|s| Some((s.variable, given.get_one::<String>(s.flag)?.clone())))
-        .collect()
+    settings.filter_map(|s| Some((s.variable, given.get_one::<String>(s.flag)?.clone()))).collect()
 }
 
 /// The whole command line.
@@ -90,18 +77,16 @@ pub(super) fn program() -> clap::Command {
     clap::Command::new("duorelay")
         .version(env!("CARGO_PKG_VERSION"))
         .about("A private two-device WebSocket relay: one user's phone and desktop stream to each other")
-        .after_help("Without a command, `serve` is meant. `duorelay COMMAND --help` lists a command's settings.")
+        .after_help(
+            "Without a command, `serve` is meant. `duorelay COMMAND --help` lists a command's settings.",
+        )
         .styles(styles)
         .max_term_width(110)
         .disable_help_subcommand(true)
-        .subcommand(
-            command("serve", ALL.iter().copied())
-                .about("Run one instance of the relay")
-                .after_help(
-                    "A flag wins over its variable, and an empty value counts as not given.\n\
+        .subcommand(command("serve", ALL.iter().copied()).about("Run one instance of the relay").after_help(
+            "A flag wins over its variable, and an empty value counts as not given.\n\
                      Who may sign in has no default: set FIREBASE_PROJECT_ID or DUORELAY_ISSUER.",
-                ),
-        )
+        ))
         .subcommand(
             command("demo", ALL.iter().copied().filter(|setting| setting.group.is_for_demo()))
                 .about("Try it out: one instance with its own sign-in and a page for desktop and phone")
@@ -129,11 +114,7 @@ pub(super) fn program() -> clap::Command {
 }
 
 fn command(name: &'static str, settings: impl Iterator<Item = &'static Setting>) -> clap::Command {
-    let help = Arg::new("help")
-        .short('h')
-        .long("help")
-        .action(ArgAction::Help)
-        .help("Print this");
+    let help = Arg::new("help").short('h').long("help").action(ArgAction::Help).help("Print this");
     clap::Command::new(name)
         .next_line_help(true)
         .args_override_self(true)
@@ -150,15 +131,8 @@ fn flag(setting: &Setting) -> Arg {
     let arg = Arg::new(setting.flag)
         .long(setting.flag)
         .value_name(setting.value_name)
-        .help(format!(
-            "{}{default} [env: {}]",
-            setting.help, setting.variable
-        ))
+        .help(format!("{}{default} [env: {}]", setting.help, setting.variable))
         .help_heading(setting.group.heading())
         .allow_negative_numbers(true);
-    if setting.value_name == "BOOL" {
-        arg.num_args(0..=1).default_missing_value("true")
-    } else {
-        arg
-    }
+    if setting.value_name == "BOOL" { arg.num_args(0..=1).default_missing_value("true") } else { arg }
 }

@@ -21,8 +21,8 @@ use ipnet::IpNet;
 use secrecy::SecretString;
 
 pub use self::loadtest::{
-    Assertion, Direction, FIGURES, Figure, Link, LoadOptions, Output, Placement, Scenario,
-    StreamSet, TokenSource, Unit,
+    Assertion, Direction, FIGURES, Figure, Link, LoadOptions, Output, Placement, Scenario, StreamSet,
+    TokenSource, Unit,
 };
 use crate::auth::settings::Settings;
 use crate::telemetry::LogFormat;
@@ -212,9 +212,7 @@ pub enum Notice {
         suggestion: Option<&'static str>,
     },
     /// The demo never looks at variables that concern real users or a real Redis.
-    #[error(
-        "`duorelay demo` ignores {0}: it has its own sign-in, and joins others only by --redis-url"
-    )]
+    #[error("`duorelay demo` ignores {0}: it has its own sign-in, and joins others only by --redis-url")]
     IgnoredByDemo(&'static str),
     /// Anyone can sign in as anyone.
     #[error(
@@ -224,9 +222,7 @@ pub enum Notice {
 }
 
 fn did_you_mean(suggestion: &Option<&'static str>) -> String {
-    suggestion
-        .map(|name| format!("; did you mean {name}?"))
-        .unwrap_or_default()
+    suggestion.map(|name| format!("; did you mean {name}?")).unwrap_or_default()
 }
 
 /// One mistake in the configuration: the setting, and what is wrong with it.
@@ -322,20 +318,13 @@ pub fn load(
         command_line::Parsed::Settings(name, flags) => (name, flags),
         command_line::Parsed::Loadtest(options) => {
             let command = Command::Loadtest(options.map_err(Stop::Mistakes)?);
-            return Ok(Launch {
-                command,
-                notices: Vec::new(),
-            });
+            return Ok(Launch { command, notices: Vec::new() });
         }
     };
     let mut values = values::Values::new(flags, environment);
     let command = match name {
-        command_line::Name::Serve => read::serve(&mut values, machine)
-            .map(Box::new)
-            .map(Command::Serve),
-        command_line::Name::Demo => read::demo(&mut values, machine)
-            .map(Box::new)
-            .map(Command::Demo),
+        command_line::Name::Serve => read::serve(&mut values, machine).map(Box::new).map(Command::Serve),
+        command_line::Name::Demo => read::demo(&mut values, machine).map(Box::new).map(Command::Demo),
         command_line::Name::Health { ready } => {
             read::health(&mut values, machine, ready).map(Command::Health)
         }

@@ -25,11 +25,7 @@ pub(super) fn serve(values: &mut Values, machine: Machine) -> Option<Config> {
     let auth = sign_in::read(values);
     let enforce_expiry = values.required(&table::ENFORCE_EXPIRY, true, truth);
     let redis = redis(values);
-    Some(Config {
-        redis: redis?,
-        enforce_expiry: enforce_expiry?,
-        ..common?.into_config(auth?)
-    })
+    Some(Config { redis: redis?, enforce_expiry: enforce_expiry?, ..common?.into_config(auth?) })
 }
 
 /// Everything that `duorelay demo` needs.
@@ -40,10 +36,7 @@ pub(super) fn demo(values: &mut Values, machine: Machine) -> Option<DemoOptions>
     } else {
         Some(None)
     };
-    let redis = url?.map(|url| Redis {
-        url,
-        prefix: DEMO_PREFIX.to_owned(),
-    });
+    let redis = url?.map(|url| Redis { url, prefix: DEMO_PREFIX.to_owned() });
     Some(DemoOptions { redis, ..common? })
 }
 
@@ -52,21 +45,11 @@ fn common(values: &mut Values, machine: Machine) -> Option<DemoOptions> {
     let addresses = addresses(values, machine);
     let admin_token = values.optional(&table::ADMIN_TOKEN, header_secret);
     let allowed_origins = values.optional(&table::ALLOWED_ORIGINS, |text| list(text, origin));
-    let trusted_proxies = values.required(&table::TRUSTED_PROXIES, Vec::new(), |text| {
-        list(text, network)
-    });
+    let trusted_proxies = values.required(&table::TRUSTED_PROXIES, Vec::new(), |text| list(text, network));
     let limits = limits(values);
-    let workers = values.required(
-        &table::WORKERS,
-        machine.cores.max(1) as u64,
-        number(1..=1024),
-    );
+    let workers = values.required(&table::WORKERS, machine.cores.max(1) as u64, number(1..=1024));
     let times = times(values);
-    let terminal = if machine.terminal {
-        LogFormat::Pretty
-    } else {
-        LogFormat::Json
-    };
+    let terminal = if machine.terminal { LogFormat::Pretty } else { LogFormat::Json };
     let log = values.required(&table::LOG_FORMAT, terminal, log_format);
     let log_filter = values.required(&table::RUST_LOG, String::new(), log_filter);
     let (listen, admin_listen) = addresses?;
@@ -88,29 +71,15 @@ fn common(values: &mut Values, machine: Machine) -> Option<DemoOptions> {
 /// Everything that `duorelay health` needs.
 pub(super) fn health(values: &mut Values, machine: Machine, ready: bool) -> Option<HealthCheck> {
     let (listen, _) = addresses(values, machine)?;
-    Some(HealthCheck {
-        listen,
-        path: if ready {
-            "/healthz/ready"
-        } else {
-            "/healthz/live"
-        },
-    })
+    Some(HealthCheck { listen, path: if ready { "/healthz/ready" } else { "/healthz/live" } })
 }
 
 fn addresses(values: &mut Values, machine: Machine) -> Option<(SocketAddr, SocketAddr)> {
-    let any = if machine.ipv6 {
-        IpAddr::V6(Ipv6Addr::UNSPECIFIED)
-    } else {
-        IpAddr::V4(Ipv4Addr::UNSPECIFIED)
-    };
-    let at_port = values.required(&table::PORT, SocketAddr::new(any, 0), |text| {
-        match text.parse() {
-            Ok(port) => Ok(SocketAddr::new(any, port)),
-            Err(_) => Err(format!(
-                "must be a port from 0 (any free one) to 65535, but is {text:?}"
-            )),
-        }
+    let any =
+        if machine.ipv6 { IpAddr::V6(Ipv6Addr::UNSPECIFIED) } else { IpAddr::V4(Ipv4Addr::UNSPECIFIED) };
+    let at_port = values.required(&table::PORT, SocketAddr::new(any, 0), |text| match text.parse() {
+        Ok(port) => Ok(SocketAddr::new(any, port)),
+        Err(_) => Err(format!("must be a port from 0 (any free one) to 65535, but is {text:?}")),
     });
     let at_address = values.optional(&table::LISTEN, address);
     let admin_listen = values.required(&table::ADMIN_LISTEN, SocketAddr::new(any, 0), address);
@@ -137,8 +106,7 @@ fn limits(values: &mut Values) -> Option<Limits> {
     let max_connections = count(&table::MAX_CONNECTIONS);
     let messages_per_second = count(&table::MESSAGES_PER_SECOND);
     let handshakes_per_second_per_ip = count(&table::HANDSHAKES_PER_SECOND_PER_IP);
-    let mut bytes =
-        |setting: &'static Setting| values.required(setting, 0, number(1..=1 << 30)).map(size);
+    let mut bytes = |setting: &'static Setting| values.required(setting, 0, number(1..=1 << 30)).map(size);
     let message_bytes = bytes(&table::MESSAGE_BYTES);
     let queue_bytes = bytes(&table::QUEUE_BYTES);
     if let (Some(message), Some(queue)) = (message_bytes, queue_bytes)
@@ -160,9 +128,7 @@ fn limits(values: &mut Values) -> Option<Limits> {
 
 fn times(values: &mut Values) -> Option<Times> {
     let mut seconds = |setting: &'static Setting, range| {
-        values
-            .required(setting, 0, number(range))
-            .map(Duration::from_secs)
+        values.required(setting, 0, number(range)).map(Duration::from_secs)
     };
     let heartbeat = seconds(&table::HEARTBEAT_SECONDS, 1..=DAY);
     // Shorter than a backplane call may take (2 s), slots would end while they are being renewed.
@@ -186,9 +152,7 @@ fn redis(values: &mut Values) -> Option<Option<Redis>> {
         if text.len() <= 64 && text.chars().all(plain) {
             Ok(text.to_owned())
         } else {
-            Err(format!(
-                "must be at most 64 of A-Z a-z 0-9 - _ . : but is {text:?}"
-            ))
+            Err(format!("must be at most 64 of A-Z a-z 0-9 - _ . : but is {text:?}"))
         }
     });
     let (url, prefix) = (url?, prefix?);
@@ -197,19 +161,16 @@ fn redis(values: &mut Values) -> Option<Option<Redis>> {
 
 /// A Redis URL that names a server; no problem repeats any of it, because of the password.
 pub(super) fn redis_url(text: &str) -> Result<SecretString, String> {
-    const SCHEMES: [&str; 6] = [
-        "redis",
-        "rediss",
-        "redis-cluster",
-        "rediss-cluster",
-        "redis-sentinel",
-        "rediss-sentinel",
-    ];
+    const SCHEMES: [&str; 6] =
+        ["redis", "rediss", "redis-cluster", "rediss-cluster", "redis-sentinel", "rediss-sentinel"];
     let url = Url::parse(text).map_err(|error| {
         format!("is not a URL ({error}); wanted is redis://[USER:PASSWORD@]HOST[:PORT], with other characters of a password percent-encoded")
     })?;
     if !SCHEMES.contains(&url.scheme()) {
-        return Err("must start with redis://, redis-cluster:// or redis-sentinel://, or with rediss… for TLS".to_owned());
+        return Err(
+            "must start with redis://, redis-cluster:// or redis-sentinel://, or with rediss… for TLS"
+                .to_owned(),
+        );
     }
     if url.host_str().is_none_or(str::is_empty) {
         return Err("names no host".to_owned());
@@ -224,21 +185,14 @@ pub(super) fn redis_url(text: &str) -> Result<SecretString, String> {
     if url.scheme().ends_with("-cluster") && !database.is_empty() {
         return Err("names a database, which a cluster does not have".to_owned());
     }
-    let given = |wanted: &str| {
-        url.query_pairs()
-            .any(|(key, value)| key == wanted && !value.is_empty())
-    };
+    let given = |wanted: &str| url.query_pairs().any(|(key, value)| key == wanted && !value.is_empty());
     if url.scheme().ends_with("-sentinel") && !given("sentinelServiceName") {
         return Err(
-            "needs ?sentinelServiceName=NAME, the name of the master that the sentinels watch"
-                .to_owned(),
+            "needs ?sentinelServiceName=NAME, the name of the master that the sentinels watch".to_owned()
         );
     }
     for (_, node) in url.query_pairs().filter(|(key, _)| key == "node") {
-        if node
-            .split_once(':')
-            .is_none_or(|(host, port)| host.is_empty() || port.parse::<u16>().is_err())
-        {
+        if node.split_once(':').is_none_or(|(host, port)| host.is_empty() || port.parse::<u16>().is_err()) {
             return Err("has a node= that is not HOST:PORT".to_owned());
         }
     }
@@ -266,23 +220,15 @@ pub(super) fn http_url(text: &str) -> Result<String, String> {
 }
 
 fn address(text: &str) -> Result<SocketAddr, String> {
-    text.parse()
-        .map_err(|_| format!("must be IP:PORT, such as 0.0.0.0:3000 or [::]:3000, but is {text:?}"))
+    text.parse().map_err(|_| format!("must be IP:PORT, such as 0.0.0.0:3000 or [::]:3000, but is {text:?}"))
 }
 
 /// A whole number in `range`.
 fn number(range: RangeInclusive<u64>) -> impl FnOnce(&str) -> Result<u64, String> {
     move |text| {
-        text.parse()
-            .ok()
-            .filter(|number| range.contains(number))
-            .ok_or_else(|| {
-                format!(
-                    "must be a whole number from {} to {}, but is {text:?}",
-                    range.start(),
-                    range.end()
-                )
-            })
+        text.parse().ok().filter(|number| range.contains(number)).ok_or_else(|| {
+            format!("must be a whole number from {} to {}, but is {text:?}", range.start(), range.end())
+        })
     }
 }
 
@@ -291,10 +237,9 @@ fn count(text: &str) -> Result<Option<u32>, String> {
     match text.parse() {
         Ok(0) => Ok(None),
         Ok(limit) => Ok(Some(limit)),
-        Err(_) => Err(format!(
-            "must be a whole number up to {}, or 0 for no limit, but is {text:?}",
-            u32::MAX
-        )),
+        Err(_) => {
+            Err(format!("must be a whole number up to {}, or 0 for no limit, but is {text:?}", u32::MAX))
+        }
     }
 }
 
@@ -329,54 +274,38 @@ fn list<T>(text: &str, check: impl Fn(&str) -> Result<T, String>) -> Result<Vec<
         .filter(|item| !item.is_empty())
         .map(check)
         .collect::<Result<_, _>>()?;
-    if items.is_empty() {
-        Err("lists nothing".to_owned())
-    } else {
-        Ok(items)
-    }
+    if items.is_empty() { Err("lists nothing".to_owned()) } else { Ok(items) }
 }
 
 /// An origin as a browser writes it in its `Origin` header (RFC 6454 section 6.2).
 fn origin(text: &str) -> Result<String, String> {
-    let wrong = |why: &str| {
-        format!("must list origins such as https://app.example.com, but {text:?} {why}")
-    };
+    let wrong = |why: &str| format!("must list origins such as https://app.example.com, but {text:?} {why}");
     if text == "null" {
         return Err(wrong("is what any sandboxed page sends"));
     }
     if text.contains('*') {
-        return Err(wrong(
-            "has a *, which is not supported; leave the setting empty to allow every page",
-        ));
+        return Err(wrong("has a *, which is not supported; leave the setting empty to allow every page"));
     }
     let url = Url::parse(text).map_err(|_| wrong("is not one"))?;
-    let host = url
-        .host_str()
-        .filter(|host| !host.is_empty())
-        .ok_or_else(|| wrong("has no host"))?;
+    let host = url.host_str().filter(|host| !host.is_empty()).ok_or_else(|| wrong("has no host"))?;
     if !matches!(url.path(), "" | "/") || url.query().is_some() || url.fragment().is_some() {
         return Err(wrong("has more than scheme, host and port"));
     }
     if !url.username().is_empty() || url.password().is_some() {
         return Err("must list origins, without a user or a password".to_owned());
     }
-    let port = url
-        .port()
-        .map(|port| format!(":{port}"))
-        .unwrap_or_default();
+    let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
     Ok(format!("{}://{host}{port}", url.scheme()).to_ascii_lowercase())
 }
 
 /// A network, or a single address.
 fn network(text: &str) -> Result<IpNet, String> {
-    let network = text
-        .parse::<IpNet>()
-        .or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+    let network = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
     match network {
         Ok(network) => Ok(network.trunc()),
-        Err(_) => Err(format!(
-            "must list networks such as 10.0.0.0/8 or 2001:db8::/32, but {text:?} is not one"
-        )),
+        Err(_) => {
+            Err(format!("must list networks such as 10.0.0.0/8 or 2001:db8::/32, but {text:?} is not one"))
+        }
     }
 }
 

@@ -40,13 +40,9 @@ pub(super) fn read(values: &mut Values) -> Option<Settings> {
         _ => None,
     };
     // Told beside all other mistakes, not after them.
-    let nobody = [
-        &table::FIREBASE_PROJECT_ID,
-        &table::CREDENTIALS,
-        &table::ISSUER,
-    ]
-    .into_iter()
-    .all(|setting| values.given(setting).is_none());
+    let nobody = [&table::FIREBASE_PROJECT_ID, &table::CREDENTIALS, &table::ISSUER]
+        .into_iter()
+        .all(|setting| values.given(setting).is_none());
     if nobody {
         values.mistake(&table::FIREBASE_PROJECT_ID, NOBODY);
     }
@@ -57,14 +53,9 @@ pub(super) fn read(values: &mut Values) -> Option<Settings> {
     }
 
     let issuer = match (issuer, emulator) {
-        (Some(issuer), _) => Issuer::OpenId {
-            issuer,
-            audience: audience?,
-            jwks_url: jwks_url?,
-        },
+        (Some(issuer), _) => Issuer::OpenId { issuer, audience: audience?, jwks_url: jwks_url? },
         (None, emulator) => {
-            let Some(project_id) = project_id.or_else(|| file.and_then(|file| file.project_id))
-            else {
+            let Some(project_id) = project_id.or_else(|| file.and_then(|file| file.project_id)) else {
                 if !nobody {
                     values.mistake(&table::FIREBASE_PROJECT_ID, NOBODY);
                 }
@@ -75,19 +66,14 @@ pub(super) fn read(values: &mut Values) -> Option<Settings> {
                     values.notice(Notice::UnsignedTokens);
                     Issuer::Emulator { project_id, host }
                 }
-                None => Issuer::Firebase {
-                    project_id,
-                    jwks_url,
-                },
+                None => Issuer::Firebase { project_id, jwks_url },
             }
         }
     };
     let revocation = match (check_revoked, &issuer) {
         (false, _) => None,
         (true, Issuer::Emulator { .. }) => Some(Revocation::Emulator),
-        (true, Issuer::Firebase { .. } | Issuer::OpenId { .. }) => {
-            Some(Revocation::Google(service_account?))
-        }
+        (true, Issuer::Firebase { .. } | Issuer::OpenId { .. }) => Some(Revocation::Google(service_account?)),
     };
     Some(Settings { issuer, revocation })
 }
@@ -95,19 +81,10 @@ pub(super) fn read(values: &mut Values) -> Option<Settings> {
 /// Settings that are fine alone and wrong together; true when there are any.
 fn conflicts(values: &mut Values) -> bool {
     let given = |setting| values.given(setting).is_some();
-    let (project, file, emulator) = (
-        given(&table::FIREBASE_PROJECT_ID),
-        given(&table::CREDENTIALS),
-        given(&table::EMULATOR),
-    );
-    let (issuer, audience, keys) = (
-        given(&table::ISSUER),
-        given(&table::AUDIENCE),
-        given(&table::JWKS_URL),
-    );
-    let check_revoked = values
-        .given(&table::CHECK_REVOKED)
-        .is_some_and(|text| truth(text) == Ok(true));
+    let (project, file, emulator) =
+        (given(&table::FIREBASE_PROJECT_ID), given(&table::CREDENTIALS), given(&table::EMULATOR));
+    let (issuer, audience, keys) = (given(&table::ISSUER), given(&table::AUDIENCE), given(&table::JWKS_URL));
+    let check_revoked = values.given(&table::CHECK_REVOKED).is_some_and(|text| truth(text) == Ok(true));
 
     let rules = [
         (
@@ -115,36 +92,16 @@ fn conflicts(values: &mut Values) -> bool {
             &table::EMULATOR,
             "is refused beside GOOGLE_APPLICATION_CREDENTIALS: who accepts unsigned tokens must not hold production credentials",
         ),
-        (
-            emulator && issuer,
-            &table::EMULATOR,
-            "contradicts DUORELAY_ISSUER: choose one of them",
-        ),
+        (emulator && issuer, &table::EMULATOR, "contradicts DUORELAY_ISSUER: choose one of them"),
         (
             emulator && keys && !issuer,
             &table::JWKS_URL,
             "has no use beside FIREBASE_AUTH_EMULATOR_HOST, whose tokens are not signed",
         ),
-        (
-            issuer && project,
-            &table::ISSUER,
-            "contradicts FIREBASE_PROJECT_ID: choose one of them",
-        ),
-        (
-            issuer && !audience,
-            &table::AUDIENCE,
-            "is missing: DUORELAY_ISSUER needs it",
-        ),
-        (
-            issuer && !keys,
-            &table::JWKS_URL,
-            "is missing: DUORELAY_ISSUER needs it",
-        ),
-        (
-            audience && !issuer,
-            &table::ISSUER,
-            "is missing: DUORELAY_AUDIENCE is for it only",
-        ),
+        (issuer && project, &table::ISSUER, "contradicts FIREBASE_PROJECT_ID: choose one of them"),
+        (issuer && !audience, &table::AUDIENCE, "is missing: DUORELAY_ISSUER needs it"),
+        (issuer && !keys, &table::JWKS_URL, "is missing: DUORELAY_ISSUER needs it"),
+        (audience && !issuer, &table::ISSUER, "is missing: DUORELAY_AUDIENCE is for it only"),
         (
             check_revoked && issuer,
             &table::CHECK_REVOKED,
@@ -168,8 +125,7 @@ fn conflicts(values: &mut Values) -> bool {
 
 /// Reads the file; no problem repeats what is in it.
 fn credentials_file(path: &str) -> Result<CredentialsFile, String> {
-    let text =
-        fs::read_to_string(path).map_err(|error| format!("{path:?} cannot be read: {error}"))?;
+    let text = fs::read_to_string(path).map_err(|error| format!("{path:?} cannot be read: {error}"))?;
     let file: CredentialsFile = serde_json::from_str(&text).map_err(|error| {
         format!(
             "{path:?} is not a service account's JSON file (line {}, column {})",
@@ -178,9 +134,7 @@ fn credentials_file(path: &str) -> Result<CredentialsFile, String> {
         )
     })?;
     match file.project_id.as_deref().map(project_id) {
-        None => Err(format!(
-            "{path:?} is not a service account's file: it has no project_id"
-        )),
+        None => Err(format!("{path:?} is not a service account's file: it has no project_id")),
         Some(Err(problem)) => Err(format!("the project_id in {path:?} {problem}")),
         Some(Ok(_)) => Ok(file),
     }
@@ -206,17 +160,9 @@ fn service_account(values: &mut Values, file: &CredentialsFile) -> Option<Servic
         }
         readable
     });
-    let token_uri = file
-        .token_uri
-        .as_deref()
-        .unwrap_or("https://oauth2.googleapis.com/token");
+    let token_uri = file.token_uri.as_deref().unwrap_or("https://oauth2.googleapis.com/token");
     let token_uri = http_url(token_uri)
-        .map_err(|problem| {
-            values.mistake(
-                &table::CREDENTIALS,
-                format!("the file's token_uri {problem}"),
-            )
-        })
+        .map_err(|problem| values.mistake(&table::CREDENTIALS, format!("the file's token_uri {problem}")))
         .ok();
     Some(ServiceAccount {
         project_id: project_id?,
@@ -242,23 +188,16 @@ fn project_id(text: &str) -> Result<String, String> {
     if text.chars().all(plain) && !text.is_empty() {
         Ok(text.to_owned())
     } else {
-        Err(format!(
-            "must be a project's id, such as my-project-1234 (not its name), but is {text:?}"
-        ))
+        Err(format!("must be a project's id, such as my-project-1234 (not its name), but is {text:?}"))
     }
 }
 
 /// `HOST:PORT`, as Firebase's own libraries want it.
 fn emulator_host(text: &str) -> Result<String, String> {
-    let wrong =
-        || format!("must be HOST:PORT without a scheme, such as 127.0.0.1:9099, but is {text:?}");
+    let wrong = || format!("must be HOST:PORT without a scheme, such as 127.0.0.1:9099, but is {text:?}");
     let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
     let valid = url::Host::parse(host).is_ok() && port.parse::<u16>().is_ok_and(|port| port > 0);
-    if valid {
-        Ok(text.to_owned())
-    } else {
-        Err(wrong())
-    }
+    if valid { Ok(text.to_owned()) } else { Err(wrong()) }
 }
 
 fn word(text: &str) -> Result<String, String> {

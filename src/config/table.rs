@@ -69,14 +69,7 @@ const fn setting(
     fallback: Fallback,
     help: &'static str,
 ) -> Setting {
-    Setting {
-        variable,
-        flag,
-        value_name,
-        fallback,
-        help,
-        group,
-    }
+    Setting { variable, flag, value_name, fallback, help, group }
 }
 
 use Fallback::{Nothing, Value, Words};

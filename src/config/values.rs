@@ -16,30 +16,21 @@ pub(super) struct Values {
 }
 
 impl Values {
-    pub(super) fn new(
-        flags: Flags,
-        environment: impl IntoIterator<Item = (OsString, OsString)>,
-    ) -> Self {
-        let mut values = Self {
-            flags,
-            variables: BTreeMap::new(),
-            mistakes: Vec::new(),
-            notices: Vec::new(),
-        };
+    pub(super) fn new(flags: Flags, environment: impl IntoIterator<Item = (OsString, OsString)>) -> Self {
+        let mut values =
+            Self { flags, variables: BTreeMap::new(), mistakes: Vec::new(), notices: Vec::new() };
         for (name, value) in environment {
             let Some(name) = name.to_str() else { continue };
-            if !name.starts_with("DUORELAY_") && !ALL.iter().any(|setting| setting.variable == name)
-            {
+            if !name.starts_with("DUORELAY_") && !ALL.iter().any(|setting| setting.variable == name) {
                 continue;
             }
             match value.into_string() {
                 Ok(value) => {
                     values.variables.insert(name.to_owned(), value);
                 }
-                Err(_) => values.mistakes.push(Mistake {
-                    setting: name.to_owned(),
-                    problem: "is not UTF-8".to_owned(),
-                }),
+                Err(_) => values
+                    .mistakes
+                    .push(Mistake { setting: name.to_owned(), problem: "is not UTF-8".to_owned() }),
             }
         }
         values
@@ -47,10 +38,7 @@ impl Values {
 
     /// What the flag or the variable says, without white space around it; `None` when that is nothing.
     pub(super) fn given(&self, setting: &Setting) -> Option<&str> {
-        let text = self
-            .flags
-            .get(setting.variable)
-            .or_else(|| self.variables.get(setting.variable))?;
+        let text = self.flags.get(setting.variable).or_else(|| self.variables.get(setting.variable))?;
         Some(text.trim()).filter(|text| !text.is_empty())
     }
 
@@ -86,21 +74,14 @@ impl Values {
         default: T,
         check: impl FnOnce(&str) -> Result<T, String>,
     ) -> Option<T> {
-        self.optional(setting, check)
-            .map(|value| value.unwrap_or(default))
+        self.optional(setting, check).map(|value| value.unwrap_or(default))
     }
 
     /// Notes what is wrong with a setting.
     pub(super) fn mistake(&mut self, setting: &Setting, problem: impl Into<String>) {
-        let from = if self.is_flag(setting) {
-            format!(" (--{})", setting.flag)
-        } else {
-            String::new()
-        };
-        self.mistakes.push(Mistake {
-            setting: format!("{}{from}", setting.variable),
-            problem: problem.into(),
-        });
+        let from = if self.is_flag(setting) { format!(" (--{})", setting.flag) } else { String::new() };
+        self.mistakes
+            .push(Mistake { setting: format!("{}{from}", setting.variable), problem: problem.into() });
     }
 
     /// Notes what the log should say.
@@ -115,16 +96,10 @@ impl Values {
             match known {
                 None => self.notices.push(Notice::UnknownVariable {
                     name: name.clone(),
-                    suggestion: if is_service_link(name, value) {
-                        None
-                    } else {
-                        similar(name)
-                    },
+                    suggestion: if is_service_link(name, value) { None } else { similar(name) },
                 }),
                 Some(setting)
-                    if command == Name::Demo
-                        && !setting.group.is_for_demo()
-                        && !value.trim().is_empty() =>
+                    if command == Name::Demo && !setting.group.is_for_demo() && !value.trim().is_empty() =>
                 {
                     self.notices.push(Notice::IgnoredByDemo(setting.variable));
                 }
@@ -147,19 +122,10 @@ fn is_service_link(name: &str, value: &str) -> bool {
 
 /// The setting whose variable has nearly this name, with or without `DUORELAY_`.
 fn similar(name: &str) -> Option<&'static str> {
-    let bare = |name: &'_ str| {
-        name.strip_prefix("DUORELAY_")
-            .unwrap_or(name)
-            .to_ascii_uppercase()
-    };
+    let bare = |name: &'_ str| name.strip_prefix("DUORELAY_").unwrap_or(name).to_ascii_uppercase();
     let name = bare(name);
     ALL.iter()
-        .map(|setting| {
-            (
-                strsim::damerau_levenshtein(&bare(setting.variable), &name),
-                setting.variable,
-            )
-        })
+        .map(|setting| (strsim::damerau_levenshtein(&bare(setting.variable), &name), setting.variable))
         .min()
         .filter(|&(distance, variable)| distance <= bare(variable).len() / 4)
         .map(|(_, variable)| variable)

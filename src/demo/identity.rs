@@ -31,10 +31,7 @@ impl IdentityProvider {
     /// [`SignError`] when the key cannot be made.
     pub fn generate() -> Result<Self, SignError> {
         let key_id = Uuid::new_v4().to_string();
-        Ok(Self {
-            signer: Signer::generate(key_id.clone())?,
-            key_id,
-        })
+        Ok(Self { signer: Signer::generate(key_id.clone())?, key_id })
     }
 
     /// Everything that another instance needs to be the same provider: the key's id on a line, then the
@@ -52,10 +49,7 @@ impl IdentityProvider {
     /// [`SignError`] when it is not one's.
     pub fn from_text(text: &str) -> Result<Self, SignError> {
         let (key_id, pem) = text.split_once('\n').ok_or(SignError)?;
-        Ok(Self {
-            signer: Signer::from_pem(pem, Some(key_id.to_owned()))?,
-            key_id: key_id.to_owned(),
-        })
+        Ok(Self { signer: Signer::from_pem(pem, Some(key_id.to_owned()))?, key_id: key_id.to_owned() })
     }
 
     /// The public key as a JWK set (RFC 7517).
@@ -75,8 +69,7 @@ impl IdentityProvider {
         now: u64,
         lifetime: Duration,
     ) -> Result<String, SignError> {
-        let identities =
-            email.map_or_else(|| json!({}), |email| json!({"email": [email.as_str()]}));
+        let identities = email.map_or_else(|| json!({}), |email| json!({"email": [email.as_str()]}));
         let mut claims = json!({
             "iss": firebase_issuer(PROJECT_ID),
             "aud": PROJECT_ID,
@@ -119,21 +112,14 @@ mod tests {
         let provider = IdentityProvider::generate().unwrap();
         let verifier = provider.verifier().unwrap();
         let email = Email::new("someone@example.com");
-        let token = provider
-            .mint(&user(), email.as_ref(), NOW, Duration::from_secs(3600))
-            .unwrap();
+        let token = provider.mint(&user(), email.as_ref(), NOW, Duration::from_secs(3600)).unwrap();
         let identity = verifier.verify(&token, NOW).await.unwrap();
         assert_eq!(identity.user, user());
         assert_eq!(identity.email, email);
         assert_eq!(identity.expires_at, NOW + 3600);
         assert_eq!(identity.auth_time, Some(NOW));
-        assert_eq!(
-            verifier.verify(&token, NOW + 3600).await,
-            Err(Refusal::TokenExpired)
-        );
-        let token = provider
-            .mint(&user(), None, NOW, Duration::from_secs(1))
-            .unwrap();
+        assert_eq!(verifier.verify(&token, NOW + 3600).await, Err(Refusal::TokenExpired));
+        let token = provider.mint(&user(), None, NOW, Duration::from_secs(1)).unwrap();
         assert_eq!(verifier.verify(&token, NOW).await.unwrap().email, None);
     }
 
@@ -142,9 +128,7 @@ mod tests {
         let provider = IdentityProvider::generate().unwrap();
         let copy = IdentityProvider::from_text(&provider.to_text().unwrap()).unwrap();
         for (signer, judge) in [(&provider, &copy), (&copy, &provider)] {
-            let token = signer
-                .mint(&user(), None, NOW, Duration::from_secs(60))
-                .unwrap();
+            let token = signer.mint(&user(), None, NOW, Duration::from_secs(60)).unwrap();
             let identity = judge.verifier().unwrap().verify(&token, NOW).await.unwrap();
             assert_eq!(identity.user, user());
         }
@@ -156,9 +140,7 @@ mod tests {
     async fn another_providers_verifier_does_not_believe_them() {
         let provider = IdentityProvider::generate().unwrap();
         let other = IdentityProvider::generate().unwrap().verifier().unwrap();
-        let token = provider
-            .mint(&user(), None, NOW, Duration::from_secs(3600))
-            .unwrap();
+        let token = provider.mint(&user(), None, NOW, Duration::from_secs(3600)).unwrap();
         assert_eq!(other.verify(&token, NOW).await, Err(Refusal::UnknownKey));
     }
 }

@@ -59,14 +59,8 @@ struct Demo {
 /// See [`DemoError`].
 pub async fn run(options: DemoOptions) -> Result<(), DemoError> {
     // The provider's verifier is the one that is used; the settings only name the project.
-    let issuer = Issuer::Firebase {
-        project_id: PROJECT_ID.to_owned(),
-        jwks_url: None,
-    };
-    let config = options.into_config(Settings {
-        issuer,
-        revocation: None,
-    });
+    let issuer = Issuer::Firebase { project_id: PROJECT_ID.to_owned(), jwks_url: None };
+    let config = options.into_config(Settings { issuer, revocation: None });
     warn!("this is the demo: anybody who reaches it can sign in as anybody");
     // With others there is a balancer in front, and this instance's own address is of no use to a person.
     let alone = config.is_alone();
@@ -89,10 +83,7 @@ pub async fn run(options: DemoOptions) -> Result<(), DemoError> {
 fn page(demo: Arc<Demo>) -> Router {
     Router::new()
         .route("/", get(async || file("index.html")))
-        .route(
-            "/demo/{*path}",
-            get(async |Path(path): Path<String>| file(&path)),
-        )
+        .route("/demo/{*path}", get(async |Path(path): Path<String>| file(&path)))
         .route("/favicon.ico", get(async || file("icon.svg")))
         .route("/demo/config.json", get(configuration))
         .route("/demo/qr.svg", get(qr))
@@ -112,11 +103,7 @@ fn file(path: &str) -> Response {
         Some("json") => "application/json",
         _ => "text/plain; charset=utf-8",
     };
-    (
-        [(CONTENT_TYPE, content_type), (CACHE_CONTROL, "no-cache")],
-        file.contents(),
-    )
-        .into_response()
+    ([(CONTENT_TYPE, content_type), (CACHE_CONTROL, "no-cache")], file.contents()).into_response()
 }
 
 #[derive(Serialize)]
@@ -125,10 +112,7 @@ struct Configuration<'a> {
 }
 
 async fn configuration(State(demo): State<Arc<Demo>>) -> Response {
-    Json(Configuration {
-        lan_url: demo.lan_url.as_deref(),
-    })
-    .into_response()
+    Json(Configuration { lan_url: demo.lan_url.as_deref() }).into_response()
 }
 
 #[derive(Deserialize)]
@@ -140,21 +124,10 @@ struct QrQuery {
 async fn qr(Query(QrQuery { data }): Query<QrQuery>) -> Response {
     match QrCode::new(data.as_bytes()) {
         Ok(code) => {
-            let svg = code
-                .render::<svg::Color<'_>>()
-                .min_dimensions(200, 200)
-                .build();
-            (
-                [(CONTENT_TYPE, "image/svg+xml"), (CACHE_CONTROL, "no-cache")],
-                svg,
-            )
-                .into_response()
+            let svg = code.render::<svg::Color<'_>>().min_dimensions(200, 200).build();
+            ([(CONTENT_TYPE, "image/svg+xml"), (CACHE_CONTROL, "no-cache")], svg).into_response()
         }
-        Err(_) => (
-            StatusCode::BAD_REQUEST,
-            "the data does not fit into a QR code",
-        )
-            .into_response(),
+        Err(_) => (StatusCode::BAD_REQUEST, "the data does not fit into a QR code").into_response(),
     }
 }
 
@@ -174,35 +147,20 @@ struct TokenAnswer<'a> {
 /// `POST /demo/token` with `{"user": NAME}`: signs in as anybody whose name looks like a client id.
 async fn token(State(demo): State<Arc<Demo>>, headers: HeaderMap, body: String) -> Response {
     // Only JSON, which no page of another origin can send without asking first (Fetch standard, CORS).
-    let is_json = headers
-        .get(CONTENT_TYPE)
-        .is_some_and(|value| value.as_bytes().starts_with(b"application/json"));
-    let request = is_json
-        .then(|| serde_json::from_str::<TokenRequest>(&body).ok())
-        .flatten();
-    let name = request
-        .filter(|request| ClientId::new(&request.user).is_some())
-        .map(|request| request.user);
-    let Some((name, user)) = name.and_then(|name| UserId::new(&name).map(|user| (name, user)))
-    else {
+    let is_json =
+        headers.get(CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/json"));
+    let request = is_json.then(|| serde_json::from_str::<TokenRequest>(&body).ok()).flatten();
+    let name = request.filter(|request| ClientId::new(&request.user).is_some()).map(|request| request.user);
+    let Some((name, user)) = name.and_then(|name| UserId::new(&name).map(|user| (name, user))) else {
         let message = "the body must be JSON: {\"user\": 1 to 64 of A-Z a-z 0-9 - _}";
         return (StatusCode::BAD_REQUEST, message).into_response();
     };
     let address = format!("{name}@demo.example");
     let now = unix_now();
-    match demo
-        .provider
-        .mint(&user, Email::new(&address).as_ref(), now, TOKEN_LIFETIME)
-    {
+    match demo.provider.mint(&user, Email::new(&address).as_ref(), now, TOKEN_LIFETIME) {
         Ok(token) => {
             let expires_at = now + TOKEN_LIFETIME.as_secs();
-            Json(TokenAnswer {
-                token,
-                uid: user.as_str(),
-                email: &address,
-                expires_at,
-            })
-            .into_response()
+            Json(TokenAnswer { token, uid: user.as_str(), email: &address, expires_at }).into_response()
         }
         Err(error) => {
             warn!(%error, "a demo token could not be signed");
@@ -222,15 +180,10 @@ fn lan_url(listen: SocketAddr) -> Option<String> {
     };
     let addresses = if_addrs::get_if_addrs().ok()?;
     // Bridges of container engines are private, too, but no phone is on them.
-    let is_bridge = |name: &str| {
-        ["docker", "br-", "veth", "virbr"]
-            .iter()
-            .any(|prefix| name.starts_with(prefix))
-    };
-    let mut on_lan = addresses
-        .iter()
-        .filter(|interface| !is_bridge(&interface.name))
-        .map(if_addrs::Interface::ip);
+    let is_bridge =
+        |name: &str| ["docker", "br-", "veth", "virbr"].iter().any(|prefix| name.starts_with(prefix));
+    let mut on_lan =
+        addresses.iter().filter(|interface| !is_bridge(&interface.name)).map(if_addrs::Interface::ip);
     let address = on_lan.find(private)?;
     Some(format!("http://{address}:{}", listen.port()))
 }

@@ -10,8 +10,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
 use http::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
-    ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, CACHE_CONTROL, CONTENT_TYPE, ORIGIN,
-    RETRY_AFTER, SEC_WEBSOCKET_VERSION, UPGRADE, VARY,
+    ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, CACHE_CONTROL, CONTENT_TYPE, ORIGIN, RETRY_AFTER,
+    SEC_WEBSOCKET_VERSION, UPGRADE, VARY,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use serde::Serialize;
@@ -54,14 +54,8 @@ pub fn public(edge: Arc<Edge>, page: Option<Router>) -> Router {
     let routes = Router::new()
         .route("/ws", any(upgrade_only))
         .route("/v1/session", get(session).options(preflight))
-        .route(
-            "/duorelay.js",
-            get(async || client_file("text/javascript", CLIENT)),
-        )
-        .route(
-            "/duorelay.d.ts",
-            get(async || client_file("text/plain", CLIENT_TYPES)),
-        )
+        .route("/duorelay.js", get(async || client_file("text/javascript", CLIENT)))
+        .route("/duorelay.d.ts", get(async || client_file("text/plain", CLIENT_TYPES)))
         .merge(health_routes());
     let routes = match page {
         None => routes.route("/", any(upgrade_only)),
@@ -73,9 +67,7 @@ pub fn public(edge: Arc<Edge>, page: Option<Router>) -> Router {
                     if upgrade::is_upgrade(&request) {
                         upgrade::upgrade(edge, request).await
                     } else {
-                        tower_service::Service::call(&mut page.clone(), request)
-                            .await
-                            .into_response()
+                        tower_service::Service::call(&mut page.clone(), request).await.into_response()
                     }
                 }
             });
@@ -129,8 +121,7 @@ struct Problem {
 
 /// A refusal as an `application/problem+json` document.
 fn problem(refusal: Refusal) -> Response {
-    let status =
-        StatusCode::from_u16(refusal.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let status = StatusCode::from_u16(refusal.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let problem = Problem {
         r#type: "about:blank",
         title: status.canonical_reason().unwrap_or_default(),
@@ -149,10 +140,7 @@ fn problem(refusal: Refusal) -> Response {
     if refusal == Refusal::UpgradeRequired {
         headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
         headers.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
-        headers.insert(
-            http::header::CONNECTION,
-            HeaderValue::from_static("upgrade"),
-        );
+        headers.insert(http::header::CONNECTION, HeaderValue::from_static("upgrade"));
     }
     response
 }
@@ -189,20 +177,13 @@ async fn session(State(edge): State<Arc<Edge>>, request: Request) -> Response {
     response
 }
 
-async fn read_session(
-    edge: &Edge,
-    peer: SocketAddr,
-    headers: &HeaderMap,
-) -> Result<Response, Refusal> {
+async fn read_session(edge: &Edge, peer: SocketAddr, headers: &HeaderMap) -> Result<Response, Refusal> {
     // The admission ends with this request: it only asks for what a handshake would be told.
     let _admission = edge.gate.admit(peer, headers)?;
     let token = handshake::bearer(headers)?.ok_or(Refusal::MissingToken)?;
     let identity = edge.verifier.verify(token, unix_now()).await?;
     let user = identity.user.clone();
-    let [desktop, mobile] = edge
-        .workers
-        .ask(&identity.user, |answer| Command::Look(user, answer))
-        .await?;
+    let [desktop, mobile] = edge.workers.ask(&identity.user, |answer| Command::Look(user, answer)).await?;
     let session = Session {
         uid: identity.user.as_str(),
         email: identity.email.as_ref().map(|email| email.as_str()),
@@ -213,19 +194,14 @@ async fn read_session(
         },
     };
     let mut response = axum::Json(session).into_response();
-    response
-        .headers_mut()
-        .insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     Ok(response)
 }
 
 /// Where a request comes from.
 pub(super) fn peer_of(request: &Request) -> SocketAddr {
     let unknown = SocketAddr::from(([0, 0, 0, 0], 0));
-    request
-        .extensions()
-        .get::<PeerAddress>()
-        .map_or(unknown, |peer| peer.0)
+    request.extensions().get::<PeerAddress>().map_or(unknown, |peer| peer.0)
 }
 
 /// Cross-origin resource sharing (Fetch standard, section 3.3) for the origins that may connect.
@@ -233,14 +209,8 @@ async fn preflight(State(edge): State<Arc<Edge>>, request: Request) -> Response 
     let mut response = StatusCode::NO_CONTENT.into_response();
     let headers = response.headers_mut();
     if allow_origin(&edge, request.headers(), headers) {
-        headers.insert(
-            ACCESS_CONTROL_ALLOW_METHODS,
-            HeaderValue::from_static("GET"),
-        );
-        headers.insert(
-            ACCESS_CONTROL_ALLOW_HEADERS,
-            HeaderValue::from_static("authorization"),
-        );
+        headers.insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET"));
+        headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static("authorization"));
         headers.insert(ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("7200"));
     }
     response
@@ -248,22 +218,12 @@ async fn preflight(State(edge): State<Arc<Edge>>, request: Request) -> Response 
 
 fn allow_origin(edge: &Edge, asked: &HeaderMap, headers: &mut HeaderMap) -> bool {
     headers.insert(VARY, HeaderValue::from_static("origin"));
-    let Some(origin) = asked
-        .get(ORIGIN)
-        .filter(|origin| edge.gate.allows(origin.as_bytes()))
-    else {
+    let Some(origin) = asked.get(ORIGIN).filter(|origin| edge.gate.allows(origin.as_bytes())) else {
         return false;
     };
-    let origin = if edge.gate.allows_any_origin() {
-        HeaderValue::from_static("*")
-    } else {
-        origin.clone()
-    };
+    let origin = if edge.gate.allows_any_origin() { HeaderValue::from_static("*") } else { origin.clone() };
     headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin);
-    headers.insert(
-        ACCESS_CONTROL_EXPOSE_HEADERS,
-        HeaderValue::from_static("retry-after"),
-    );
+    headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static("retry-after"));
     true
 }
 

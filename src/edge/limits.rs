@@ -45,9 +45,7 @@ impl Gate {
         trusted_proxies: Vec<IpNet>,
         allowed_origins: Option<Vec<String>>,
     ) -> Arc<Self> {
-        let quota = handshakes_per_second
-            .and_then(NonZeroU32::new)
-            .map(Quota::per_second);
+        let quota = handshakes_per_second.and_then(NonZeroU32::new).map(Quota::per_second);
         Arc::new(Self {
             open: AtomicU32::new(0),
             max_connections,
@@ -86,14 +84,9 @@ impl Gate {
     ///
     /// # Errors
     /// The first refusal that applies.
-    pub fn admit(
-        self: &Arc<Self>,
-        peer: SocketAddr,
-        headers: &HeaderMap,
-    ) -> Result<Admission, Refusal> {
+    pub fn admit(self: &Arc<Self>, peer: SocketAddr, headers: &HeaderMap) -> Result<Admission, Refusal> {
         if let Some(limiter) = &self.per_address
-            && let Err(not_until) =
-                limiter.check_key(&network_of(self.client_address(peer.ip(), headers)))
+            && let Err(not_until) = limiter.check_key(&network_of(self.client_address(peer.ip(), headers)))
         {
             let wait = not_until.wait_time_from(DefaultClock::default().now());
             let retry_after = u32::try_from(wait.as_secs() + 1).unwrap_or(u32::MAX);
@@ -104,11 +97,7 @@ impl Gate {
         }
         let max = self.max_connections.unwrap_or(u32::MAX);
         let more = |open| (open < max).then_some(open + 1);
-        if self
-            .open
-            .try_update(Ordering::AcqRel, Ordering::Acquire, more)
-            .is_err()
-        {
+        if self.open.try_update(Ordering::AcqRel, Ordering::Acquire, more).is_err() {
             return Err(Refusal::Full);
         }
         let admission = Admission(Arc::clone(self));
@@ -120,9 +109,7 @@ impl Gate {
 
     fn is_allowed_origin(&self, headers: &HeaderMap) -> bool {
         // Only browsers send an Origin, and they cannot be made to leave it out (RFC 6454 section 7).
-        headers
-            .get(http::header::ORIGIN)
-            .is_none_or(|origin| self.allows(origin.as_bytes()))
+        headers.get(http::header::ORIGIN).is_none_or(|origin| self.allows(origin.as_bytes()))
     }
 
     /// May pages of this origin connect?
@@ -131,9 +118,7 @@ impl Gate {
         let Some(allowed) = &self.allowed_origins else {
             return true;
         };
-        allowed
-            .iter()
-            .any(|allowed| origin.eq_ignore_ascii_case(allowed.as_bytes()))
+        allowed.iter().any(|allowed| origin.eq_ignore_ascii_case(allowed.as_bytes()))
     }
 
     /// True when pages of any origin may connect.
@@ -146,19 +131,12 @@ impl Gate {
     /// if the request comes from a trusted proxy. What stands left of it could be anybody's invention.
     fn client_address(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
         let peer = peer.to_canonical();
-        let is_trusted =
-            |address: &IpAddr| self.trusted_proxies.iter().any(|net| net.contains(address));
+        let is_trusted = |address: &IpAddr| self.trusted_proxies.iter().any(|net| net.contains(address));
         if !is_trusted(&peer) {
             return peer;
         }
         let values = headers.get_all("x-forwarded-for").into_iter().rev();
-        let hops = values.flat_map(|value| {
-            value
-                .to_str()
-                .unwrap_or_default()
-                .rsplit(',')
-                .map(str::trim)
-        });
+        let hops = values.flat_map(|value| value.to_str().unwrap_or_default().rsplit(',').map(str::trim));
         let mut client = peer;
         for hop in hops {
             let Some(address) = parse_hop(hop) else {
@@ -182,10 +160,8 @@ impl Gate {
 }
 
 fn parse_hop(hop: &str) -> Option<IpAddr> {
-    let address = hop
-        .parse::<IpAddr>()
-        .ok()
-        .or_else(|| hop.parse::<SocketAddr>().ok().map(|address| address.ip()));
+    let address =
+        hop.parse::<IpAddr>().ok().or_else(|| hop.parse::<SocketAddr>().ok().map(|address| address.ip()));
     address.map(|address| address.to_canonical())
 }
 
@@ -215,31 +191,15 @@ mod tests {
 
     #[test]
     fn refusals_come_in_their_order() {
-        let gate = Gate::new(
-            Some(1),
-            Some(3),
-            vec![],
-            Some(vec!["https://app.example".into()]),
-        );
+        let gate = Gate::new(Some(1), Some(3), vec![], Some(vec!["https://app.example".into()]));
         let evil = headers(&[("origin", "https://evil.example")]);
         let from = peer("192.0.2.1");
-        assert_eq!(
-            gate.admit(from, &evil).unwrap_err(),
-            Refusal::OriginNotAllowed
-        );
-        let _first = gate
-            .admit(from, &headers(&[("origin", "https://APP.example")]))
-            .unwrap();
+        assert_eq!(gate.admit(from, &evil).unwrap_err(), Refusal::OriginNotAllowed);
+        let _first = gate.admit(from, &headers(&[("origin", "https://APP.example")])).unwrap();
         assert_eq!(gate.admit(from, &evil).unwrap_err(), Refusal::Full);
-        assert_eq!(
-            gate.admit(from, &evil).unwrap_err(),
-            Refusal::TooManyAttempts { retry_after: 1 }
-        );
+        assert_eq!(gate.admit(from, &evil).unwrap_err(), Refusal::TooManyAttempts { retry_after: 1 });
         gate.close();
-        assert_eq!(
-            gate.admit(peer("192.0.2.2"), &evil).unwrap_err(),
-            Refusal::Draining
-        );
+        assert_eq!(gate.admit(peer("192.0.2.2"), &evil).unwrap_err(), Refusal::Draining);
     }
 
     #[test]
@@ -254,34 +214,20 @@ mod tests {
 
     #[test]
     fn only_trusted_proxies_tell_the_client() {
-        let proxies = vec![
-            "10.0.0.0/8".parse().unwrap(),
-            "2001:db8::/32".parse().unwrap(),
-        ];
+        let proxies = vec!["10.0.0.0/8".parse().unwrap(), "2001:db8::/32".parse().unwrap()];
         let gate = Gate::new(None, None, proxies, None);
         let table: [(&str, &[&str], &str); 8] = [
             ("192.0.2.1", &["198.51.100.7"], "192.0.2.1"),
             ("10.0.0.1", &["198.51.100.7"], "198.51.100.7"),
-            (
-                "10.0.0.1",
-                &["6.6.6.6, 198.51.100.7, 10.2.3.4"],
-                "198.51.100.7",
-            ),
-            (
-                "10.0.0.1",
-                &["6.6.6.6", "198.51.100.7,10.2.3.4"],
-                "198.51.100.7",
-            ),
+            ("10.0.0.1", &["6.6.6.6, 198.51.100.7, 10.2.3.4"], "198.51.100.7"),
+            ("10.0.0.1", &["6.6.6.6", "198.51.100.7,10.2.3.4"], "198.51.100.7"),
             ("::ffff:10.0.0.1", &["[2001:db9::1]:4711"], "2001:db9::1"),
             ("10.0.0.1", &["10.9.9.9"], "10.9.9.9"),
             ("10.0.0.1", &["198.51.100.7, nonsense"], "10.0.0.1"),
             ("10.0.0.1", &[], "10.0.0.1"),
         ];
         for (from, forwarded, client) in table {
-            let list: Vec<_> = forwarded
-                .iter()
-                .map(|value| ("x-forwarded-for", *value))
-                .collect();
+            let list: Vec<_> = forwarded.iter().map(|value| ("x-forwarded-for", *value)).collect();
             let client: IpAddr = client.parse().unwrap();
             assert_eq!(
                 gate.client_address(from.parse().unwrap(), &headers(&list)),
@@ -296,9 +242,6 @@ mod tests {
         let gate = Gate::new(None, Some(1), vec![], None);
         assert!(gate.admit(peer("2001:db8::1"), &HeaderMap::new()).is_ok());
         assert!(gate.admit(peer("2001:db8::2"), &HeaderMap::new()).is_err());
-        assert!(
-            gate.admit(peer("2001:db8:0:1::1"), &HeaderMap::new())
-                .is_ok()
-        );
+        assert!(gate.admit(peer("2001:db8:0:1::1"), &HeaderMap::new()).is_ok());
     }
 }

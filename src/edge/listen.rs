@@ -36,11 +36,7 @@ const HTTP2_STREAMS: u32 = 1024;
 /// # Errors
 /// What the system says, for instance that the address is in use.
 pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(
-        Domain::for_address(address),
-        Type::STREAM,
-        Some(Protocol::TCP),
-    )?;
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     if address.is_ipv6() {
         // [::] takes IPv4 as well.
         socket.set_only_v6(false)?;
@@ -88,10 +84,7 @@ async fn speak(stream: TcpStream, peer: SocketAddr, router: Router) -> Result<()
         router.clone().call(request)
     });
     let mut http = auto::Builder::new(TokioExecutor::new());
-    http.http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_LIMIT)
-        .max_buf_size(HEADER_BYTES);
+    http.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_LIMIT).max_buf_size(HEADER_BYTES);
     http.http2()
         .timer(TokioTimer::new())
         .enable_connect_protocol()
@@ -99,6 +92,5 @@ async fn speak(stream: TcpStream, peer: SocketAddr, router: Router) -> Result<()
         .max_header_list_size(u32::try_from(HEADER_BYTES).unwrap_or(u32::MAX))
         .keep_alive_interval(Some(Duration::from_secs(25)))
         .keep_alive_timeout(Duration::from_secs(25));
-    http.serve_connection_with_upgrades(TokioIo::new(stream), service)
-        .await
+    http.serve_connection_with_upgrades(TokioIo::new(stream), service).await
 }

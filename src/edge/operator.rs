@@ -34,18 +34,8 @@ pub struct Operator {
 }
 
 /// The admin port.
-pub fn admin(
-    edge: Arc<Edge>,
-    token: Option<SecretString>,
-    me: InstanceInfo,
-    message_bytes: usize,
-) -> Router {
-    let operator = Operator {
-        edge: Arc::clone(&edge),
-        token: token.map(Arc::new),
-        me,
-        message_bytes,
-    };
+pub fn admin(edge: Arc<Edge>, token: Option<SecretString>, me: InstanceInfo, message_bytes: usize) -> Router {
+    let operator = Operator { edge: Arc::clone(&edge), token: token.map(Arc::new), me, message_bytes };
     let calls = Router::new()
         .route("/metrics", get(metrics))
         .route("/v1/rooms/{uid}", get(room).delete(disconnect_room))
@@ -53,19 +43,12 @@ pub fn admin(
         .route("/v1/rooms/{uid}/{device}", delete(disconnect_device))
         .route("/v1/instances", get(instances))
         .with_state(operator);
-    Router::new()
-        .merge(health_routes())
-        .with_state(edge)
-        .merge(calls)
+    Router::new().merge(health_routes()).with_state(edge).merge(calls)
 }
 
 async fn metrics(State(operator): State<Operator>) -> Response {
     let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    (
-        [(CONTENT_TYPE, content_type)],
-        operator.edge.metrics.encode(),
-    )
-        .into_response()
+    ([(CONTENT_TYPE, content_type)], operator.edge.metrics.encode()).into_response()
 }
 
 /// Proof that the request carries the admin token.
@@ -79,17 +62,12 @@ impl FromRequestParts<Operator> for Authorized {
         let Some(token) = &operator.token else {
             return Err(StatusCode::NOT_FOUND.into_response());
         };
-        let given = handshake::bearer(&parts.headers)
-            .ok()
-            .flatten()
-            .unwrap_or_default();
+        let given = handshake::bearer(&parts.headers).ok().flatten().unwrap_or_default();
         // In constant time: how long it takes tells nothing about how much of a guess was right.
         let expected = token.expose_secret().as_bytes();
         if aws_lc_rs::constant_time::verify_slices_are_equal(given.as_bytes(), expected).is_err() {
             let mut response = StatusCode::UNAUTHORIZED.into_response();
-            response
-                .headers_mut()
-                .insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             return Err(response);
         }
         // The audit line: what was asked for, without the user (a uid can be an e-mail address).
@@ -117,12 +95,7 @@ impl From<Held> for SlotAnswer {
     fn from(held: Held) -> Self {
         let holder = held.holder;
         let (connection, generation) = (holder.member.connection, holder.member.generation);
-        Self {
-            connection,
-            instance: holder.instance,
-            generation,
-            lease_ms: held.lease_ends,
-        }
+        Self { connection, instance: holder.instance, generation, lease_ms: held.lease_ends }
     }
 }
 
@@ -156,11 +129,7 @@ async fn room(
     let user = user(&uid)?;
     let look = |answer| Command::Look(user.clone(), answer);
     let [desktop, mobile] = operator.edge.workers.ask(&user, look).await?;
-    let answer = RoomAnswer {
-        uid: &uid,
-        desktop: desktop.map(Into::into),
-        mobile: mobile.map(Into::into),
-    };
+    let answer = RoomAnswer { uid: &uid, desktop: desktop.map(Into::into), mobile: mobile.map(Into::into) };
     Ok(axum::Json(answer).into_response())
 }
 
@@ -172,16 +141,11 @@ async fn message(
 ) -> Result<Response, Refusal> {
     let user = user(&uid)?;
     let body = to_bytes(request.into_body(), operator.message_bytes).await;
-    let body =
-        body.map_err(|_| Refusal::BadRequest("the body is longer than limits.message_bytes"))?;
+    let body = body.map_err(|_| Refusal::BadRequest("the body is longer than limits.message_bytes"))?;
     let message: MessageBody<'_> = serde_json::from_slice(&body).map_err(|_| {
-        Refusal::BadRequest(
-            "the body must be {\"data\": ANY, \"device\"?: \"desktop\" or \"mobile\"}",
-        )
+        Refusal::BadRequest("the body must be {\"data\": ANY, \"device\"?: \"desktop\" or \"mobile\"}")
     })?;
-    let devices = message
-        .device
-        .map_or(Device::ALL.to_vec(), |device| vec![device]);
+    let devices = message.device.map_or(Device::ALL.to_vec(), |device| vec![device]);
     let data = bytes::Bytes::copy_from_slice(message.data.get().as_bytes());
     let tell = |answer| Command::Tell(user.clone(), devices, data, answer);
     let connected = operator.edge.workers.ask(&user, tell).await?;
@@ -205,11 +169,7 @@ async fn disconnect_device(
     disconnect(&operator, &uid, vec![device]).await
 }
 
-async fn disconnect(
-    operator: &Operator,
-    uid: &str,
-    devices: Vec<Device>,
-) -> Result<Response, Refusal> {
+async fn disconnect(operator: &Operator, uid: &str, devices: Vec<Device>) -> Result<Response, Refusal> {
     let user = user(uid)?;
     let disconnect = |answer| Command::Disconnect(user.clone(), devices, answer);
     let disconnected = operator.edge.workers.ask(&user, disconnect).await?;
@@ -236,11 +196,7 @@ async fn instances(_: Authorized, State(operator): State<Operator>) -> Response 
     instances.retain(|info| info.instance != operator.me.instance);
     let gate = &operator.edge.gate;
     let connections = u64::from(gate.connections());
-    instances.push(InstanceInfo {
-        connections,
-        draining: gate.is_draining(),
-        ..operator.me.clone()
-    });
+    instances.push(InstanceInfo { connections, draining: gate.is_draining(), ..operator.me.clone() });
     let answer = |info: InstanceInfo| InstanceAnswer {
         instance: info.instance,
         connections: info.connections,
@@ -248,8 +204,5 @@ async fn instances(_: Authorized, State(operator): State<Operator>) -> Response 
         started_at: info.started_at,
         draining: info.draining,
     };
-    axum::Json(Instances {
-        instances: instances.into_iter().map(answer).collect(),
-    })
-    .into_response()
+    axum::Json(Instances { instances: instances.into_iter().map(answer).collect() }).into_response()
 }

@@ -6,9 +6,7 @@ use std::time::Duration;
 use axum::extract::Request;
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
-use http::header::{
-    CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, UPGRADE,
-};
+use http::header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, UPGRADE};
 use http::{HeaderValue, StatusCode};
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
@@ -59,10 +57,7 @@ async fn accept(edge: &Edge, request: &mut Request) -> Result<Response, Refusal>
     let tunnel = is_tunnel(request);
     let query = request.uri().query().unwrap_or_default();
     let handshake = handshake::read(request.method(), query, request.headers(), tunnel)?;
-    let on_upgrade = request
-        .extensions_mut()
-        .remove::<OnUpgrade>()
-        .ok_or(Refusal::UpgradeRequired)?;
+    let on_upgrade = request.extensions_mut().remove::<OnUpgrade>().ok_or(Refusal::UpgradeRequired)?;
     let identity = edge.verifier.verify(&handshake.token, unix_now()).await?;
 
     let (answer, answered) = oneshot::channel();
@@ -76,18 +71,8 @@ async fn accept(edge: &Edge, request: &mut Request) -> Result<Response, Refusal>
         expires_at: identity.expires_at,
     };
     let user = identity.user.clone();
-    let join = Join {
-        joining,
-        identity,
-        admission,
-        answer,
-        socket: comes,
-    };
-    if !edge
-        .workers
-        .send(&user, Command::Join(Box::new(join)))
-        .await
-    {
+    let join = Join { joining, identity, admission, answer, socket: comes };
+    if !edge.workers.send(&user, Command::Join(Box::new(join))).await {
         return Err(Refusal::Full);
     }
     // The worker answers within the backplane's time limit. If the client goes away meanwhile, this
@@ -102,12 +87,9 @@ async fn accept(edge: &Edge, request: &mut Request) -> Result<Response, Refusal>
     if tunnel {
         return Ok(empty(StatusCode::OK, &headers));
     }
-    let key = request
-        .headers()
-        .get(SEC_WEBSOCKET_KEY)
-        .map_or(&b""[..], HeaderValue::as_bytes);
-    let accept = HeaderValue::from_str(&derive_accept_key(key))
-        .map_err(|_| Refusal::BadRequest("bad key"))?;
+    let key = request.headers().get(SEC_WEBSOCKET_KEY).map_or(&b""[..], HeaderValue::as_bytes);
+    let accept =
+        HeaderValue::from_str(&derive_accept_key(key)).map_err(|_| Refusal::BadRequest("bad key"))?;
     headers.push((CONNECTION, HeaderValue::from_static("upgrade")));
     headers.push((UPGRADE, HeaderValue::from_static("websocket")));
     headers.push((SEC_WEBSOCKET_ACCEPT, accept));
@@ -132,17 +114,11 @@ fn take_out(upgraded: Upgraded) -> std::io::Result<Moving> {
             // Out of this thread's epoll; the worker registers it anew. The bytes are copied, so that hyper's
             // read buffer does not live as long as the socket.
             let stream = MovingStream::Tcp(io.into_inner().into_std()?);
-            Ok(Moving {
-                stream,
-                early: Bytes::copy_from_slice(&read_buf),
-            })
+            Ok(Moving { stream, early: Bytes::copy_from_slice(&read_buf) })
         }
         Err(upgraded) => {
             let stream = MovingStream::Tunnel(Box::new(TokioIo::new(upgraded)));
-            Ok(Moving {
-                stream,
-                early: Bytes::new(),
-            })
+            Ok(Moving { stream, early: Bytes::new() })
         }
     }
 }

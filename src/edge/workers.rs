@@ -50,12 +50,7 @@ pub enum Command {
     /// Who is in a room?
     Look(UserId, oneshot::Sender<Result<RoomSnapshot, Refusal>>),
     /// A message from an operator.
-    Tell(
-        UserId,
-        Vec<Device>,
-        Bytes,
-        oneshot::Sender<Result<usize, Refusal>>,
-    ),
+    Tell(UserId, Vec<Device>, Bytes, oneshot::Sender<Result<usize, Refusal>>),
     /// An operator disconnects devices.
     Disconnect(UserId, Vec<Device>, oneshot::Sender<Result<usize, Refusal>>),
     /// Which instances are there?
@@ -89,9 +84,7 @@ impl Workers {
         let Some(worker) = self.of_user(user) else {
             return false;
         };
-        timeout(CALL_LIMIT, worker.send(command))
-            .await
-            .is_ok_and(|sent| sent.is_ok())
+        timeout(CALL_LIMIT, worker.send(command)).await.is_ok_and(|sent| sent.is_ok())
     }
 
     /// Hands a command to the worker of a user and waits for its answer.
@@ -133,10 +126,6 @@ impl Workers {
         {
             return Vec::new();
         }
-        timeout(HAND_OVER_LIMIT, answered)
-            .await
-            .ok()
-            .and_then(Result::ok)
-            .unwrap_or_default()
+        timeout(HAND_OVER_LIMIT, answered).await.ok().and_then(Result::ok).unwrap_or_default()
     }
 }

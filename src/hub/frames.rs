@@ -11,9 +11,7 @@ use crate::relay::close::Close;
 use crate::relay::envelope::Envelope;
 use crate::relay::ids::StreamId;
 use crate::relay::outbox::{Outgoing, Pushed, TooSlow};
-use crate::relay::protocol::{
-    From, Parcel, Protocol, ServerMessage, classic_text, compact_json, raw_json,
-};
+use crate::relay::protocol::{From, Parcel, Protocol, ServerMessage, classic_text, compact_json, raw_json};
 use crate::relay::room::Route;
 
 use super::{Hub, Seat, Sent};
@@ -37,8 +35,7 @@ impl Hub {
         let echo = matches!(parcel, Parcel::Text { .. });
         let sent = match to {
             Ok(Some(to)) => {
-                self.metrics
-                    .frame(parcel.is_reliable(), Path::Local, parcel.len());
+                self.metrics.frame(parcel.is_reliable(), Path::Local, parcel.len());
                 self.deliver(&to, occupancy, parcel, now);
                 Sent::Done
             }
@@ -47,17 +44,10 @@ impl Hub {
                 Sent::Absent
             }
             Err(from) => {
-                let envelope = Envelope::Parcel {
-                    from,
-                    parcel: parcel.clone(),
-                };
-                match self
-                    .backplane
-                    .publish(&seat.user, seat.device.other(), envelope, now)
-                {
+                let envelope = Envelope::Parcel { from, parcel: parcel.clone() };
+                match self.backplane.publish(&seat.user, seat.device.other(), envelope, now) {
                     Published::Queued => {
-                        self.metrics
-                            .frame(parcel.is_reliable(), Path::Backplane, parcel.len());
+                        self.metrics.frame(parcel.is_reliable(), Path::Backplane, parcel.len());
                         Sent::Done
                     }
                     Published::Full => {
@@ -77,9 +67,7 @@ impl Hub {
     /// A sender has waited long enough for what it sent through the backplane.
     pub fn on_marker_overdue(self: &Rc<Self>, seat: &Rc<Seat>) {
         let mut effects = Vec::new();
-        seat.room
-            .borrow_mut()
-            .on_marker_overdue(seat.device, &mut effects);
+        seat.room.borrow_mut().on_marker_overdue(seat.device, &mut effects);
         self.apply(effects);
     }
 
@@ -97,13 +85,7 @@ impl Hub {
             (Parcel::Send { data, id, .. }, Protocol::V1) => {
                 let data = std::str::from_utf8(data).unwrap_or("null");
                 let id = id.as_deref();
-                ServerMessage::Message {
-                    from,
-                    data: Some(raw_json(data)),
-                    text: None,
-                    id,
-                }
-                .encode()
+                ServerMessage::Message { from, data: Some(raw_json(data)), text: None, id }.encode()
             }
             (Parcel::Send { data, label, .. }, Protocol::Classic) => {
                 let data = std::str::from_utf8(data).unwrap_or("null");
@@ -111,13 +93,7 @@ impl Hub {
             }
             (Parcel::Text { text, .. }, Protocol::V1) => {
                 let text = String::from_utf8_lossy(text);
-                ServerMessage::Message {
-                    from,
-                    data: None,
-                    text: Some(&text),
-                    id: None,
-                }
-                .encode()
+                ServerMessage::Message { from, data: None, text: Some(&text), id: None }.encode()
             }
             (Parcel::Text { text, label }, Protocol::Classic) => {
                 classic_text(occupancy, label, &String::from_utf8_lossy(text))
@@ -142,12 +118,7 @@ impl Hub {
         to.wake();
     }
 
-    pub(super) fn push_reliable(
-        self: &Rc<Self>,
-        to: &Rc<Seat>,
-        message: Outgoing,
-        since: Option<Instant>,
-    ) {
+    pub(super) fn push_reliable(self: &Rc<Self>, to: &Rc<Seat>, message: Outgoing, since: Option<Instant>) {
         let limit = self.settings.limits.queue_bytes;
         match to.with_outbox(|outbox| outbox.push_reliable(message, since, limit)) {
             Ok(()) => to.wake(),

@@ -27,12 +27,7 @@ impl Hub {
         joining: Joining,
         connection: ConnectionId,
     ) -> Result<Rc<Seat>, Refusal> {
-        let room = self
-            .rooms
-            .borrow_mut()
-            .entry(joining.user.clone())
-            .or_default()
-            .clone();
+        let room = self.rooms.borrow_mut().entry(joining.user.clone()).or_default().clone();
         let seat = Rc::new(Seat {
             connection,
             user: joining.user,
@@ -78,10 +73,7 @@ impl Hub {
         self.metrics.claimed(refusal.code());
         let mut effects = Vec::new();
         // The claim may have been carried out although its answer did not come: it is released all the same.
-        let left = seat
-            .room
-            .borrow_mut()
-            .on_claim_failed(seat.device, connection, &mut effects);
+        let left = seat.room.borrow_mut().on_claim_failed(seat.device, connection, &mut effects);
         self.apply(effects);
         self.release(&seat, left);
         Err(refusal)
@@ -95,10 +87,8 @@ impl Hub {
         let peer = {
             let mut room = seat.room.borrow_mut();
             room.on_claim_answered(seat.device, holder, claimed, &mut effects);
-            if let Some(other) = claimed
-                .other
-                .as_ref()
-                .filter(|other| self.backplane.is_silent(other.instance))
+            if let Some(other) =
+                claimed.other.as_ref().filter(|other| self.backplane.is_silent(other.instance))
             {
                 room.on_instance(other.instance, true, &mut effects);
             }
@@ -112,28 +102,19 @@ impl Hub {
                 uid: &seat.user,
                 peer,
                 expires_at,
-                heartbeat_ms: u64::try_from(self.settings.heartbeat.as_millis())
-                    .unwrap_or(u64::MAX),
+                heartbeat_ms: u64::try_from(self.settings.heartbeat.as_millis()).unwrap_or(u64::MAX),
                 limits: self.settings.limits,
                 instance: self.settings.instance,
             };
             seat.with_outbox(|outbox| outbox.push_first(welcome.encode()));
             if self.is_down.get() {
-                self.control(
-                    seat,
-                    &ServerMessage::Backplane {
-                        state: BackplaneState::Down,
-                    },
-                );
+                self.control(seat, &ServerMessage::Backplane { state: BackplaneState::Down });
             }
         }
         if let Some(deadline) = self.leaving.get() {
             // Its handshake was let in before the end of the drain delay.
             let now = Instant::now();
-            let at = now
-                + deadline
-                    .saturating_duration_since(now)
-                    .mul_f64(0.8 * fastrand::f64());
+            let at = now + deadline.saturating_duration_since(now).mul_f64(0.8 * fastrand::f64());
             seat.drain.set(Some(Drain { at, deadline }));
         }
         self.apply(effects);
@@ -144,10 +125,7 @@ impl Hub {
     /// A connection leaves its room, at once and for good; leaving twice changes nothing.
     pub fn leave(self: &Rc<Self>, seat: &Rc<Seat>) {
         let mut effects = Vec::new();
-        let left = seat
-            .room
-            .borrow_mut()
-            .on_left(seat.device, seat.connection, &mut effects);
+        let left = seat.room.borrow_mut().on_left(seat.device, seat.connection, &mut effects);
         self.apply(effects);
         self.release(seat, left);
     }
@@ -161,9 +139,7 @@ impl Hub {
                 self.settle(seat);
                 let (hub, seat) = (Rc::clone(self), Rc::clone(seat));
                 tokio::task::spawn_local(async move {
-                    let release = hub
-                        .backplane
-                        .release(&seat.user, seat.device, seat.connection);
+                    let release = hub.backplane.release(&seat.user, seat.device, seat.connection);
                     if timeout(CALL_LIMIT, release).await.is_err() {
                         debug!(connection.id = %seat.connection, "a release got no answer; the lease will end");
                     }
@@ -182,10 +158,7 @@ impl Hub {
         }
         let (listens, is_idle) = {
             let room = seat.room.borrow();
-            (
-                Device::ALL.map(|device| room.listens(device)),
-                room.is_idle(),
-            )
+            (Device::ALL.map(|device| room.listens(device)), room.is_idle())
         };
         for (device, listens) in Device::ALL.into_iter().zip(listens) {
             if !listens {
@@ -211,27 +184,18 @@ impl Hub {
     /// Renews the slots whose turn it is; called about once a second.
     pub async fn renew(self: &Rc<Self>) {
         let now = Instant::now();
-        let due: Vec<Rc<Seat>> = self
-            .seats()
-            .into_iter()
-            .filter(|seat| seat.renew_at.get() <= now)
-            .collect();
+        let due: Vec<Rc<Seat>> = self.seats().into_iter().filter(|seat| seat.renew_at.get() <= now).collect();
         let mut renewals = Vec::with_capacity(due.len());
         let mut asked = Vec::with_capacity(due.len());
         for seat in due {
             // A third of the lease, and some jitter so that connections that came together part.
             let pause = self.settings.lease / 3;
-            seat.renew_at
-                .set(now + pause.mul_f64(0.8 + 0.2 * fastrand::f64()));
+            seat.renew_at.set(now + pause.mul_f64(0.8 + 0.2 * fastrand::f64()));
             let room = seat.room.borrow();
             let Some((_, holder)) = room.renewable(seat.device) else {
                 continue;
             };
-            let renewal = Renewal {
-                user: seat.user.clone(),
-                device: seat.device,
-                holder: holder.clone(),
-            };
+            let renewal = Renewal { user: seat.user.clone(), device: seat.device, holder: holder.clone() };
             let known = room.known();
             drop(room);
             renewals.push(renewal);
@@ -250,13 +214,7 @@ impl Hub {
                 continue;
             }
             let mut effects = Vec::new();
-            seat.room.borrow_mut().on_renewed(
-                seat.device,
-                seat.connection,
-                known,
-                renewed,
-                &mut effects,
-            );
+            seat.room.borrow_mut().on_renewed(seat.device, seat.connection, known, renewed, &mut effects);
             self.apply(effects);
             self.settle(&seat);
         }

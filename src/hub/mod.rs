@@ -136,43 +136,19 @@ impl Hub {
                     seat.close(Some(last), Close::Overwritten);
                     self.settle(&seat);
                 }
-                Effect::Peer {
-                    seat,
-                    device,
-                    member,
-                    connected,
-                } => {
+                Effect::Peer { seat, device, member, connected } => {
                     let dropped = seat.with_outbox(Outbox::drop_volatile);
                     self.metrics.dropped(Dropped::PeerChanged, dropped);
                     if seat.protocol == Protocol::V1 {
-                        let state = if connected {
-                            PeerState::Connected
-                        } else {
-                            PeerState::Disconnected
-                        };
-                        let Member {
-                            connection,
-                            generation,
-                        } = member;
-                        let message = ServerMessage::Peer {
-                            device,
-                            state,
-                            connection,
-                            generation,
-                        };
+                        let state = if connected { PeerState::Connected } else { PeerState::Disconnected };
+                        let Member { connection, generation } = member;
+                        let message = ServerMessage::Peer { device, state, connection, generation };
                         self.push_reliable(&seat, Outgoing::Text(message.encode()), None);
                     }
                 }
                 Effect::Mark { seat, lane, nonce } => {
-                    let marker = Envelope::Marker {
-                        instance: self.settings.instance,
-                        nonce,
-                    };
-                    if self
-                        .backplane
-                        .publish(&seat.user, lane, marker, Instant::now())
-                        == Published::Full
-                    {
+                    let marker = Envelope::Marker { instance: self.settings.instance, nonce };
+                    if self.backplane.publish(&seat.user, lane, marker, Instant::now()) == Published::Full {
                         self.on_marker_overdue(&seat);
                     }
                 }
@@ -187,11 +163,7 @@ impl Hub {
 
     fn on_event(self: &Rc<Self>, event: Event<'_>) {
         match event {
-            Event::Lane {
-                user,
-                lane,
-                envelope,
-            } => self.on_lane(user, lane, envelope),
+            Event::Lane { user, lane, envelope } => self.on_lane(user, lane, envelope),
             Event::Unreadable => self.metrics.dropped(Dropped::Unreadable, 1),
             Event::Down => self.on_backplane(BackplaneState::Down),
             Event::Up => self.on_backplane(BackplaneState::Up),
@@ -273,8 +245,7 @@ impl Hub {
         let rooms: Vec<SharedRoom> = self.rooms.borrow().values().cloned().collect();
         for room in rooms {
             let mut effects = Vec::new();
-            room.borrow_mut()
-                .on_instance(instance, silent, &mut effects);
+            room.borrow_mut().on_instance(instance, silent, &mut effects);
             self.apply(effects);
         }
     }

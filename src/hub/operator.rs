@@ -48,10 +48,7 @@ impl Hub {
         data: Bytes,
     ) -> Result<usize, Refusal> {
         let envelope = |_: &Holder| Envelope::ServerMessage { data: data.clone() };
-        self.to_devices(user, devices, envelope, |to| {
-            self.deliver_server_message(to, &data)
-        })
-        .await
+        self.to_devices(user, devices, envelope, |to| self.deliver_server_message(to, &data)).await
     }
 
     /// Disconnects devices of a user with 4002, wherever they are; returns how many.
@@ -63,11 +60,8 @@ impl Hub {
         user: &UserId,
         devices: &[Device],
     ) -> Result<usize, Refusal> {
-        let envelope = |holder: &Holder| Envelope::Disconnect {
-            connection: holder.member.connection,
-        };
-        self.to_devices(user, devices, envelope, |to| self.disconnect(to))
-            .await
+        let envelope = |holder: &Holder| Envelope::Disconnect { connection: holder.member.connection };
+        self.to_devices(user, devices, envelope, |to| self.disconnect(to)).await
     }
 
     pub(super) async fn to_devices(
@@ -83,16 +77,12 @@ impl Hub {
             let Some(held) = held.filter(|_| devices.contains(&device)) else {
                 continue;
             };
-            let local = self
-                .room(user)
-                .and_then(|room| room.borrow().here(device).cloned());
+            let local = self.room(user).and_then(|room| room.borrow().here(device).cloned());
             if let Some(seat) = local {
                 here(&seat);
                 reached += 1;
             } else if held.holder.instance != self.settings.instance {
-                let published =
-                    self.backplane
-                        .publish(user, device, envelope(&held.holder), Instant::now());
+                let published = self.backplane.publish(user, device, envelope(&held.holder), Instant::now());
                 reached += usize::from(published == Published::Queued);
             }
         }
@@ -104,13 +94,7 @@ impl Hub {
         let text = match to.protocol {
             Protocol::V1 => {
                 let (from, data) = (From::Server, Some(raw_json(data)));
-                ServerMessage::Message {
-                    from,
-                    data,
-                    text: None,
-                    id: None,
-                }
-                .encode()
+                ServerMessage::Message { from, data, text: None, id: None }.encode()
             }
             Protocol::Classic => {
                 let occupancy = to.room.borrow().occupancy();

@@ -65,10 +65,7 @@ pub struct Drain {
 
 impl std::fmt::Debug for Seat {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Seat")
-            .field("connection", &self.connection)
-            .field("device", &self.device)
-            .finish()
+        f.debug_struct("Seat").field("connection", &self.connection).field("device", &self.device).finish()
     }
 }
 
@@ -81,10 +78,7 @@ impl Seat {
     /// Wakes the socket task of `context` when there is something to write.
     pub fn register(&self, context: &Context<'_>) {
         let mut waker = self.waker.borrow_mut();
-        if !waker
-            .as_ref()
-            .is_some_and(|known| known.will_wake(context.waker()))
-        {
+        if !waker.as_ref().is_some_and(|known| known.will_wake(context.waker())) {
             *waker = Some(context.waker().clone());
         }
     }
@@ -126,14 +120,7 @@ impl Seat {
     }
 
     pub(super) fn holder(&self, instance: InstanceId, generation: Generation) -> Holder {
-        let member = Member {
-            connection: self.connection,
-            generation,
-        };
-        Holder {
-            member,
-            instance,
-            client: self.client.clone(),
-        }
+        let member = Member { connection: self.connection, generation };
+        Holder { member, instance, client: self.client.clone() }
     }
 }

@@ -42,14 +42,8 @@ impl Alarm {
             return Ok(());
         }
         let once = Itimerspec {
-            it_interval: Timespec {
-                tv_sec: 0,
-                tv_nsec: 0,
-            },
-            it_value: Timespec::try_from(wait).unwrap_or(Timespec {
-                tv_sec: i64::MAX,
-                tv_nsec: 0,
-            }),
+            it_interval: Timespec { tv_sec: 0, tv_nsec: 0 },
+            it_value: Timespec::try_from(wait).unwrap_or(Timespec { tv_sec: i64::MAX, tv_nsec: 0 }),
         };
         timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once)?;
         loop {
@@ -98,11 +92,7 @@ pub(super) struct Beat {
 impl Beat {
     /// One at `start`, then `per_second` of them a second.
     pub(super) fn new(start: Instant, per_second: f64) -> Self {
-        Self {
-            start,
-            period: Duration::from_secs_f64(1.0 / per_second),
-            count: 0,
-        }
+        Self { start, period: Duration::from_secs_f64(1.0 / per_second), count: 0 }
     }
 
     /// The next one.

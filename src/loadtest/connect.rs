@@ -39,9 +39,7 @@ pub(super) struct Target {
 
 impl std::fmt::Debug for Target {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Target")
-            .field("host", &self.host)
-            .finish_non_exhaustive()
+        f.debug_struct("Target").field("host", &self.host).finish_non_exhaustive()
     }
 }
 
@@ -51,17 +49,12 @@ impl Target {
     /// # Errors
     /// [`LoadError::Target`]
     pub(super) async fn resolve(url: &Url) -> Result<Self, LoadError> {
-        let wrong = |problem: String| LoadError::Target {
-            url: url.to_string(),
-            problem,
-        };
+        let wrong = |problem: String| LoadError::Target { url: url.to_string(), problem };
         let host = url.host_str().unwrap_or_default();
         let port = url.port_or_known_default().unwrap_or(80);
         let name = host.trim_start_matches('[').trim_end_matches(']');
-        let addresses: Vec<_> = tokio::net::lookup_host((name, port))
-            .await
-            .map_err(|error| wrong(error.to_string()))?
-            .collect();
+        let addresses: Vec<_> =
+            tokio::net::lookup_host((name, port)).await.map_err(|error| wrong(error.to_string()))?.collect();
         if addresses.is_empty() {
             return Err(wrong("has no address".to_owned()));
         }
@@ -69,19 +62,16 @@ impl Target {
             let provider = rustls::crypto::aws_lc_rs::default_provider();
             // Where another part of the process was first, its choice stands.
             let _ = provider.install_default();
-            let config = rustls::ClientConfig::with_platform_verifier()
-                .map_err(|error| wrong(error.to_string()))?;
-            let name =
-                ServerName::try_from(name.to_owned()).map_err(|error| wrong(error.to_string()))?;
+            let config =
+                rustls::ClientConfig::with_platform_verifier().map_err(|error| wrong(error.to_string()))?;
+            let name = ServerName::try_from(name.to_owned()).map_err(|error| wrong(error.to_string()))?;
             Some((TlsConnector::from(Arc::new(config)), name))
         } else {
             None
         };
         Ok(Self {
             addresses,
-            host: url
-                .port()
-                .map_or_else(|| host.to_owned(), |port| format!("{host}:{port}")),
+            host: url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}")),
             path: match url.path() {
                 "" => "/".to_owned(),
                 path => path.to_owned(),
@@ -175,14 +165,9 @@ pub(super) async fn connect(target: &Target, caller: &Caller<'_>) -> Result<Sock
     let attempt = async {
         let socket = open(target, caller).await?;
         match socket.receive().await {
-            Ok(Message::Text(text)) if matches!(Heard::read(&text), Heard::Welcome {}) => {
-                Ok(socket)
-            }
+            Ok(Message::Text(text)) if matches!(Heard::read(&text), Heard::Welcome {}) => Ok(socket),
             Ok(_) => Err(Failure::Failed("no welcome".to_owned())),
-            Err(ended) => Err(Failure::Failed(format!(
-                "closed with {} before the welcome",
-                ended.code
-            ))),
+            Err(ended) => Err(Failure::Failed(format!("closed with {} before the welcome", ended.code))),
         }
     };
     timeout(CONNECT_LIMIT, attempt)
@@ -192,11 +177,7 @@ pub(super) async fn connect(target: &Target, caller: &Caller<'_>) -> Result<Sock
 
 async fn open(target: &Target, caller: &Caller<'_>) -> Result<Socket, Failure> {
     let address = target.addresses[caller.turn % target.addresses.len()];
-    let tcp = if address.is_ipv4() {
-        TcpSocket::new_v4()?
-    } else {
-        TcpSocket::new_v6()?
-    };
+    let tcp = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     tcp.set_nodelay(true)?;
     if let Some(link) = caller.link {
         let size = u32::try_from(link.receive_buffer / 2).unwrap_or(u32::MAX);
@@ -246,12 +227,7 @@ async fn read_more(stream: &mut Stream, received: &mut Vec<u8>) -> io::Result<bo
 /// Desktops send the token as browsers do, mobiles as native apps do.
 fn request(target: &Target, caller: &Caller<'_>, key: &str) -> String {
     let Target { host, path, .. } = target;
-    let Caller {
-        device,
-        client,
-        token,
-        ..
-    } = caller;
+    let Caller { device, client, token, .. } = caller;
     let sign_in = match device {
         Device::Desktop => format!("Sec-WebSocket-Protocol: {V1}, {token}"),
         Device::Mobile => format!("Sec-WebSocket-Protocol: {V1}\r\nAuthorization: Bearer {token}"),
@@ -277,26 +253,16 @@ fn upgraded(received: &[u8], key: &str) -> Result<Option<usize>, Failure> {
         Err(_) => return Err(broken()),
     };
     let header = |name: &str| {
-        let header = response
-            .headers
-            .iter()
-            .find(|header| header.name.eq_ignore_ascii_case(name));
+        let header = response.headers.iter().find(|header| header.name.eq_ignore_ascii_case(name));
         header.and_then(|header| std::str::from_utf8(header.value).ok())
     };
     let status = response.code.unwrap_or_default();
     if status == 101 {
-        let accepted =
-            header("sec-websocket-accept") == Some(derive_accept_key(key.as_bytes()).as_str());
-        return if accepted {
-            Ok(Some(length))
-        } else {
-            Err(broken())
-        };
+        let accepted = header("sec-websocket-accept") == Some(derive_accept_key(key.as_bytes()).as_str());
+        return if accepted { Ok(Some(length)) } else { Err(broken()) };
     }
     let body = received.get(length..).unwrap_or_default();
-    let wanted: usize = header("content-length")
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(0);
+    let wanted: usize = header("content-length").and_then(|text| text.parse().ok()).unwrap_or(0);
     if body.len() < wanted && received.len() < ANSWER_LIMIT {
         return Ok(None);
     }
@@ -323,52 +289,32 @@ mod tests {
         }
         assert_eq!(upgraded(answer.as_bytes(), KEY), Ok(Some(answer.len() - 4)));
         let wrong = answer.replace("s3p", "S3p");
-        assert!(matches!(
-            upgraded(wrong.as_bytes(), KEY),
-            Err(Failure::Failed(_))
-        ));
+        assert!(matches!(upgraded(wrong.as_bytes(), KEY), Err(Failure::Failed(_))));
     }
 
     #[test]
     fn refusals_are_told_by_their_code_or_else_by_their_status() {
         let body = r#"{"code":"too_many_attempts"}"#;
-        let head = format!(
-            "HTTP/1.1 429 Too Many\r\nRetry-After: 2\r\nContent-Length: {}\r\n\r\n",
-            body.len()
-        );
+        let head =
+            format!("HTTP/1.1 429 Too Many\r\nRetry-After: 2\r\nContent-Length: {}\r\n\r\n", body.len());
         assert_eq!(upgraded(head.as_bytes(), KEY), Ok(None));
         let refusal = Failure::Refused {
             code: "too_many_attempts".to_owned(),
             retry_after: Some(Duration::from_secs(2)),
         };
-        assert_eq!(
-            upgraded(format!("{head}{body}").as_bytes(), KEY),
-            Err(refusal)
-        );
-        let plain = Failure::Refused {
-            code: "status 404".to_owned(),
-            retry_after: None,
-        };
+        assert_eq!(upgraded(format!("{head}{body}").as_bytes(), KEY), Err(refusal));
+        let plain = Failure::Refused { code: "status 404".to_owned(), retry_after: None };
         assert_eq!(upgraded(b"HTTP/1.1 404 Not Found\r\n\r\n", KEY), Err(plain));
     }
 
     #[test]
     fn messages_are_told_apart() {
-        assert!(matches!(
-            Heard::read(r#"{"type":"welcome","uid":"a"}"#),
-            Heard::Welcome {}
-        ));
+        assert!(matches!(Heard::read(r#"{"type":"welcome","uid":"a"}"#), Heard::Welcome {}));
         assert!(matches!(
             Heard::read(r#"{"type":"reconnect","reason":"draining","in_ms":5,"deadline_ms":9}"#),
-            Heard::Reconnect {
-                in_ms: 5,
-                deadline_ms: 9
-            }
+            Heard::Reconnect { in_ms: 5, deadline_ms: 9 }
         ));
-        assert!(matches!(
-            Heard::read(r#"{"type":"peer","state":"connected"}"#),
-            Heard::Other
-        ));
+        assert!(matches!(Heard::read(r#"{"type":"peer","state":"connected"}"#), Heard::Other));
         assert!(matches!(Heard::read("not JSON"), Heard::Other));
     }
 }

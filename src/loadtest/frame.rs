@@ -115,14 +115,9 @@ impl Flow {
             let shift = u32::try_from(step).unwrap_or(u32::MAX);
             self.arrived = self.arrived.checked_shl(shift).unwrap_or(0) | 1;
             self.next_to_arrive = sequence + 1;
-            return Arrival::Newest {
-                skipped: sequence.saturating_sub(from),
-            };
+            return Arrival::Newest { skipped: sequence.saturating_sub(from) };
         };
-        let bit = u32::try_from(back)
-            .ok()
-            .and_then(|back| 1_u64.checked_shl(back))
-            .unwrap_or(0);
+        let bit = u32::try_from(back).ok().and_then(|back| 1_u64.checked_shl(back)).unwrap_or(0);
         if self.arrived & bit != 0 {
             return Arrival::Duplicate;
         }

@@ -116,12 +116,7 @@ async fn run(options: LoadOptions) -> Result<bool, LoadError> {
         prepared = prepare => prepared?,
         _ = &mut interrupted => return Err(LoadError::Interrupted),
     };
-    let plan = Arc::new(Plan {
-        options,
-        targets,
-        run: fastrand::u32(..),
-        epoch: Instant::now(),
-    });
+    let plan = Arc::new(Plan { options, targets, run: fastrand::u32(..), epoch: Instant::now() });
     let mut run = Run::start(&plan, &tokens, before)?;
     let started = SystemTime::now();
     tokio::select! {
@@ -133,12 +128,7 @@ async fn run(options: LoadOptions) -> Result<bool, LoadError> {
         && plan.options.scenario != Scenario::Overwrite
     {
         let total = &run.results.total;
-        let reasons = total
-            .refused
-            .keys()
-            .chain(total.failed.keys())
-            .cloned()
-            .collect::<Vec<_>>();
+        let reasons = total.refused.keys().chain(total.failed.keys()).cloned().collect::<Vec<_>>();
         run.stop();
         return Err(LoadError::NobodyConnected(reasons.join(", ")));
     }
@@ -150,11 +140,7 @@ async fn run(options: LoadOptions) -> Result<bool, LoadError> {
     };
     progress.end();
     run.join();
-    let Run {
-        mut results,
-        interrupted,
-        ..
-    } = run;
+    let Run { mut results, interrupted, .. } = run;
     results.finish(plan.options.scenario);
     let figures = results.figures(&plan.options, measured);
     let verdicts = judge(&plan.options.assertions, &figures);
@@ -174,10 +160,7 @@ async fn run(options: LoadOptions) -> Result<bool, LoadError> {
 
 fn write_all(report: &Report<'_>) -> Result<(), LoadError> {
     let write = |path: &PathBuf, text: String| {
-        std::fs::write(path, text).map_err(|error| LoadError::Write {
-            path: path.clone(),
-            error,
-        })
+        std::fs::write(path, text).map_err(|error| LoadError::Write { path: path.clone(), error })
     };
     let table = report::table::text(report);
     match &report.options.json {
@@ -201,32 +184,15 @@ fn write_all(report: &Report<'_>) -> Result<(), LoadError> {
 fn open_files(options: &LoadOptions) -> Option<u64> {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: limit.maximum,
-        ..limit
-    };
+    let raised = Rlimit { current: limit.maximum, ..limit };
     // Where it cannot be raised, the old one stands and is told.
-    let now = if setrlimit(Resource::Nofile, raised).is_ok() {
-        raised
-    } else {
-        limit
-    };
-    now.current
-        .filter(|most| *most < options.users as u64 * 2 + 64)
+    let now = if setrlimit(Resource::Nofile, raised).is_ok() { raised } else { limit };
+    now.current.filter(|most| *most < options.users as u64 * 2 + 64)
 }
 
 /// What will be done, for a person who may want to stop it.
 fn announcement(options: &LoadOptions, too_few_files: Option<u64>) -> String {
-    let LoadOptions {
-        scenario,
-        users,
-        fps,
-        frame_bytes,
-        duration,
-        warmup,
-        rate,
-        ..
-    } = options;
+    let LoadOptions { scenario, users, fps, frame_bytes, duration, warmup, rate, .. } = options;
     let urls: Vec<_> = options.urls.iter().map(ToString::to_string).collect();
     let streams = options.streams.0.len();
     let what = match scenario {
@@ -250,9 +216,7 @@ fn announcement(options: &LoadOptions, too_few_files: Option<u64>) -> String {
         && urls.len() < 2
         && (scenario.streams() || *scenario == Scenario::Overwrite)
     {
-        text.push_str(
-            "\n  note: with one --url where a user's two sockets are is up to what answers there",
-        );
+        text.push_str("\n  note: with one --url where a user's two sockets are is up to what answers there");
     }
     if let Some(most) = too_few_files {
         text.push_str(&format!(
@@ -280,31 +244,15 @@ impl Run {
         let mut shares: Vec<Vec<User>> = vec![Vec::new(); count];
         for (number, token) in (0_u32..).zip(tokens) {
             if let Some(share) = shares.get_mut(number as usize % count) {
-                share.push(User {
-                    number,
-                    token: token.clone(),
-                });
+                share.push(User { number, token: token.clone() });
             }
         }
         let mut threads = Vec::new();
         for (index, users) in shares.into_iter().enumerate() {
-            threads.push(shard::start(
-                plan.clone(),
-                index,
-                users,
-                phases.clone(),
-                tell.clone(),
-            )?);
+            threads.push(shard::start(plan.clone(), index, users, phases.clone(), tell.clone())?);
         }
         let results = Results::after(before);
-        Ok(Self {
-            threads,
-            phase,
-            events,
-            results,
-            begin: None,
-            interrupted: false,
-        })
+        Ok(Self { threads, phase, events, results, begin: None, interrupted: false })
     }
 
     fn take(&mut self, event: Event, options: &LoadOptions) {
@@ -329,12 +277,7 @@ impl Run {
     }
 
     /// Starts everything at once, reads what the instances say, and ends when the threads do.
-    async fn measure(
-        &mut self,
-        options: &LoadOptions,
-        watch: &Arc<Watch>,
-        progress: &Progress,
-    ) -> Duration {
+    async fn measure(&mut self, options: &LoadOptions, watch: &Arc<Watch>, progress: &Progress) -> Duration {
         let start = Instant::now() + RUN_UP;
         let begin = start + options.warmup;
         let end = begin + options.duration;
@@ -344,10 +287,7 @@ impl Run {
         }
         let mut due = Some(begin);
         let mut asking = JoinSet::new();
-        let mut rolling = options
-            .roll_command
-            .as_ref()
-            .filter(|_| options.scenario == Scenario::Rolling);
+        let mut rolling = options.roll_command.as_ref().filter(|_| options.scenario == Scenario::Rolling);
         loop {
             tokio::select! {
                 event = self.events.recv() => match event {
@@ -364,11 +304,7 @@ impl Run {
                 }
                 Some(Ok(reading)) = asking.join_next() => self.results.readings.push(reading),
             }
-            progress.measuring(
-                Instant::now().saturating_duration_since(begin),
-                &self.results,
-                options,
-            );
+            progress.measuring(Instant::now().saturating_duration_since(begin), &self.results, options);
         }
         // A run that has no fixed end, or that was cut short, is read when it is over.
         if Instant::now() < end {
@@ -390,9 +326,7 @@ impl Run {
         let measured = self.begin.map(|begin| now.saturating_duration_since(begin));
         if let Some(begin) = self.begin.filter(|begin| *begin < now) {
             let reading = watch.read().await;
-            self.results
-                .readings
-                .push(((now - begin).as_secs_f64(), reading));
+            self.results.readings.push(((now - begin).as_secs_f64(), reading));
         }
         self.stop();
         while let Some(event) = self.events.recv().await {
@@ -419,11 +353,8 @@ fn ask(asking: &mut JoinSet<(f64, Reading)>, watch: &Arc<Watch>, begin: Instant,
 
 /// Starts the operator's command, which runs beside the measurement.
 fn roll(command: &str) {
-    let child = tokio::process::Command::new("sh")
-        .arg("-c")
-        .arg(command)
-        .stdin(std::process::Stdio::null())
-        .spawn();
+    let child =
+        tokio::process::Command::new("sh").arg("-c").arg(command).stdin(std::process::Stdio::null()).spawn();
     if let Err(error) = child {
         let _ = writeln!(io::stderr(), "--roll-command: {error}");
     }

@@ -27,19 +27,10 @@ fn style(template: &str) -> ProgressStyle {
 impl Progress {
     /// No bar yet.
     pub(super) fn new(options: &LoadOptions) -> Self {
-        let shown = options
-            .progress
-            .unwrap_or_else(|| std::io::stderr().is_terminal());
-        let target = if shown {
-            ProgressDrawTarget::stderr()
-        } else {
-            ProgressDrawTarget::hidden()
-        };
+        let shown = options.progress.unwrap_or_else(|| std::io::stderr().is_terminal());
+        let target = if shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let bar = ProgressBar::with_draw_target(None, target);
-        Self {
-            bar,
-            duration: options.duration,
-        }
+        Self { bar, duration: options.duration }
     }
 
     /// Lines that stay.
@@ -51,8 +42,7 @@ impl Progress {
     /// A bar for `count` things.
     pub(super) fn begin(&self, what: &'static str, count: usize) {
         self.bar.reset();
-        self.bar
-            .set_style(style("{msg:<12} {wide_bar} {pos}/{len} {elapsed}"));
+        self.bar.set_style(style("{msg:<12} {wide_bar} {pos}/{len} {elapsed}"));
         self.bar.set_message(what);
         self.bar.set_length(count as u64);
     }
@@ -67,8 +57,7 @@ impl Progress {
         self.bar.reset();
         self.bar.set_style(style("{prefix:<12} {wide_bar} {msg}"));
         self.bar.set_prefix("warming up");
-        self.bar
-            .set_length(u64::try_from(self.duration.as_millis()).unwrap_or(u64::MAX));
+        self.bar.set_length(u64::try_from(self.duration.as_millis()).unwrap_or(u64::MAX));
     }
 
     /// How far it is, and the figures of the newest second.
@@ -77,24 +66,15 @@ impl Progress {
             return;
         }
         self.bar.set_prefix("measuring");
-        self.bar
-            .set_position(u64::try_from(since.min(self.duration).as_millis()).unwrap_or(u64::MAX));
+        self.bar.set_position(u64::try_from(since.min(self.duration).as_millis()).unwrap_or(u64::MAX));
         if let Some(second) = results.latest() {
             let times = timed(options.scenario, second);
-            let p99 = times
-                .quantile(0.99)
-                .map_or_else(|| "-".to_owned(), words::time);
+            let p99 = times.quantile(0.99).map_or_else(|| "-".to_owned(), words::time);
             let total = &results.total;
-            let count = if options.scenario.streams() {
-                second.delivered
-            } else {
-                second.welcomed
-            };
+            let count = if options.scenario.streams() { second.delivered } else { second.welcomed };
             let dropped = total.superseded.max(0);
             let lost = total.lost.max(0);
-            self.bar.set_message(format!(
-                "{count}/s p99 {p99} superseded {dropped} lost {lost}"
-            ));
+            self.bar.set_message(format!("{count}/s p99 {p99} superseded {dropped} lost {lost}"));
         }
     }
 

@@ -67,10 +67,7 @@ pub(super) fn timed(scenario: Scenario, tally: &Tally) -> &Times {
 impl Results {
     /// Nothing yet but a first reading.
     pub(super) fn after(before: Reading) -> Self {
-        Self {
-            before,
-            ..Self::default()
-        }
+        Self { before, ..Self::default() }
     }
 
     /// Takes what a thread counted before the measurement.
@@ -122,11 +119,7 @@ impl Results {
     }
 
     /// Every figure that this run has; times in seconds.
-    pub(super) fn figures(
-        &self,
-        options: &LoadOptions,
-        measured: Duration,
-    ) -> BTreeMap<&'static str, f64> {
+    pub(super) fn figures(&self, options: &LoadOptions, measured: Duration) -> BTreeMap<&'static str, f64> {
         let mut figures = BTreeMap::new();
         let mut set = |name, value: Option<f64>| {
             if let Some(value) = value {
@@ -178,21 +171,17 @@ impl Results {
             set("one_left", Some(count(one)));
             set("both_left", Some(count(both)));
         }
-        let cpu = self.spent(self.instances().map(|instance| {
-            move |reading: &Reading| reading.instances.get(instance)?.as_ref()?.cpu
-        }));
-        let each = |whole: Option<f64>, count: f64| {
-            whole.filter(|_| count > 0.0).map(|whole| whole / count)
-        };
+        let cpu = self.spent(
+            self.instances()
+                .map(|instance| move |reading: &Reading| reading.instances.get(instance)?.as_ref()?.cpu),
+        );
+        let each = |whole: Option<f64>, count: f64| whole.filter(|_| count > 0.0).map(|whole| whole / count);
         if streams {
             let redis = |of: fn(&RedisState) -> f64| {
                 self.spent([move |reading: &Reading| reading.redis.as_ref().map(of)])
             };
             set("cpu_per_frame", each(cpu, delivered));
-            set(
-                "redis_cpu_per_frame",
-                each(redis(|redis| redis.cpu), delivered),
-            );
+            set("redis_cpu_per_frame", each(redis(|redis| redis.cpu), delivered));
             let commands = redis(|redis| redis.commands);
             set("redis_commands_per_frame", each(commands, delivered));
         }
@@ -200,25 +189,17 @@ impl Results {
             set("cpu_per_handshake", each(cpu, welcomed_meanwhile));
         }
         if let Some((_, last)) = self.readings.last() {
-            let grown = last
-                .sum(|instance| instance.rss)
-                .zip(self.before.sum(|instance| instance.rss));
+            let grown = last.sum(|instance| instance.rss).zip(self.before.sum(|instance| instance.rss));
             let opened = last
                 .sum(|instance| Some(instance.connections))
                 .zip(self.before.sum(|instance| Some(instance.connections)));
             if let (Some((rss, rss_before)), Some((open, open_before))) = (grown, opened)
                 && open > open_before
             {
-                set(
-                    "rss_per_connection",
-                    Some((rss - rss_before) / (open - open_before)),
-                );
+                set("rss_per_connection", Some((rss - rss_before) / (open - open_before)));
             }
         }
-        let largest = self
-            .readings
-            .iter()
-            .filter_map(|(_, reading)| reading.sum(|instance| instance.rss));
+        let largest = self.readings.iter().filter_map(|(_, reading)| reading.sum(|instance| instance.rss));
         set("rss", largest.reduce(f64::max));
         figures
     }
@@ -230,24 +211,13 @@ impl Results {
     }
 
     /// What counters grew by over all readings, together; one that fell was restarted from 0.
-    fn spent<F: Fn(&Reading) -> Option<f64>>(
-        &self,
-        counters: impl IntoIterator<Item = F>,
-    ) -> Option<f64> {
+    fn spent<F: Fn(&Reading) -> Option<f64>>(&self, counters: impl IntoIterator<Item = F>) -> Option<f64> {
         let mut sum = None;
         for counter in counters {
-            let values: Vec<f64> = self
-                .readings
-                .iter()
-                .filter_map(|(_, reading)| counter(reading))
-                .collect();
+            let values: Vec<f64> = self.readings.iter().filter_map(|(_, reading)| counter(reading)).collect();
             for pair in values.windows(2) {
                 if let [before, after] = pair {
-                    let grown = if after < before {
-                        *after
-                    } else {
-                        after - before
-                    };
+                    let grown = if after < before { *after } else { after - before };
                     *sum.get_or_insert(0.0) += grown;
                 }
             }
@@ -276,10 +246,7 @@ pub(super) struct Verdict {
 }
 
 /// Judges every demand.
-pub(super) fn judge(
-    assertions: &[Assertion],
-    figures: &BTreeMap<&'static str, f64>,
-) -> Vec<Verdict> {
+pub(super) fn judge(assertions: &[Assertion], figures: &BTreeMap<&'static str, f64>) -> Vec<Verdict> {
     let judge = |assertion: &Assertion| {
         let value = figures.get(assertion.figure.name).copied();
         Verdict {
@@ -299,33 +266,18 @@ mod tests {
 
     #[test]
     fn the_last_tenth_is_at_least_a_second() {
-        for (seconds, from) in [
-            (0, 0),
-            (1, 0),
-            (3, 2),
-            (10, 9),
-            (20, 18),
-            (40, 36),
-            (45, 40),
-        ] {
+        for (seconds, from) in [(0, 0), (1, 0), (3, 2), (10, 9), (20, 18), (40, 36), (45, 40)] {
             assert_eq!(tail_from(Duration::from_secs(seconds)), from);
         }
     }
 
     #[test]
     fn a_demand_on_what_was_not_measured_is_broken() {
-        let demands: Vec<_> = ["lost=0", "told_p99<1s", "lost>0"]
-            .map(|text| Assertion::parse(text).unwrap())
-            .into();
+        let demands: Vec<_> =
+            ["lost=0", "told_p99<1s", "lost>0"].map(|text| Assertion::parse(text).unwrap()).into();
         let verdicts = judge(&demands, &[("lost", 0.0)].into());
-        let short: Vec<_> = verdicts
-            .iter()
-            .map(|verdict| (verdict.value, verdict.holds))
-            .collect();
-        assert_eq!(
-            short,
-            [(Some(0.0), true), (None, false), (Some(0.0), false)]
-        );
+        let short: Vec<_> = verdicts.iter().map(|verdict| (verdict.value, verdict.holds)).collect();
+        assert_eq!(short, [(Some(0.0), true), (None, false), (Some(0.0), false)]);
     }
 
     fn reading(cpu: f64, rss: f64, connections: f64) -> Reading {
@@ -339,21 +291,13 @@ mod tests {
                 });
                 2
             ],
-            redis: Some(RedisState {
-                cpu: cpu / 2.0,
-                commands: cpu * 100.0,
-                memory: 1.0,
-            }),
+            redis: Some(RedisState { cpu: cpu / 2.0, commands: cpu * 100.0, memory: 1.0 }),
         }
     }
 
     fn options() -> LoadOptions {
         let arguments = ["duorelay", "loadtest", "--duration", "10s"].map(Into::into);
-        let machine = crate::config::Machine {
-            terminal: false,
-            cores: 1,
-            ipv6: false,
-        };
+        let machine = crate::config::Machine { terminal: false, cores: 1, ipv6: false };
         match crate::config::load(arguments, [], machine).unwrap().command {
             crate::config::Command::Loadtest(options) => *options,
             other => panic!("{other:?}"),
@@ -364,33 +308,18 @@ mod tests {
     fn costs_are_those_between_the_first_and_the_last_reading() {
         let options = options();
         let mut results = Results::after(reading(0.0, 10e6, 0.0));
-        results.before(&Tally {
-            connected: 100,
-            welcomed: 100,
-            ..Tally::default()
-        });
-        let mut second = Tally {
-            sent: 1000,
-            delivered: 900,
-            superseded: 100,
-            ..Tally::default()
-        };
+        results.before(&Tally { connected: 100, welcomed: 100, ..Tally::default() });
+        let mut second = Tally { sent: 1000, delivered: 900, superseded: 100, ..Tally::default() };
         second.latency.record(Duration::from_millis(2));
         for at in [0, 1, 9] {
             results.second(at, &second, &options);
         }
-        results.readings = vec![
-            (0.0, reading(1.0, 11e6, 100.0)),
-            (10.0, reading(2.35, 12e6, 100.0)),
-        ];
+        results.readings = vec![(0.0, reading(1.0, 11e6, 100.0)), (10.0, reading(2.35, 12e6, 100.0))];
         results.finish(options.scenario);
         let figures = results.figures(&options, options.duration);
         let near = |name, wanted: f64| {
             let value: f64 = figures[name];
-            assert!(
-                (value - wanted).abs() < wanted.abs() * 1e-3 + 1e-12,
-                "{name}: {value} {wanted}"
-            );
+            assert!((value - wanted).abs() < wanted.abs() * 1e-3 + 1e-12, "{name}: {value} {wanted}");
         };
         near("delivered", 2700.0);
         near("superseded", 300.0);
@@ -404,20 +333,14 @@ mod tests {
         near("p50", 0.002);
         near("age_end_p99", 0.002);
         assert!(!figures.contains_key("told_p99"));
-        let seconds: Vec<_> = results
-            .points
-            .iter()
-            .map(|point| (point.second, point.delivered))
-            .collect();
+        let seconds: Vec<_> = results.points.iter().map(|point| (point.second, point.delivered)).collect();
         assert_eq!(seconds, [(0, 900), (1, 900), (9, 900)]);
     }
 
     #[test]
     fn a_restarted_instance_counts_from_zero() {
         let mut results = Results::after(reading(0.0, 0.0, 0.0));
-        results.readings = [5.0, 6.0, 0.5, 1.5]
-            .map(|cpu| (cpu, reading(cpu, 0.0, 0.0)))
-            .into();
+        results.readings = [5.0, 6.0, 0.5, 1.5].map(|cpu| (cpu, reading(cpu, 0.0, 0.0))).into();
         let cpu = results.spent([|reading: &Reading| reading.instances[0].as_ref()?.cpu]);
         assert_eq!(cpu, Some(2.5));
     }

@@ -89,31 +89,26 @@ pub(super) fn start(
     phase: watch::Receiver<Phase>,
     events: mpsc::Sender<Event>,
 ) -> io::Result<JoinHandle<()>> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    std::thread::Builder::new()
-        .name(format!("load-{index}"))
-        .spawn(move || {
-            let shard = std::rc::Rc::new(Shard {
-                plan,
-                index,
-                users,
-                tally: RefCell::default(),
-                ending: Cell::new(false),
-                phase,
-                events,
-            });
-            LocalSet::new().block_on(&runtime, async {
-                let telling = shard.clone();
-                let telling =
-                    tokio::task::spawn_local(async move { telling.tell_every_second().await });
-                super::scenario::run(&shard).await;
-                telling.abort();
-                // The second in which everything ended.
-                shard.tell(shard.second(Instant::now())).await;
-            });
-        })
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    std::thread::Builder::new().name(format!("load-{index}")).spawn(move || {
+        let shard = std::rc::Rc::new(Shard {
+            plan,
+            index,
+            users,
+            tally: RefCell::default(),
+            ending: Cell::new(false),
+            phase,
+            events,
+        });
+        LocalSet::new().block_on(&runtime, async {
+            let telling = shard.clone();
+            let telling = tokio::task::spawn_local(async move { telling.tell_every_second().await });
+            super::scenario::run(&shard).await;
+            telling.abort();
+            // The second in which everything ended.
+            shard.tell(shard.second(Instant::now())).await;
+        });
+    })
 }
 
 impl Shard {
@@ -193,12 +188,7 @@ impl Shard {
     }
 
     /// One handshake; counts what comes of it, its duration from `due`.
-    pub(super) async fn connect(
-        &self,
-        who: Who<'_>,
-        place: usize,
-        due: Instant,
-    ) -> Result<Socket, Failure> {
+    pub(super) async fn connect(&self, who: Who<'_>, place: usize, due: Instant) -> Result<Socket, Failure> {
         let targets = &self.plan.targets;
         let sources = &self.options().sources;
         let turn = who.user.number as usize * 2 + usize::from(who.device == Device::Mobile);
@@ -217,13 +207,9 @@ impl Shard {
             Ok(_) => {
                 tally.welcomed += 1;
                 tally.connected += 1;
-                tally
-                    .handshake
-                    .record(Instant::now().saturating_duration_since(due));
+                tally.handshake.record(Instant::now().saturating_duration_since(due));
             }
-            Err(Failure::Refused { code, .. }) => {
-                *tally.refused.entry(code.clone()).or_default() += 1
-            }
+            Err(Failure::Refused { code, .. }) => *tally.refused.entry(code.clone()).or_default() += 1,
             Err(Failure::Failed(why)) => *tally.failed.entry(why.clone()).or_default() += 1,
         }
         result
@@ -238,11 +224,7 @@ impl Shard {
     ) -> Option<Socket> {
         let attempts = async {
             for turn in 0.. {
-                let place = if self.window().is_some() {
-                    place + turn
-                } else {
-                    place
-                };
+                let place = if self.window().is_some() { place + turn } else { place };
                 let pause = match self.connect(who, place, Instant::now()).await {
                     Ok(socket) => return Some(socket),
                     Err(Failure::Refused { retry_after, .. }) => {
@@ -252,11 +234,8 @@ impl Shard {
                 };
                 let jitter = pause.mul_f64(fastrand::f64() / 2.0);
                 // While streams run, there may be another instance: silence counts.
-                let pause = if self.window().is_some() {
-                    pause.min(Duration::from_millis(50))
-                } else {
-                    pause
-                };
+                let pause =
+                    if self.window().is_some() { pause.min(Duration::from_millis(50)) } else { pause };
                 tokio::time::sleep(pause + jitter).await;
             }
             None

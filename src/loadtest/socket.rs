@@ -40,11 +40,7 @@ impl Stream {
         }
     }
 
-    pub(super) fn poll_write(
-        &mut self,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    pub(super) fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match self {
             // Not through the runtime's budget: the pacer writes to many sockets in one turn, and a budget
             // that is used up would look like a full socket.
@@ -196,11 +192,7 @@ impl Socket {
             .max_write_buffer_size(WRITE_LIMIT);
         let codec = WebSocketContext::from_partially_read(early, Role::Client, Some(config));
         Self {
-            io: RefCell::new(Io {
-                stream,
-                codec,
-                throttle,
-            }),
+            io: RefCell::new(Io { stream, codec, throttle }),
             reader: RefCell::new(None),
             blocked: Cell::new(false),
         }
@@ -215,14 +207,8 @@ impl Socket {
         let Io { stream, codec, .. } = &mut *io;
         // The reader is woken instead, as only it may wait on the stream.
         let mut cx = Context::from_waker(Waker::noop());
-        let mut stream = Blocking {
-            stream,
-            throttle: None,
-            cx: &mut cx,
-        };
-        let result = codec
-            .write(&mut stream, message)
-            .and_then(|()| codec.flush(&mut stream));
+        let mut stream = Blocking { stream, throttle: None, cx: &mut cx };
+        let result = codec.write(&mut stream, message).and_then(|()| codec.flush(&mut stream));
         match result {
             Ok(()) => Ok(()),
             Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -245,10 +231,7 @@ impl Socket {
 
     /// Says goodbye; the answer is read like any other message.
     pub(super) fn close(&self) {
-        let frame = CloseFrame {
-            code: CloseCode::Normal,
-            reason: "".into(),
-        };
+        let frame = CloseFrame { code: CloseCode::Normal, reason: "".into() };
         // Already closed is as good.
         let _ = self.send(Message::Close(Some(frame)));
     }
@@ -261,24 +244,13 @@ impl Socket {
     fn poll_receive(&self, cx: &mut Context<'_>) -> Poll<Result<Message, Ended>> {
         {
             let mut reader = self.reader.borrow_mut();
-            if !reader
-                .as_ref()
-                .is_some_and(|waker| waker.will_wake(cx.waker()))
-            {
+            if !reader.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
                 *reader = Some(cx.waker().clone());
             }
         }
         let mut io = self.io.borrow_mut();
-        let Io {
-            stream,
-            codec,
-            throttle,
-        } = &mut *io;
-        let mut stream = Blocking {
-            stream,
-            throttle: throttle.as_mut(),
-            cx,
-        };
+        let Io { stream, codec, throttle } = &mut *io;
+        let mut stream = Blocking { stream, throttle: throttle.as_mut(), cx };
         if self.blocked.replace(false)
             && let Err(Error::Io(error)) = codec.flush(&mut stream)
             && error.kind() == io::ErrorKind::WouldBlock

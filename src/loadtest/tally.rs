@@ -22,9 +22,7 @@ impl Times {
 
     fn histogram(&mut self) -> Option<&mut Histogram<u64>> {
         if self.0.is_none() {
-            self.0 = Histogram::new_with_bounds(1, Self::LONGEST_US, 3)
-                .ok()
-                .map(Box::new);
+            self.0 = Histogram::new_with_bounds(1, Self::LONGEST_US, 3).ok().map(Box::new);
         }
         self.0.as_deref_mut()
     }
@@ -159,20 +157,14 @@ mod tests {
     #[test]
     fn quantiles_are_those_of_all_parts_together() {
         let mut sum = Times::default();
-        assert_eq!(
-            (sum.quantile(0.5), sum.max(), sum.mean(), sum.count()),
-            (None, None, None, 0)
-        );
+        assert_eq!((sum.quantile(0.5), sum.max(), sum.mean(), sum.count()), (None, None, None, 0));
         for half in [1..=50_u64, 51..=100] {
             let mut part = Times::default();
             half.for_each(|time| part.record(ms(time)));
             sum.add(&part);
         }
         let near = |value: Option<f64>, wanted: f64| {
-            assert!(
-                (value.unwrap() - wanted).abs() <= wanted / 900.0,
-                "{value:?} {wanted}"
-            );
+            assert!((value.unwrap() - wanted).abs() <= wanted / 900.0, "{value:?} {wanted}");
         };
         near(sum.quantile(0.5), 0.05);
         near(sum.quantile(0.99), 0.099);
@@ -223,32 +215,15 @@ mod tests {
         }
         let mut sum = second.clone();
         sum.add(&second);
-        assert_eq!(
-            (sum.sent, sum.delivered, sum.unsent, sum.superseded),
-            (2, 4, 6, -8)
-        );
-        assert_eq!(
-            (sum.lost, sum.out_of_order, sum.duplicates, sum.wrong_user),
-            (10, 12, 14, 16)
-        );
+        assert_eq!((sum.sent, sum.delivered, sum.unsent, sum.superseded), (2, 4, 6, -8));
+        assert_eq!((sum.lost, sum.out_of_order, sum.duplicates, sum.wrong_user), (10, 12, 14, 16));
         assert_eq!((sum.connected, sum.welcomed, sum.reconnects), (-18, 20, 22));
         assert_eq!(
-            (
-                sum.refused["full"],
-                sum.failed["timeout"],
-                sum.closes[&4001],
-                sum.errors["bad_json"]
-            ),
+            (sum.refused["full"], sum.failed["timeout"], sum.closes[&4001], sum.errors["bad_json"]),
             (24, 26, 28, 30)
         );
         assert_eq!((sum.left, sum.vanished), ([32, 34, 36], 38));
-        for times in [
-            &sum.latency,
-            &sum.lag,
-            &sum.handshake,
-            &sum.told,
-            &sum.silence,
-        ] {
+        for times in [&sum.latency, &sum.lag, &sum.handshake, &sum.told, &sum.silence] {
             assert_eq!(times.count(), 2);
         }
     }

@@ -30,19 +30,14 @@ fn failed(problem: impl Into<String>) -> LoadError {
 
 /// The uids, in the order of the users.
 fn uids(options: &LoadOptions) -> Vec<String> {
-    (0..options.users)
-        .map(|number| format!("{}-{number}", options.user_prefix))
-        .collect()
+    (0..options.users).map(|number| format!("{}-{number}", options.user_prefix)).collect()
 }
 
 /// A token for each user; `done` hears how many there are.
 ///
 /// # Errors
 /// [`LoadError::Tokens`]
-pub(super) async fn mint(
-    options: &LoadOptions,
-    done: impl Fn(usize),
-) -> Result<Vec<Arc<str>>, LoadError> {
+pub(super) async fn mint(options: &LoadOptions, done: impl Fn(usize)) -> Result<Vec<Arc<str>>, LoadError> {
     let uids = uids(options);
     match &options.tokens {
         TokenSource::Demo(url) => {
@@ -53,31 +48,14 @@ pub(super) async fn mint(
         TokenSource::Emulator(url) => {
             // https://firebase.google.com/docs/reference/rest/auth#section-create-email-password: the emulator
             // takes any key. Every call makes a new user.
-            let url = join(
-                url,
-                "/identitytoolkit.googleapis.com/v1/accounts:signUp?key=loadtest",
-            )?;
-            ask_for_all(
-                &uids,
-                &url,
-                |_| json!({"returnSecureToken": true}).to_string(),
-                done,
-            )
-            .await
+            let url = join(url, "/identitytoolkit.googleapis.com/v1/accounts:signUp?key=loadtest")?;
+            ask_for_all(&uids, &url, |_| json!({"returnSecureToken": true}).to_string(), done).await
         }
-        TokenSource::SigningKey {
-            path,
-            issuer,
-            audience,
-            kid,
-        } => {
+        TokenSource::SigningKey { path, issuer, audience, kid } => {
             let pem = std::fs::read_to_string(path)
                 .map_err(|error| failed(format!("{}: {error}", path.display())))?;
             let signer = Signer::from_pem(&pem, Some(kid.clone())).map_err(|error| {
-                failed(format!(
-                    "{}: {error} (wanted is an RSA key, PKCS #8, in PEM)",
-                    path.display()
-                ))
+                failed(format!("{}: {error} (wanted is an RSA key, PKCS #8, in PEM)", path.display()))
             })?;
             let now = unix_now();
             let lifetime = 3600 + options.duration.as_secs() + options.warmup.as_secs();
@@ -87,12 +65,7 @@ pub(super) async fn mint(
                     "iss": issuer, "aud": audience, "sub": uid, "user_id": uid,
                     "auth_time": now, "iat": now, "exp": now + lifetime,
                 });
-                tokens.push(
-                    signer
-                        .sign(&claims)
-                        .map_err(|error| failed(error.to_string()))?
-                        .into(),
-                );
+                tokens.push(signer.sign(&claims).map_err(|error| failed(error.to_string()))?.into());
                 done(tokens.len());
             }
             Ok(tokens)
@@ -130,10 +103,7 @@ async fn ask_for_all(
         while asking.len() < AT_ONCE
             && let Some((index, uid)) = waiting.next()
         {
-            let request = http
-                .post(url.clone())
-                .header("content-type", "application/json")
-                .body(body(uid));
+            let request = http.post(url.clone()).header("content-type", "application/json").body(body(uid));
             asking.spawn(async move { (index, ask(request).await) });
         }
         match asking.join_next().await {
@@ -160,12 +130,7 @@ async fn ask(request: reqwest::RequestBuilder) -> Result<Arc<str>, String> {
         token: String,
     }
     let told = |error: reqwest::Error| error.without_url().to_string();
-    let response = request
-        .send()
-        .await
-        .map_err(told)?
-        .error_for_status()
-        .map_err(told)?;
+    let response = request.send().await.map_err(told)?.error_for_status().map_err(told)?;
     let answer: Answer = response.json().await.map_err(told)?;
     Ok(answer.token.into())
 }
@@ -194,11 +159,7 @@ async fn run(command: &str, uids: &[String]) -> Result<Vec<Arc<str>>, LoadError>
     if tokens.len() == uids.len() {
         Ok(tokens)
     } else {
-        Err(failed(format!(
-            "{command}: printed {} tokens for {} uids",
-            tokens.len(),
-            uids.len()
-        )))
+        Err(failed(format!("{command}: printed {} tokens for {} uids", tokens.len(), uids.len())))
     }
 }
 
@@ -210,20 +171,9 @@ mod tests {
     async fn a_command_prints_one_token_for_each_uid() {
         let uids = ["a-1".to_owned(), "b 2".to_owned()];
         let tokens = run("printf 'token-%s\\n' x", &uids).await;
-        assert!(
-            tokens
-                .unwrap_err()
-                .to_string()
-                .contains("printed 4 tokens for 2 uids")
-        );
+        assert!(tokens.unwrap_err().to_string().contains("printed 4 tokens for 2 uids"));
         let tokens = run("printf '%.1s-token\\n'", &uids).await.unwrap();
         assert_eq!(tokens, [Arc::from("a-token"), Arc::from("b-token")]);
-        assert!(
-            run("exit 3;", &uids)
-                .await
-                .unwrap_err()
-                .to_string()
-                .contains("exit status: 3")
-        );
+        assert!(run("exit 3;", &uids).await.unwrap_err().to_string().contains("exit status: 3"));
     }
 }

@@ -37,17 +37,11 @@ impl Instance {
         for line in text.lines().filter(|line| !line.starts_with('#')) {
             let name_end = line.find(['{', ' ']).unwrap_or(line.len());
             let (name, rest) = line.split_at(name_end);
-            let (labels, value) = match rest
-                .strip_prefix('{')
-                .and_then(|rest| rest.rsplit_once('}'))
-            {
+            let (labels, value) = match rest.strip_prefix('{').and_then(|rest| rest.rsplit_once('}')) {
                 Some((labels, value)) => (labels, value),
                 None => ("", rest),
             };
-            let Some(value) = value
-                .split_whitespace()
-                .next()
-                .and_then(|text| text.parse::<f64>().ok())
+            let Some(value) = value.split_whitespace().next().and_then(|text| text.parse::<f64>().ok())
             else {
                 continue;
             };
@@ -111,10 +105,7 @@ impl Reading {
         if self.instances.is_empty() {
             return None;
         }
-        self.instances
-            .iter()
-            .map(|instance| instance.as_ref().and_then(&of))
-            .sum()
+        self.instances.iter().map(|instance| instance.as_ref().and_then(&of)).sum()
     }
 }
 
@@ -140,9 +131,8 @@ impl Watch {
         let redis = match &options.redis {
             None => None,
             Some(url) => {
-                let problem = |error: fred::error::Error| {
-                    failed("--redis-url".to_owned(), error.details().to_owned())
-                };
+                let problem =
+                    |error: fred::error::Error| failed("--redis-url".to_owned(), error.details().to_owned());
                 let config = Config::from_url(url.expose_secret()).map_err(problem)?;
                 let clustered = config.server.is_clustered();
                 let client = Builder::from_config(config)
@@ -158,25 +148,15 @@ impl Watch {
                 Some((client, clustered))
             }
         };
-        let watch = Self {
-            http,
-            metrics: options.metrics.clone(),
-            redis,
-        };
+        let watch = Self { http, metrics: options.metrics.clone(), redis };
         let first = watch.read().await;
         for (url, instance) in watch.metrics.iter().zip(&first.instances) {
             if instance.is_none() {
-                return Err(failed(
-                    url.to_string(),
-                    "no metrics there (--metrics)".to_owned(),
-                ));
+                return Err(failed(url.to_string(), "no metrics there (--metrics)".to_owned()));
             }
         }
         if watch.redis.is_some() && first.redis.is_none() {
-            return Err(failed(
-                "--redis-url".to_owned(),
-                "no answer to INFO".to_owned(),
-            ));
+            return Err(failed("--redis-url".to_owned(), "no answer to INFO".to_owned()));
         }
         Ok((watch, first))
     }
@@ -189,14 +169,7 @@ impl Watch {
     }
 
     async fn ask(&self, url: &Url) -> Option<Instance> {
-        let response = self
-            .http
-            .get(url.clone())
-            .send()
-            .await
-            .ok()?
-            .error_for_status()
-            .ok()?;
+        let response = self.http.get(url.clone()).send().await.ok()?.error_for_status().ok()?;
         Some(Instance::parse(&response.text().await.ok()?))
     }
 
@@ -221,11 +194,7 @@ async fn info(client: &Client, node: Option<Server>) -> Option<String> {
     let command = CustomCommand::new_static("INFO", ClusterHash::Random, false);
     let sections = vec!["everything"];
     match node {
-        Some(node) => client
-            .with_cluster_node(node)
-            .custom(command, sections)
-            .await
-            .ok(),
+        Some(node) => client.with_cluster_node(node).custom(command, sections).await.ok(),
         None => client.custom(command, sections).await.ok(),
     }
 }
@@ -257,34 +226,15 @@ mod tests {
             total_commands_processed:100\r\nused_memory:1000\r\nused_memory_human:1K\r\n";
         state.add(info);
         state.add(info);
-        assert_eq!(
-            state,
-            RedisState {
-                cpu: 7.0,
-                commands: 200.0,
-                memory: 2000.0
-            }
-        );
+        assert_eq!(state, RedisState { cpu: 7.0, commands: 200.0, memory: 2000.0 });
     }
 
     #[test]
     fn a_sum_needs_all_instances() {
-        let one = Instance {
-            rss: Some(5.0),
-            ..Instance::default()
-        };
-        let reading = |instances| Reading {
-            instances,
-            redis: None,
-        };
+        let one = Instance { rss: Some(5.0), ..Instance::default() };
+        let reading = |instances| Reading { instances, redis: None };
         assert_eq!(reading(vec![]).sum(|instance| instance.rss), None);
-        assert_eq!(
-            reading(vec![Some(one.clone()), None]).sum(|instance| instance.rss),
-            None
-        );
-        assert_eq!(
-            reading(vec![Some(one.clone()), Some(one)]).sum(|instance| instance.rss),
-            Some(10.0)
-        );
+        assert_eq!(reading(vec![Some(one.clone()), None]).sum(|instance| instance.rss), None);
+        assert_eq!(reading(vec![Some(one.clone()), Some(one)]).sum(|instance| instance.rss), Some(10.0));
     }
 }

@@ -15,12 +15,7 @@ impl Collector for Process {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let cpu = ConstCounter::new(cpu_seconds());
         let help = "User and system CPU time spent, in seconds";
-        cpu.encode(encoder.encode_descriptor(
-            "process_cpu_seconds",
-            help,
-            None,
-            cpu.metric_type(),
-        )?)?;
+        cpu.encode(encoder.encode_descriptor("process_cpu_seconds", help, None, cpu.metric_type())?)?;
         // Systems without /proc have no such metric.
         if let Some(bytes) = resident_bytes() {
             let memory = ConstGauge::new(bytes);
@@ -33,10 +28,7 @@ impl Collector for Process {
 }
 
 /// Of all threads, those that ended included.
-#[expect(
-    clippy::cast_precision_loss,
-    reason = "seconds and nanoseconds are below 2^52"
-)]
+#[expect(clippy::cast_precision_loss, reason = "seconds and nanoseconds are below 2^52")]
 fn cpu_seconds() -> f64 {
     let spent = clock_gettime(ClockId::ProcessCPUTime);
     spent.tv_sec as f64 + spent.tv_nsec as f64 / 1e9

@@ -122,11 +122,7 @@ mod tests {
             (Close::NoHeartbeat, 4009, ComeBack::BackOff),
         ];
         for (close, code, come_back) in table {
-            assert_eq!(
-                (close.code(), close.come_back()),
-                (code, come_back),
-                "{close:?}"
-            );
+            assert_eq!((close.code(), close.come_back()), (code, come_back), "{close:?}");
             assert!(close.reason().len() <= 123, "{close:?}");
         }
     }

@@ -101,9 +101,7 @@ impl Envelope {
                 Parcel::Send { data, id, label } => {
                     Header::Send(*from, id.clone(), label.as_ref().into()).with(data)
                 }
-                Parcel::Text { text, label } => {
-                    Header::Text(*from, label.as_ref().into()).with(text)
-                }
+                Parcel::Text { text, label } => Header::Text(*from, label.as_ref().into()).with(text),
             },
             Self::Claimed { device, holder } => {
                 let prefix = claimed_prefix(
@@ -133,64 +131,32 @@ impl Envelope {
     /// When `bytes` are not what [`Self::encode`] writes.
     pub fn decode(bytes: &Bytes) -> Result<Self, NotAnEnvelope> {
         let mut deserializer = rmp_serde::Deserializer::new(Cursor::new(&bytes[..]));
-        let header: Header<'_> =
-            Deserialize::deserialize(&mut deserializer).map_err(|_| NotAnEnvelope)?;
+        let header: Header<'_> = Deserialize::deserialize(&mut deserializer).map_err(|_| NotAnEnvelope)?;
         let read = usize::try_from(deserializer.position()).map_err(|_| NotAnEnvelope)?;
         let rest = bytes.get(read..).ok_or(NotAnEnvelope)?;
         let payload = || bytes.slice(read..);
-        let utf8 = || {
-            std::str::from_utf8(rest)
-                .map(|_| payload())
-                .map_err(|_| NotAnEnvelope)
-        };
+        let utf8 = || std::str::from_utf8(rest).map(|_| payload()).map_err(|_| NotAnEnvelope);
         let generation = || {
-            let number = std::str::from_utf8(rest)
-                .ok()
-                .and_then(|text| text.parse().ok());
+            let number = std::str::from_utf8(rest).ok().and_then(|text| text.parse().ok());
             number.map(Generation).ok_or(NotAnEnvelope)
         };
         Ok(match header {
             Header::Frame(_) if rest.is_empty() => return Err(NotAnEnvelope),
-            Header::Frame(from) => Self::Parcel {
-                from,
-                parcel: Parcel::Frame(payload()),
-            },
+            Header::Frame(from) => Self::Parcel { from, parcel: Parcel::Frame(payload()) },
             Header::Send(from, id, label) => Self::Parcel {
                 from,
-                parcel: Parcel::Send {
-                    data: utf8()?,
-                    id,
-                    label: label.as_ref().into(),
-                },
+                parcel: Parcel::Send { data: utf8()?, id, label: label.as_ref().into() },
             },
-            Header::Text(from, label) => Self::Parcel {
-                from,
-                parcel: Parcel::Text {
-                    text: utf8()?,
-                    label: label.as_ref().into(),
-                },
-            },
-            Header::Claimed(device, connection, instance, client) => {
-                let member = Member {
-                    connection,
-                    generation: generation()?,
-                };
-                Self::Claimed {
-                    device,
-                    holder: Holder {
-                        member,
-                        instance,
-                        client,
-                    },
-                }
+            Header::Text(from, label) => {
+                Self::Parcel { from, parcel: Parcel::Text { text: utf8()?, label: label.as_ref().into() } }
             }
-            Header::Released(device, connection) => Self::Released {
-                device,
-                member: Member {
-                    connection,
-                    generation: generation()?,
-                },
-            },
+            Header::Claimed(device, connection, instance, client) => {
+                let member = Member { connection, generation: generation()? };
+                Self::Claimed { device, holder: Holder { member, instance, client } }
+            }
+            Header::Released(device, connection) => {
+                Self::Released { device, member: Member { connection, generation: generation()? } }
+            }
             Header::Marker(instance, nonce) => Self::Marker { instance, nonce },
             Header::ServerMessage(()) => Self::ServerMessage { data: utf8()? },
             Header::Disconnect(connection) => Self::Disconnect { connection },
@@ -223,19 +189,13 @@ mod tests {
     use super::*;
 
     fn member(n: u64) -> Member {
-        Member {
-            connection: ConnectionId(Uuid::from_u128(n.into())),
-            generation: Generation(n),
-        }
+        Member { connection: ConnectionId(Uuid::from_u128(n.into())), generation: Generation(n) }
     }
 
     #[test]
     fn a_frame_is_a_header_and_its_bytes() {
         let parcel = Parcel::Frame(Bytes::from_static(b"\x01face"));
-        let envelope = Envelope::Parcel {
-            from: member(7),
-            parcel,
-        };
+        let envelope = Envelope::Parcel { from: member(7), parcel };
         let mut expected = vec![0x81, 0xa1, b'f', 0x92, 0xc4, 16];
         expected.extend_from_slice(&7u128.to_be_bytes());
         expected.push(7);
@@ -247,25 +207,12 @@ mod tests {
     fn the_claim_script_appends_the_generation() {
         let client = ClientId::new("tab");
         let instance = InstanceId(Uuid::from_u128(3));
-        let prefix = claimed_prefix(
-            Device::Mobile,
-            member(5).connection,
-            instance,
-            client.as_ref(),
-        );
+        let prefix = claimed_prefix(Device::Mobile, member(5).connection, instance, client.as_ref());
         let bytes = Bytes::from([&prefix[..], b"1800000000000000"].concat());
-        let member = Member {
-            connection: member(5).connection,
-            generation: Generation(1_800_000_000_000_000),
-        };
-        let envelope = Envelope::Claimed {
-            device: Device::Mobile,
-            holder: Holder {
-                member,
-                instance,
-                client,
-            },
-        };
+        let member =
+            Member { connection: member(5).connection, generation: Generation(1_800_000_000_000_000) };
+        let envelope =
+            Envelope::Claimed { device: Device::Mobile, holder: Holder { member, instance, client } };
         assert_eq!(envelope.encode(), bytes);
         assert_eq!(Envelope::decode(&bytes), Ok(envelope));
     }
@@ -275,53 +222,25 @@ mod tests {
         let device = || prop_oneof![Just(Device::Desktop), Just(Device::Mobile)];
         let instance = || any::<u128>().prop_map(|n| InstanceId(Uuid::from_u128(n)));
         prop_oneof![
-            (member(), prop::collection::vec(any::<u8>(), 1..300)).prop_map(|(from, b)| {
-                Envelope::Parcel {
-                    from,
-                    parcel: Parcel::Frame(b.into()),
-                }
-            }),
+            (member(), prop::collection::vec(any::<u8>(), 1..300))
+                .prop_map(|(from, b)| { Envelope::Parcel { from, parcel: Parcel::Frame(b.into()) } }),
             (member(), ".*", prop::option::of(".*"), ".*").prop_map(|(from, data, id, label)| {
-                Envelope::Parcel {
-                    from,
-                    parcel: Parcel::Send {
-                        data: data.into(),
-                        id,
-                        label: label.into(),
-                    },
-                }
+                Envelope::Parcel { from, parcel: Parcel::Send { data: data.into(), id, label: label.into() } }
             }),
             (member(), ".*", ".*").prop_map(|(from, text, label)| Envelope::Parcel {
                 from,
-                parcel: Parcel::Text {
-                    text: text.into(),
-                    label: label.into()
-                }
+                parcel: Parcel::Text { text: text.into(), label: label.into() }
             }),
-            (
-                device(),
-                member(),
-                instance(),
-                prop::option::of("[a-z]{1,64}")
-            )
-                .prop_map(|(device, member, instance, c)| {
+            (device(), member(), instance(), prop::option::of("[a-z]{1,64}")).prop_map(
+                |(device, member, instance, c)| {
                     let client = c.and_then(|c| ClientId::new(&c));
-                    Envelope::Claimed {
-                        device,
-                        holder: Holder {
-                            member,
-                            instance,
-                            client,
-                        },
-                    }
-                }),
+                    Envelope::Claimed { device, holder: Holder { member, instance, client } }
+                }
+            ),
             (device(), member()).prop_map(|(device, member)| Envelope::Released { device, member }),
-            (instance(), any::<u64>())
-                .prop_map(|(instance, nonce)| Envelope::Marker { instance, nonce }),
+            (instance(), any::<u64>()).prop_map(|(instance, nonce)| Envelope::Marker { instance, nonce }),
             ".*".prop_map(|data| Envelope::ServerMessage { data: data.into() }),
-            member().prop_map(|member| Envelope::Disconnect {
-                connection: member.connection
-            }),
+            member().prop_map(|member| Envelope::Disconnect { connection: member.connection }),
         ]
     }
 

@@ -1,8 +1,7 @@
 //! What a WebSocket handshake asks for: which device, which client, which protocol, by which token.
 
 use http::header::{
-    AUTHORIZATION, CONNECTION, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION,
-    UPGRADE,
+    AUTHORIZATION, CONNECTION, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
@@ -33,48 +32,31 @@ pub struct Handshake {
 ///
 /// # Errors
 /// The refusal for its form, the first that applies in the order of [`Refusal`].
-pub fn read(
-    method: &Method,
-    query: &str,
-    headers: &HeaderMap,
-    tunnel: bool,
-) -> Result<Handshake, Refusal> {
+pub fn read(method: &Method, query: &str, headers: &HeaderMap, tunnel: bool) -> Result<Handshake, Refusal> {
     let has = |name: HeaderName, token: &str| {
         headers
             .get_all(name)
             .iter()
             .filter_map(|value| value.to_str().ok())
-            .any(|value| {
-                value
-                    .split(',')
-                    .any(|part| part.trim().eq_ignore_ascii_case(token))
-            })
+            .any(|value| value.split(',').any(|part| part.trim().eq_ignore_ascii_case(token)))
     };
     if !tunnel && (method != Method::GET || !has(UPGRADE, "websocket")) {
         return Err(Refusal::UpgradeRequired);
     }
-    if headers
-        .get(SEC_WEBSOCKET_VERSION)
-        .is_none_or(|version| version != "13")
-    {
+    if headers.get(SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
         return Err(Refusal::UpgradeRequired);
     }
     if !tunnel && !has(CONNECTION, "upgrade") {
         return Err(Refusal::BadRequest("an upgrade needs Connection: Upgrade"));
     }
     if !tunnel && !headers.get(SEC_WEBSOCKET_KEY).is_some_and(is_nonce) {
-        return Err(Refusal::BadRequest(
-            "Sec-WebSocket-Key must be 16 bytes in base64",
-        ));
+        return Err(Refusal::BadRequest("Sec-WebSocket-Key must be 16 bytes in base64"));
     }
     let (device, client) = read_query(query)?;
     let offer = Offer::read(headers)?;
     let (token, by_place) = match offer.token {
         Some(token) => (token, Device::Desktop),
-        None => (
-            header_token(headers)?.ok_or(Refusal::MissingToken)?,
-            Device::Mobile,
-        ),
+        None => (header_token(headers)?.ok_or(Refusal::MissingToken)?, Device::Mobile),
     };
     let (protocol, selected) = if offer.v1 {
         (Protocol::V1, Some(HeaderValue::from_static(V1)))
@@ -82,18 +64,9 @@ pub fn read(
         // A browser fails a handshake whose offer is not answered: with only the token in it, the
         // token itself is the answer.
         let echo = offer.token.map(HeaderValue::from_str).transpose();
-        (
-            Protocol::Classic,
-            echo.map_err(|_| Refusal::BadRequest("the token is not a header value"))?,
-        )
+        (Protocol::Classic, echo.map_err(|_| Refusal::BadRequest("the token is not a header value"))?)
     };
-    Ok(Handshake {
-        device: device.unwrap_or(by_place),
-        client,
-        protocol,
-        token: token.to_owned(),
-        selected,
-    })
+    Ok(Handshake { device: device.unwrap_or(by_place), client, protocol, token: token.to_owned(), selected })
 }
 
 /// The token of a native app, or of `GET /v1/session`.
@@ -120,9 +93,7 @@ pub fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Refusal> {
     let Some(value) = headers.get(AUTHORIZATION) else {
         return Ok(None);
     };
-    let value = value
-        .to_str()
-        .map_err(|_| Refusal::BadRequest("Authorization is not text"))?;
+    let value = value.to_str().map_err(|_| Refusal::BadRequest("Authorization is not text"))?;
     let Some((scheme, token)) = value.trim().split_once(' ') else {
         return Ok(None);
     };
@@ -132,9 +103,7 @@ pub fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Refusal> {
 
 fn is_nonce(value: &HeaderValue) -> bool {
     use base64::Engine as _;
-    base64::engine::general_purpose::STANDARD
-        .decode(value.as_bytes())
-        .is_ok_and(|nonce| nonce.len() == 16)
+    base64::engine::general_purpose::STANDARD.decode(value.as_bytes()).is_ok_and(|nonce| nonce.len() == 16)
 }
 
 fn read_query(query: &str) -> Result<(Option<Device>, Option<ClientId>), Refusal> {
@@ -148,9 +117,8 @@ fn read_query(query: &str) -> Result<(Option<Device>, Option<ClientId>), Refusal
                 }
             }
             "client" => {
-                let known = ClientId::new(&value).ok_or(Refusal::BadRequest(
-                    "client must be 1 to 64 of A-Z a-z 0-9 - _",
-                ))?;
+                let known = ClientId::new(&value)
+                    .ok_or(Refusal::BadRequest("client must be 1 to 64 of A-Z a-z 0-9 - _"))?;
                 if client.replace(known).is_some() {
                     return Err(Refusal::BadRequest("client is given twice"));
                 }
@@ -170,14 +138,9 @@ impl<'a> Offer<'a> {
     fn read(headers: &'a HeaderMap) -> Result<Self, Refusal> {
         let (mut v1, mut unknown, mut token) = (false, false, None);
         for value in headers.get_all(SEC_WEBSOCKET_PROTOCOL) {
-            let value = value
-                .to_str()
-                .map_err(|_| Refusal::BadRequest("Sec-WebSocket-Protocol is not text"))?;
-            for part in value
-                .split(',')
-                .map(str::trim)
-                .filter(|part| !part.is_empty())
-            {
+            let value =
+                value.to_str().map_err(|_| Refusal::BadRequest("Sec-WebSocket-Protocol is not text"))?;
+            for part in value.split(',').map(str::trim).filter(|part| !part.is_empty()) {
                 if part == V1 {
                     v1 = true;
                 } else if part.starts_with("duorelay.") {
@@ -229,77 +192,34 @@ mod tests {
         let table: [(&[(&str, &str)], Expected); 10] = [
             (&[(p, "tok")], (Desktop, Classic, "tok", Some("tok"))),
             (&[(p, "duorelay.v1, tok")], (Desktop, V, "tok", Some(V1))),
-            (
-                &[(p, "tok"), (p, "duorelay.v1")],
-                (Desktop, V, "tok", Some(V1)),
-            ),
-            (
-                &[(p, "duorelay.v9,duorelay.v1,tok")],
-                (Desktop, V, "tok", Some(V1)),
-            ),
+            (&[(p, "tok"), (p, "duorelay.v1")], (Desktop, V, "tok", Some(V1))),
+            (&[(p, "duorelay.v9,duorelay.v1,tok")], (Desktop, V, "tok", Some(V1))),
             (&[("clientid", "tok")], (Mobile, Classic, "tok", None)),
-            (
-                &[("authorization", "bEARER tok")],
-                (Mobile, Classic, "tok", None),
-            ),
-            (
-                &[("authorization", "Bearer tok"), (p, "duorelay.v1")],
-                (Mobile, V, "tok", Some(V1)),
-            ),
-            (
-                &[("clientid", "a"), ("authorization", "Bearer b")],
-                (Mobile, Classic, "a", None),
-            ),
-            (
-                &[("clientid", "a"), (p, "b")],
-                (Desktop, Classic, "b", Some("b")),
-            ),
-            (
-                &[("clientid", ""), ("authorization", "Bearer b")],
-                (Mobile, Classic, "b", None),
-            ),
+            (&[("authorization", "bEARER tok")], (Mobile, Classic, "tok", None)),
+            (&[("authorization", "Bearer tok"), (p, "duorelay.v1")], (Mobile, V, "tok", Some(V1))),
+            (&[("clientid", "a"), ("authorization", "Bearer b")], (Mobile, Classic, "a", None)),
+            (&[("clientid", "a"), (p, "b")], (Desktop, Classic, "b", Some("b"))),
+            (&[("clientid", ""), ("authorization", "Bearer b")], (Mobile, Classic, "b", None)),
         ];
         for (more, (device, protocol, token, selected)) in table {
             let handshake = ask("", more).unwrap();
-            assert_eq!(
-                (handshake.device, handshake.protocol),
-                (device, protocol),
-                "{more:?}"
-            );
+            assert_eq!((handshake.device, handshake.protocol), (device, protocol), "{more:?}");
             assert_eq!(handshake.token, token, "{more:?}");
-            assert_eq!(
-                handshake.selected,
-                selected.map(HeaderValue::from_static),
-                "{more:?}"
-            );
+            assert_eq!(handshake.selected, selected.map(HeaderValue::from_static), "{more:?}");
         }
     }
 
     #[test]
     fn the_query_overrides_the_device_and_names_the_client() {
         let bearer = [("authorization", "Bearer t")];
-        assert_eq!(
-            ask("device=desktop", &bearer).unwrap().device,
-            Device::Desktop
-        );
-        assert_eq!(
-            ask("x=1&client=a-Z_9", &bearer).unwrap().client,
-            ClientId::new("a-Z_9")
-        );
+        assert_eq!(ask("device=desktop", &bearer).unwrap().device, Device::Desktop);
+        assert_eq!(ask("x=1&client=a-Z_9", &bearer).unwrap().client, ClientId::new("a-Z_9"));
         for query in ["device=Desktop", "device=", "device=mobile&device=mobile"] {
             assert_eq!(ask(query, &bearer), Err(Refusal::BadDevice), "{query}");
         }
         let long = format!("client={}", "a".repeat(65));
-        for query in [
-            "client=",
-            "client=a%20b",
-            "client=a&client=a",
-            long.as_str(),
-        ] {
-            assert!(
-                matches!(ask(query, &bearer), Err(Refusal::BadRequest(_))),
-                "{query}"
-            );
+        for query in ["client=", "client=a%20b", "client=a&client=a", long.as_str()] {
+            assert!(matches!(ask(query, &bearer), Err(Refusal::BadRequest(_))), "{query}");
         }
     }
 
@@ -308,71 +228,35 @@ mod tests {
         let p = "sec-websocket-protocol";
         assert_eq!(ask("", &[]), Err(Refusal::MissingToken));
         assert_eq!(ask("", &[(p, "duorelay.v1")]), Err(Refusal::MissingToken));
-        assert_eq!(
-            ask("", &[("authorization", "Basic abc")]),
-            Err(Refusal::MissingToken)
-        );
-        assert_eq!(
-            ask("", &[("authorization", "Bearer")]),
-            Err(Refusal::MissingToken)
-        );
-        assert_eq!(
-            ask("", &[(p, "duorelay.v2, tok")]),
-            Err(Refusal::UnsupportedProtocol)
-        );
-        assert!(matches!(
-            ask("", &[(p, "a, b")]),
-            Err(Refusal::BadRequest(_))
-        ));
-        assert!(matches!(
-            ask("", &[(p, "a"), (p, "a")]),
-            Err(Refusal::BadRequest(_))
-        ));
+        assert_eq!(ask("", &[("authorization", "Basic abc")]), Err(Refusal::MissingToken));
+        assert_eq!(ask("", &[("authorization", "Bearer")]), Err(Refusal::MissingToken));
+        assert_eq!(ask("", &[(p, "duorelay.v2, tok")]), Err(Refusal::UnsupportedProtocol));
+        assert!(matches!(ask("", &[(p, "a, b")]), Err(Refusal::BadRequest(_))));
+        assert!(matches!(ask("", &[(p, "a"), (p, "a")]), Err(Refusal::BadRequest(_))));
     }
 
     #[test]
     fn what_is_no_upgrade_is_told_so() {
         let without = |name: &str| {
-            let list: Vec<_> = UPGRADE_HEADERS
-                .into_iter()
-                .filter(|(n, _)| *n != name)
-                .collect();
+            let list: Vec<_> = UPGRADE_HEADERS.into_iter().filter(|(n, _)| *n != name).collect();
             read(&Method::GET, "", &headers(&list), false)
         };
         assert_eq!(without("upgrade"), Err(Refusal::UpgradeRequired));
-        assert_eq!(
-            without("sec-websocket-version"),
-            Err(Refusal::UpgradeRequired)
-        );
+        assert_eq!(without("sec-websocket-version"), Err(Refusal::UpgradeRequired));
         assert!(matches!(without("connection"), Err(Refusal::BadRequest(_))));
-        assert!(matches!(
-            without("sec-websocket-key"),
-            Err(Refusal::BadRequest(_))
-        ));
-        assert_eq!(
-            read(&Method::POST, "", &headers(&UPGRADE_HEADERS), false),
-            Err(Refusal::UpgradeRequired)
-        );
+        assert!(matches!(without("sec-websocket-key"), Err(Refusal::BadRequest(_))));
+        assert_eq!(read(&Method::POST, "", &headers(&UPGRADE_HEADERS), false), Err(Refusal::UpgradeRequired));
         let mut old = headers(&UPGRADE_HEADERS);
         old.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("8"));
-        assert_eq!(
-            read(&Method::GET, "", &old, false),
-            Err(Refusal::UpgradeRequired)
-        );
+        assert_eq!(read(&Method::GET, "", &old, false), Err(Refusal::UpgradeRequired));
         let mut short = headers(&UPGRADE_HEADERS);
         short.insert(SEC_WEBSOCKET_KEY, HeaderValue::from_static("c2hvcnQ="));
-        assert!(matches!(
-            read(&Method::GET, "", &short, false),
-            Err(Refusal::BadRequest(_))
-        ));
+        assert!(matches!(read(&Method::GET, "", &short, false), Err(Refusal::BadRequest(_))));
     }
 
     #[test]
     fn a_tunnel_needs_no_upgrade_and_no_key() {
-        let list = headers(&[
-            ("sec-websocket-version", "13"),
-            ("authorization", "Bearer t"),
-        ]);
+        let list = headers(&[("sec-websocket-version", "13"), ("authorization", "Bearer t")]);
         assert_eq!(read(&Method::CONNECT, "", &list, true).unwrap().token, "t");
     }
 }

@@ -21,9 +21,7 @@ impl UserId {
     #[must_use]
     pub fn new(sub: &str) -> Option<Self> {
         let chars = sub.chars().count();
-        (1..=Self::MAX_CHARS)
-            .contains(&chars)
-            .then(|| Self(sub.into()))
+        (1..=Self::MAX_CHARS).contains(&chars).then(|| Self(sub.into()))
     }
 
     /// The uid as it stands in the token.
@@ -132,9 +130,7 @@ impl InstanceId {
 
 /// A number that a connection gets when it claims its slot: it grows with every claim of the
 /// room, stays below 2^53 (so that JSON and Lua keep it exactly), and the highest one holds the slot.
-#[derive(
-    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Generation(pub u64);
 
@@ -159,9 +155,7 @@ impl ClientId {
     #[must_use]
     pub fn new(id: &str) -> Option<Self> {
         let valid = (1..=64).contains(&id.len())
-            && id
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+            && id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
         valid.then(|| Self(id.into()))
     }
 

@@ -46,13 +46,7 @@ impl Rate {
     /// A full bucket; 0 is no limit.
     #[must_use]
     pub const fn new(per_second: u32) -> Self {
-        Self {
-            per_second,
-            full_at: None,
-            past_since: None,
-            last_limited: None,
-            last_told: None,
-        }
+        Self { per_second, full_at: None, past_since: None, last_limited: None, last_told: None }
     }
 
     /// One more message.
@@ -62,29 +56,19 @@ impl Rate {
         }
         let one = Duration::from_secs(1) / self.per_second;
         let full_at = self.full_at.map_or(now, |at| at.max(now)) + one;
-        let until = full_at
-            .checked_sub(Duration::from_secs(1).max(one))
-            .unwrap_or(now);
+        let until = full_at.checked_sub(Duration::from_secs(1).max(one)).unwrap_or(now);
         if until <= now {
             self.full_at = Some(full_at);
             return Verdict::Pass;
         }
-        if self
-            .last_limited
-            .is_none_or(|last| now.duration_since(last) > BREAK)
-        {
+        if self.last_limited.is_none_or(|last| now.duration_since(last) > BREAK) {
             self.past_since = Some(now);
         }
         self.last_limited = Some(now);
-        if self
-            .past_since
-            .is_some_and(|since| now.duration_since(since) >= PAST_RATE)
-        {
+        if self.past_since.is_some_and(|since| now.duration_since(since) >= PAST_RATE) {
             return Verdict::Abuse;
         }
-        let tell = self
-            .last_told
-            .is_none_or(|told| now.duration_since(told) >= Duration::from_secs(1));
+        let tell = self.last_told.is_none_or(|told| now.duration_since(told) >= Duration::from_secs(1));
         if tell {
             self.last_told = Some(now);
         }
@@ -108,11 +92,7 @@ impl Errors {
     /// One more error; true when it is one too many (close with 1008).
     #[must_use]
     pub fn on_error(&mut self, now: Instant) -> bool {
-        while self
-            .0
-            .front()
-            .is_some_and(|first| now.duration_since(*first) >= ERROR_WINDOW)
-        {
+        while self.0.front().is_some_and(|first| now.duration_since(*first) >= ERROR_WINDOW) {
             self.0.pop_front();
         }
         self.0.push_back(now);
@@ -155,28 +135,10 @@ mod tests {
         for _ in 0..10 {
             assert_eq!(rate.on_message(now), Verdict::Pass);
         }
-        assert_eq!(
-            rate.on_message(now),
-            Verdict::Limited {
-                until: now + ms(100),
-                tell: true
-            }
-        );
-        assert_eq!(
-            rate.on_message(now),
-            Verdict::Limited {
-                until: now + ms(100),
-                tell: false
-            }
-        );
+        assert_eq!(rate.on_message(now), Verdict::Limited { until: now + ms(100), tell: true });
+        assert_eq!(rate.on_message(now), Verdict::Limited { until: now + ms(100), tell: false });
         assert_eq!(rate.on_message(now + ms(100)), Verdict::Pass);
-        assert_eq!(
-            rate.on_message(now + ms(100)),
-            Verdict::Limited {
-                until: now + ms(200),
-                tell: false
-            }
-        );
+        assert_eq!(rate.on_message(now + ms(100)), Verdict::Limited { until: now + ms(200), tell: false });
     }
 
     #[test]
@@ -196,13 +158,7 @@ mod tests {
     fn one_message_a_second_is_a_rate_too() {
         let (mut rate, now) = (Rate::new(1), Instant::now());
         assert_eq!(rate.on_message(now), Verdict::Pass);
-        assert_eq!(
-            rate.on_message(now),
-            Verdict::Limited {
-                until: now + ms(1000),
-                tell: true
-            }
-        );
+        assert_eq!(rate.on_message(now), Verdict::Limited { until: now + ms(1000), tell: true });
         assert_eq!(rate.on_message(now + ms(1000)), Verdict::Pass);
     }
 
@@ -236,10 +192,7 @@ mod tests {
         assert_eq!(flood(&mut rate, ms(0), ms(9_000)), None);
         let resumed = ms(11_500);
         let abuse = flood(&mut rate, resumed, ms(30_000));
-        assert!(
-            abuse.is_some_and(|at| at - resumed >= PAST_RATE),
-            "{abuse:?}"
-        );
+        assert!(abuse.is_some_and(|at| at - resumed >= PAST_RATE), "{abuse:?}");
     }
 
     #[test]

@@ -143,30 +143,17 @@ impl Outbox {
             return Err(TooSlow);
         }
         self.reliable_bytes = bytes;
-        let message = if self.reliable.is_empty() {
-            message
-        } else {
-            message.detached()
-        };
+        let message = if self.reliable.is_empty() { message } else { message.detached() };
         self.reliable.push_back(Due { message, since });
         Ok(())
     }
 
     /// Lets a volatile frame wait; an older one of its stream gives way to it.
-    pub fn push_volatile(
-        &mut self,
-        stream: StreamId,
-        bytes: Bytes,
-        since: Instant,
-        limit: usize,
-    ) -> Pushed {
+    pub fn push_volatile(&mut self, stream: StreamId, bytes: Bytes, since: Instant, limit: usize) -> Pushed {
         if self.goodbye.is_some() {
             return Pushed::Waits;
         }
-        let waiting = self
-            .volatile
-            .iter()
-            .position(|frame| frame.stream == stream);
+        let waiting = self.volatile.iter().position(|frame| frame.stream == stream);
         let replaced = waiting.and_then(|at| self.volatile.remove(at));
         if let Some(old) = &replaced {
             self.volatile_bytes -= old.bytes.len() + ITEM;
@@ -177,11 +164,7 @@ impl Outbox {
         } else {
             Bytes::copy_from_slice(&bytes)
         };
-        let frame = Frame {
-            stream,
-            bytes,
-            since,
-        };
+        let frame = Frame { stream, bytes, since };
         // A frame that replaces another takes over its turn: a stream that is replaced all the time
         // must not fall behind the others for ever.
         match waiting {
@@ -201,12 +184,7 @@ impl Outbox {
     }
 
     fn drop_longest_waiting(&mut self) -> bool {
-        let oldest = self
-            .volatile
-            .iter()
-            .enumerate()
-            .min_by_key(|(_, frame)| frame.since)
-            .map(|(at, _)| at);
+        let oldest = self.volatile.iter().enumerate().min_by_key(|(_, frame)| frame.since).map(|(at, _)| at);
         let Some(frame) = oldest.and_then(|at| self.volatile.remove(at)) else {
             return false;
         };
@@ -241,10 +219,7 @@ impl Outbox {
 
     /// Drops everything that waits, except the goodbye.
     pub fn forget_waiting(&mut self) {
-        *self = Self {
-            goodbye: self.goodbye.take(),
-            ..Self::default()
-        };
+        *self = Self { goodbye: self.goodbye.take(), ..Self::default() };
     }
 
     /// True once [`Self::close`] was called.
@@ -280,20 +255,14 @@ impl Outbox {
         if let Some(message) = self.control.pop_front() {
             self.control_bytes -= message.len() + ITEM;
             give_back(&mut self.control);
-            return Some(Due {
-                message: Outgoing::Text(message),
-                since: None,
-            });
+            return Some(Due { message: Outgoing::Text(message), since: None });
         }
         let volatile_turn = self.volatile_next || self.reliable.is_empty();
         if volatile_turn && let Some(frame) = self.volatile.pop_front() {
             self.volatile_next = false;
             self.volatile_bytes -= frame.bytes.len() + ITEM;
             give_back(&mut self.volatile);
-            return Some(Due {
-                message: Outgoing::Binary(frame.bytes),
-                since: Some(frame.since),
-            });
+            return Some(Due { message: Outgoing::Binary(frame.bytes), since: Some(frame.since) });
         }
         self.volatile_next = true;
         let due = self.reliable.pop_front()?;
@@ -304,11 +273,7 @@ impl Outbox {
 
     /// The last message and the close, once nothing else waits.
     pub fn pop_goodbye(&mut self) -> Option<(Option<Bytes>, Close)> {
-        if self.is_drained() {
-            self.goodbye.clone()
-        } else {
-            None
-        }
+        if self.is_drained() { self.goodbye.clone() } else { None }
     }
 
     /// Moves everything that waits here into `other`, behind what waits there; its reliable queue may
@@ -358,9 +323,7 @@ mod tests {
     }
 
     fn reliable(outbox: &mut Outbox, n: u8) {
-        outbox
-            .push_reliable(Outgoing::Binary(frame(0x80, n)), None, LIMIT)
-            .unwrap();
+        outbox.push_reliable(Outgoing::Binary(frame(0x80, n)), None, LIMIT).unwrap();
     }
 
     fn drain(outbox: &mut Outbox) -> Vec<Bytes> {
@@ -376,15 +339,10 @@ mod tests {
         let mut outbox = Outbox::default();
         reliable(&mut outbox, 1);
         assert_eq!(volatile(&mut outbox, 1, 1), Pushed::Waits);
-        outbox
-            .push_control(Bytes::from_static(b"c"), LIMIT)
-            .unwrap();
+        outbox.push_control(Bytes::from_static(b"c"), LIMIT).unwrap();
         outbox.push_first(Bytes::from_static(b"welcome"));
         let order = drain(&mut outbox);
-        assert_eq!(
-            order[..2],
-            [Bytes::from_static(b"welcome"), Bytes::from_static(b"c")]
-        );
+        assert_eq!(order[..2], [Bytes::from_static(b"welcome"), Bytes::from_static(b"c")]);
         assert!(outbox.is_empty());
     }
 
@@ -407,14 +365,7 @@ mod tests {
         let order = drain(&mut outbox);
         assert_eq!(
             order,
-            [
-                frame(0x80, 1),
-                frame(1, 0),
-                frame(0x80, 2),
-                frame(2, 0),
-                frame(0x80, 3),
-                frame(3, 0)
-            ]
+            [frame(0x80, 1), frame(1, 0), frame(0x80, 2), frame(2, 0), frame(0x80, 3), frame(3, 0)]
         );
     }
 
@@ -424,10 +375,7 @@ mod tests {
         let big = || Outgoing::Binary(Bytes::from(vec![0x80; 2 * LIMIT]));
         assert_eq!(outbox.push_reliable(big(), None, LIMIT), Ok(()));
         assert_eq!(outbox.push_reliable(big(), None, LIMIT), Err(TooSlow));
-        assert_eq!(
-            outbox.push_reliable(Outgoing::Binary(frame(0x80, 1)), None, LIMIT),
-            Err(TooSlow)
-        );
+        assert_eq!(outbox.push_reliable(Outgoing::Binary(frame(0x80, 1)), None, LIMIT), Err(TooSlow));
     }
 
     #[test]
@@ -436,22 +384,10 @@ mod tests {
         let now = Instant::now();
         let big = |stream: u8| Bytes::from(vec![stream; LIMIT / 3]);
         let at = |ms| now + Duration::from_millis(ms);
-        assert_eq!(
-            outbox.push_volatile(StreamId(1), big(1), at(1), LIMIT),
-            Pushed::Waits
-        );
-        assert_eq!(
-            outbox.push_volatile(StreamId(2), big(2), at(2), LIMIT),
-            Pushed::Waits
-        );
-        assert_eq!(
-            outbox.push_volatile(StreamId(1), big(1), at(3), LIMIT),
-            Pushed::Replaced
-        );
-        assert_eq!(
-            outbox.push_volatile(StreamId(3), big(3), at(4), LIMIT),
-            Pushed::Dropped(1)
-        );
+        assert_eq!(outbox.push_volatile(StreamId(1), big(1), at(1), LIMIT), Pushed::Waits);
+        assert_eq!(outbox.push_volatile(StreamId(2), big(2), at(2), LIMIT), Pushed::Waits);
+        assert_eq!(outbox.push_volatile(StreamId(1), big(1), at(3), LIMIT), Pushed::Replaced);
+        assert_eq!(outbox.push_volatile(StreamId(3), big(3), at(4), LIMIT), Pushed::Dropped(1));
         assert_eq!(drain(&mut outbox), [big(1), big(3)]);
     }
 
@@ -464,10 +400,7 @@ mod tests {
         reliable(&mut outbox, 2);
         assert_eq!(outbox.pop_goodbye(), None);
         assert_eq!(drain(&mut outbox), [frame(0x80, 1)]);
-        assert_eq!(
-            outbox.pop_goodbye(),
-            Some((Some(Bytes::from_static(b"bye")), Close::Overwritten))
-        );
+        assert_eq!(outbox.pop_goodbye(), Some((Some(Bytes::from_static(b"bye")), Close::Overwritten)));
     }
 
     #[test]
@@ -478,10 +411,7 @@ mod tests {
         reliable(&mut held, 2);
         assert_eq!(volatile(&mut held, 1, 2), Pushed::Waits);
         assert_eq!(held.move_into(&mut outbox, LIMIT), Ok(1));
-        assert_eq!(
-            drain(&mut outbox),
-            [frame(0x80, 1), frame(1, 2), frame(0x80, 2)]
-        );
+        assert_eq!(drain(&mut outbox), [frame(0x80, 1), frame(1, 2), frame(0x80, 2)]);
     }
 
     #[derive(Debug, Clone)]

@@ -43,10 +43,7 @@ pub struct Member {
 
 impl Member {
     /// Before any member.
-    pub const NONE: Self = Self {
-        connection: ConnectionId::NONE,
-        generation: Generation::NONE,
-    };
+    pub const NONE: Self = Self { connection: ConnectionId::NONE, generation: Generation::NONE };
 }
 
 /// What a v1 client says in a text message.
@@ -86,19 +83,13 @@ impl MessageError {
     /// An error without the `id` of a message.
     #[must_use]
     pub const fn new(code: &'static str, detail: &'static str) -> Self {
-        Self {
-            code,
-            detail,
-            id: None,
-        }
+        Self { code, detail, id: None }
     }
 }
 
 /// A binary message without even a stream id.
-pub const EMPTY_FRAME: MessageError = MessageError::new(
-    "empty_frame",
-    "a binary message needs at least its stream id (byte 0)",
-);
+pub const EMPTY_FRAME: MessageError =
+    MessageError::new("empty_frame", "a binary message needs at least its stream id (byte 0)");
 
 impl<'a> ClientMessage<'a> {
     /// Reads one text message.
@@ -116,26 +107,17 @@ impl<'a> ClientMessage<'a> {
         };
         let id = string("id");
         let known_id = id.clone().unwrap_or(None);
-        let error = |code, detail| MessageError {
-            code,
-            detail,
-            id: known_id.clone(),
-        };
+        let error = |code, detail| MessageError { code, detail, id: known_id.clone() };
         let bad_id = |()| error("bad_field", "id must be a string");
         let kind = string("type")
             .map_err(|()| error("bad_field", "type must be a string"))?
             .ok_or_else(|| error("bad_field", "type is missing"))?;
         match kind.as_str() {
             "send" => match fields.get("data") {
-                Some(data) => Ok(Self::Send {
-                    data: data.get(),
-                    id: id.map_err(bad_id)?,
-                }),
+                Some(data) => Ok(Self::Send { data: data.get(), id: id.map_err(bad_id)? }),
                 None => Err(error("bad_field", "data is missing (null is a value)")),
             },
-            "ping" => Ok(Self::Ping {
-                id: id.map_err(bad_id)?,
-            }),
+            "ping" => Ok(Self::Ping { id: id.map_err(bad_id)? }),
             "auth" => match string("token") {
                 Ok(Some(token)) => Ok(Self::Auth { token }),
                 Ok(None) => Err(error("bad_field", "token is missing")),
@@ -323,9 +305,7 @@ impl ServerMessage<'_> {
     #[must_use]
     pub fn encode(&self) -> Bytes {
         // Serialising strings, numbers and values that are JSON already cannot fail.
-        serde_json::to_vec(self)
-            .map(Bytes::from)
-            .unwrap_or_default()
+        serde_json::to_vec(self).map(Bytes::from).unwrap_or_default()
     }
 }
 
@@ -367,9 +347,7 @@ impl Parcel {
     pub fn len(&self) -> usize {
         match self {
             Self::Frame(bytes) => bytes.len(),
-            Self::Send { data, id, label } => {
-                data.len() + id.as_ref().map_or(0, String::len) + label.len()
-            }
+            Self::Send { data, id, label } => data.len() + id.as_ref().map_or(0, String::len) + label.len(),
             Self::Text { text, label } => text.len() + label.len(),
         }
     }

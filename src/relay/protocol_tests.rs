@@ -14,15 +14,8 @@ const G: Generation = Generation(9_007_199_254_740_991);
 #[test]
 fn every_server_message_has_these_bytes() {
     let uid = UserId::new("u\"1").unwrap();
-    let limits = ClientLimits {
-        message_bytes: 65536,
-        messages_per_second: 240,
-        queue_bytes: 1_048_576,
-    };
-    let peer = Some(Member {
-        connection: C,
-        generation: Generation(7),
-    });
+    let limits = ClientLimits { message_bytes: 65536, messages_per_second: 240, queue_bytes: 1_048_576 };
+    let peer = Some(Member { connection: C, generation: Generation(7) });
     let welcome = |peer| ServerMessage::Welcome {
         connection: C,
         device: Device::Desktop,
@@ -69,82 +62,42 @@ fn every_server_message_has_these_bytes() {
             r#"{"type":"message","from":"mobile","data":{ "b":1e400 },"id":"x"}"#.to_owned(),
         ),
         (
-            ServerMessage::Message {
-                from: From::Server,
-                data: Some(raw_json("null")),
-                text: None,
-                id: None,
-            },
+            ServerMessage::Message { from: From::Server, data: Some(raw_json("null")), text: None, id: None },
             r#"{"type":"message","from":"server","data":null}"#.to_owned(),
         ),
         (
-            ServerMessage::Message {
-                from: From::Desktop,
-                data: None,
-                text: Some("h\ni"),
-                id: None,
-            },
+            ServerMessage::Message { from: From::Desktop, data: None, text: Some("h\ni"), id: None },
             r#"{"type":"message","from":"desktop","text":"h\ni"}"#.to_owned(),
         ),
         (
             ServerMessage::Overwritten {
-                by: By {
-                    connection: C,
-                    generation: Generation(8),
-                    same_client: true,
-                },
+                by: By { connection: C, generation: Generation(8), same_client: true },
             },
             format!(
                 r#"{{"type":"overwritten","by":{{"connection":"{c}","generation":8,"same_client":true}}}}"#
             ),
         ),
-        (
-            ServerMessage::Expiring { expires_at: 5 },
-            r#"{"type":"expiring","expires_at":5}"#.to_owned(),
-        ),
+        (ServerMessage::Expiring { expires_at: 5 }, r#"{"type":"expiring","expires_at":5}"#.to_owned()),
         (
             ServerMessage::Authenticated { expires_at: 5 },
             r#"{"type":"authenticated","expires_at":5}"#.to_owned(),
         ),
         (
-            ServerMessage::Backplane {
-                state: BackplaneState::Down,
-            },
+            ServerMessage::Backplane { state: BackplaneState::Down },
             r#"{"type":"backplane","state":"down"}"#.to_owned(),
         ),
         (
-            ServerMessage::Reconnect {
-                reason: ReconnectReason::Draining,
-                in_ms: 100,
-                deadline_ms: 900,
-            },
+            ServerMessage::Reconnect { reason: ReconnectReason::Draining, in_ms: 100, deadline_ms: 900 },
             r#"{"type":"reconnect","reason":"draining","in_ms":100,"deadline_ms":900}"#.to_owned(),
         ),
         (
-            ServerMessage::Reconnect {
-                reason: ReconnectReason::Lifetime,
-                in_ms: 0,
-                deadline_ms: 1,
-            },
+            ServerMessage::Reconnect { reason: ReconnectReason::Lifetime, in_ms: 0, deadline_ms: 1 },
             r#"{"type":"reconnect","reason":"lifetime","in_ms":0,"deadline_ms":1}"#.to_owned(),
         ),
+        (ServerMessage::Pong { id: Some("p"), time: 12 }, r#"{"type":"pong","id":"p","time":12}"#.to_owned()),
+        (ServerMessage::Pong { id: None, time: 12 }, r#"{"type":"pong","time":12}"#.to_owned()),
         (
-            ServerMessage::Pong {
-                id: Some("p"),
-                time: 12,
-            },
-            r#"{"type":"pong","id":"p","time":12}"#.to_owned(),
-        ),
-        (
-            ServerMessage::Pong { id: None, time: 12 },
-            r#"{"type":"pong","time":12}"#.to_owned(),
-        ),
-        (
-            ServerMessage::Error {
-                code: "peer_absent",
-                detail: "d",
-                id: Some("x"),
-            },
+            ServerMessage::Error { code: "peer_absent", detail: "d", id: Some("x") },
             r#"{"type":"error","code":"peer_absent","detail":"d","id":"x"}"#.to_owned(),
         ),
     ];
@@ -157,31 +110,11 @@ fn every_server_message_has_these_bytes() {
 fn client_messages_are_read_by_the_table() {
     use ClientMessage as M;
     let ok = [
-        (
-            r#"{"type":"send","data":{"a": 1}}"#,
-            M::Send {
-                data: r#"{"a": 1}"#,
-                id: None,
-            },
-        ),
-        (
-            r#"{"id":"7","data":null,"type":"send"}"#,
-            M::Send {
-                data: "null",
-                id: Some("7".into()),
-            },
-        ),
+        (r#"{"type":"send","data":{"a": 1}}"#, M::Send { data: r#"{"a": 1}"#, id: None }),
+        (r#"{"id":"7","data":null,"type":"send"}"#, M::Send { data: "null", id: Some("7".into()) }),
         (r#"{"t\u0079pe":"ping"}"#, M::Ping { id: None }),
-        (
-            r#"{"type":"ping","id":"\u00e9"}"#,
-            M::Ping {
-                id: Some("é".into()),
-            },
-        ),
-        (
-            r#" {"type":"auth","token":"t","more":[1]} "#,
-            M::Auth { token: "t".into() },
-        ),
+        (r#"{"type":"ping","id":"\u00e9"}"#, M::Ping { id: Some("é".into()) }),
+        (r#" {"type":"auth","token":"t","more":[1]} "#, M::Auth { token: "t".into() }),
     ];
     for (json, message) in ok {
         assert_eq!(M::parse(json).as_ref(), Ok(&message), "{json}");
@@ -212,22 +145,13 @@ fn client_messages_are_read_by_the_table() {
 fn deep_nesting_is_passed_on_and_not_recursed_into() {
     let deep = format!("{}{}", "[".repeat(30_000), "]".repeat(30_000));
     let json = format!(r#"{{"type":"send","data":{deep}}}"#);
-    assert_eq!(
-        ClientMessage::parse(&json),
-        Ok(ClientMessage::Send {
-            data: &deep,
-            id: None
-        })
-    );
+    assert_eq!(ClientMessage::parse(&json), Ok(ClientMessage::Send { data: &deep, id: None }));
     assert_eq!(compact_json(&deep), deep);
 }
 
 #[test]
 fn classic_text_is_a_line_feed_and_four_lines() {
-    let occupancy = Occupancy {
-        desktop: true,
-        mobile: false,
-    };
+    let occupancy = Occupancy { desktop: true, mobile: false };
     assert_eq!(
         classic_text(occupancy, "a@b.c", "x\ny"),
         "\nDesktop connected: true\nMobile connected: false\nRoom: a@b.c\nMessage: x\ny\n"
@@ -237,10 +161,7 @@ fn classic_text_is_a_line_feed_and_four_lines() {
 #[test]
 fn compact_json_strips_only_outside_strings() {
     let json = "{ \"b \\\" \\\\\" :\t1.50E+2,\r\n\"a\" : [ 1 , \" \" ] }";
-    assert_eq!(
-        compact_json(json),
-        "{\"b \\\" \\\\\":1.50E+2,\"a\":[1,\" \"]}"
-    );
+    assert_eq!(compact_json(json), "{\"b \\\" \\\\\":1.50E+2,\"a\":[1,\" \"]}");
 }
 
 proptest! {

@@ -133,10 +133,7 @@ impl Record {
     /// Who holds a slot at `now` (milliseconds).
     #[must_use]
     pub fn holder(&self, device: Device, now: u64) -> Option<&Held> {
-        self.slot(device)
-            .held
-            .as_ref()
-            .filter(|held| held.lease_ends > now)
+        self.slot(device).held.as_ref().filter(|held| held.lease_ends > now)
     }
 
     /// Gives the slot to a new connection, under the next generation: above the last one, above every
@@ -144,85 +141,47 @@ impl Record {
     /// the record was lost.
     pub fn claim(&mut self, now_us: u64, lease_ms: u64, claim: Claim) -> ClaimOutcome {
         let now = now_us / 1000;
-        let replaced = self
-            .holder(claim.device, now)
-            .map(|held| held.holder.clone());
+        let replaced = self.holder(claim.device, now).map(|held| held.holder.clone());
         let generation = Generation((self.last.0 + 1).max(claim.known.0 + 1).max(now_us));
         let holder = Holder {
-            member: Member {
-                connection: claim.connection,
-                generation,
-            },
+            member: Member { connection: claim.connection, generation },
             instance: claim.instance,
             client: claim.client,
         };
         let slot = self.slot_mut(claim.device);
-        if replaced
-            .as_ref()
-            .is_some_and(|old| !old.is_same_client(&holder))
-        {
+        if replaced.as_ref().is_some_and(|old| !old.is_same_client(&holder)) {
             slot.evictions.retain(|at| at + EVICTION_WINDOW_MS > now);
-            if let Some(first) = slot
-                .evictions
-                .first()
-                .filter(|_| slot.evictions.len() >= EVICTIONS)
-            {
-                return ClaimOutcome::TooManyEvictions {
-                    retry_after_ms: first + EVICTION_WINDOW_MS - now,
-                };
+            if let Some(first) = slot.evictions.first().filter(|_| slot.evictions.len() >= EVICTIONS) {
+                return ClaimOutcome::TooManyEvictions { retry_after_ms: first + EVICTION_WINDOW_MS - now };
             }
             slot.evictions.push(now);
         }
         slot.newest = Some(holder.member);
-        slot.held = Some(Held {
-            holder,
-            lease_ends: now + lease_ms,
-        });
+        slot.held = Some(Held { holder, lease_ends: now + lease_ms });
         self.last = generation;
-        let other = self
-            .holder(claim.device.other(), now)
-            .map(|held| held.holder.clone());
-        ClaimOutcome::Claimed(Claimed {
-            generation,
-            replaced,
-            other,
-        })
+        let other = self.holder(claim.device.other(), now).map(|held| held.holder.clone());
+        ClaimOutcome::Claimed(Claimed { generation, replaced, other })
     }
 
     /// Extends a lease; puts a slot back that is missing or older (the backplane lost data). True beside
     /// the answer when the slot had to be put back and must be published again.
-    pub fn renew(
-        &mut self,
-        now: u64,
-        lease_ms: u64,
-        device: Device,
-        mine: &Holder,
-    ) -> (Renewed, bool) {
+    pub fn renew(&mut self, now: u64, lease_ms: u64, device: Device, mine: &Holder) -> (Renewed, bool) {
         let slot = self.slot_mut(device);
         // Nobody holds the slot though it was mine last: I have released it, and this renewal, sent before,
         // was overtaken by that.
         let is_over = |newest: &Member| {
-            newest.generation > mine.member.generation
-                || (*newest == mine.member && slot.held.is_none())
+            newest.generation > mine.member.generation || (*newest == mine.member && slot.held.is_none())
         };
         if let Some(newest) = slot.newest.filter(is_over) {
             let holder = self.holder(device, now).map(|held| held.holder.clone());
             return (Renewed::Overwritten { by: newest, holder }, false);
         }
         let slot = self.slot_mut(device);
-        let put_back = slot
-            .held
-            .as_ref()
-            .is_none_or(|held| held.holder.member != mine.member);
+        let put_back = slot.held.as_ref().is_none_or(|held| held.holder.member != mine.member);
         slot.newest = Some(mine.member);
-        slot.held = Some(Held {
-            holder: mine.clone(),
-            lease_ends: now + lease_ms,
-        });
+        slot.held = Some(Held { holder: mine.clone(), lease_ends: now + lease_ms });
         self.last = self.last.max(mine.member.generation);
-        let other = self
-            .holder(device.other(), now)
-            .map(|held| held.holder.clone());
+        let other = self.holder(device.other(), now).map(|held| held.holder.clone());
         (Renewed::Kept { other }, put_back)
     }
 
@@ -232,9 +191,7 @@ impl Record {
     /// generation to compare yet.
     pub fn release(&mut self, device: Device, connection: ConnectionId) -> Option<Member> {
         let slot = self.slot_mut(device);
-        let held = slot
-            .held
-            .take_if(|held| held.holder.member.connection == connection)?;
+        let held = slot.held.take_if(|held| held.holder.member.connection == connection)?;
         Some(held.holder.member)
     }
 
@@ -243,11 +200,7 @@ impl Record {
     pub fn is_idle(&self, now: u64) -> bool {
         Device::ALL.into_iter().all(|device| {
             self.holder(device, now).is_none()
-                && self
-                    .slot(device)
-                    .evictions
-                    .last()
-                    .is_none_or(|at| at + EVICTION_WINDOW_MS <= now)
+                && self.slot(device).evictions.last().is_none_or(|at| at + EVICTION_WINDOW_MS <= now)
         })
     }
 }
@@ -282,10 +235,7 @@ mod tests {
 
     fn holder(n: u128, generation: Generation) -> Holder {
         Holder {
-            member: Member {
-                connection: ConnectionId(Uuid::from_u128(n)),
-                generation,
-            },
+            member: Member { connection: ConnectionId(Uuid::from_u128(n)), generation },
             instance: InstanceId(Uuid::from_u128(1)),
             client: None,
         }
@@ -294,35 +244,16 @@ mod tests {
     #[test]
     fn generations_grow_past_the_last_the_known_and_the_clock() {
         let mut record = Record::default();
-        assert_eq!(
-            claimed(record.claim(5 * SECOND, LEASE, claim(1, None)))
-                .generation
-                .0,
-            5 * SECOND
-        );
-        assert_eq!(
-            claimed(record.claim(4 * SECOND, LEASE, claim(2, None)))
-                .generation
-                .0,
-            5 * SECOND + 1
-        );
-        let known = Claim {
-            known: Generation(9 * SECOND),
-            ..claim(3, None)
-        };
-        assert_eq!(
-            claimed(record.claim(6 * SECOND, LEASE, known)).generation.0,
-            9 * SECOND + 1
-        );
+        assert_eq!(claimed(record.claim(5 * SECOND, LEASE, claim(1, None))).generation.0, 5 * SECOND);
+        assert_eq!(claimed(record.claim(4 * SECOND, LEASE, claim(2, None))).generation.0, 5 * SECOND + 1);
+        let known = Claim { known: Generation(9 * SECOND), ..claim(3, None) };
+        assert_eq!(claimed(record.claim(6 * SECOND, LEASE, known)).generation.0, 9 * SECOND + 1);
     }
 
     #[test]
     fn a_claim_replaces_and_tells_the_other_slot() {
         let mut record = Record::default();
-        let mobile = Claim {
-            device: Device::Mobile,
-            ..claim(7, None)
-        };
+        let mobile = Claim { device: Device::Mobile, ..claim(7, None) };
         let mobile = claimed(record.claim(SECOND, LEASE, mobile));
         let first = claimed(record.claim(SECOND, LEASE, claim(1, None)));
         let second = claimed(record.claim(SECOND, LEASE, claim(2, None)));
@@ -336,16 +267,10 @@ mod tests {
         let mut record = Record::default();
         let _ = claimed(record.claim(SECOND, LEASE, claim(1, None)));
         let second = claimed(record.claim(SECOND, LEASE, claim(2, None)));
-        assert_eq!(
-            record.release(Device::Desktop, ConnectionId(Uuid::from_u128(1))),
-            None
-        );
+        assert_eq!(record.release(Device::Desktop, ConnectionId(Uuid::from_u128(1))), None);
         assert!(record.holder(Device::Desktop, 1000).is_some());
         let released = record.release(Device::Desktop, ConnectionId(Uuid::from_u128(2)));
-        assert_eq!(
-            released.map(|member| member.generation),
-            Some(second.generation)
-        );
+        assert_eq!(released.map(|member| member.generation), Some(second.generation));
         assert!(record.holder(Device::Desktop, 1000).is_none());
     }
 
@@ -366,10 +291,7 @@ mod tests {
         let mine = holder(1, Generation(77));
         let (renewed, again) = record.renew(1000, LEASE, Device::Desktop, &mine);
         assert_eq!((renewed, again), (Renewed::Kept { other: None }, true));
-        assert_eq!(
-            claimed(record.claim(0, LEASE, claim(2, None))).generation,
-            Generation(78)
-        );
+        assert_eq!(claimed(record.claim(0, LEASE, claim(2, None))).generation, Generation(78));
     }
 
     #[test]
@@ -378,29 +300,12 @@ mod tests {
         let first = claimed(record.claim(SECOND, LEASE, claim(1, None)));
         let second = claimed(record.claim(SECOND, LEASE, claim(2, None)));
         let by = holder(2, second.generation);
-        let overwritten = Renewed::Overwritten {
-            by: by.member,
-            holder: Some(by.clone()),
-        };
+        let overwritten = Renewed::Overwritten { by: by.member, holder: Some(by.clone()) };
         let (renewed, _) = record.renew(1001, LEASE, Device::Desktop, &holder(1, first.generation));
         assert_eq!(renewed, overwritten);
-        assert!(
-            record
-                .release(Device::Desktop, ConnectionId(Uuid::from_u128(2)))
-                .is_some()
-        );
-        let (renewed, again) =
-            record.renew(1002, LEASE, Device::Desktop, &holder(1, first.generation));
-        assert_eq!(
-            (renewed, again),
-            (
-                Renewed::Overwritten {
-                    by: by.member,
-                    holder: None
-                },
-                false
-            )
-        );
+        assert!(record.release(Device::Desktop, ConnectionId(Uuid::from_u128(2))).is_some());
+        let (renewed, again) = record.renew(1002, LEASE, Device::Desktop, &holder(1, first.generation));
+        assert_eq!((renewed, again), (Renewed::Overwritten { by: by.member, holder: None }, false));
         assert!(record.holder(Device::Desktop, 1003).is_none());
     }
 
@@ -409,11 +314,7 @@ mod tests {
         let mut record = Record::default();
         let first = claimed(record.claim(SECOND, LEASE, claim(1, None)));
         let mine = holder(1, first.generation);
-        assert!(
-            record
-                .release(Device::Desktop, mine.member.connection)
-                .is_some()
-        );
+        assert!(record.release(Device::Desktop, mine.member.connection).is_some());
         let (renewed, put_back) = record.renew(1001, LEASE, Device::Desktop, &mine);
         assert!(matches!(renewed, Renewed::Overwritten { holder: None, .. }));
         assert!(!put_back);
@@ -435,16 +336,10 @@ mod tests {
     fn evictions_are_limited_and_hand_overs_are_not() {
         let mut record = Record::default();
         for n in 0..=10 {
-            let _ =
-                claimed(record.claim(SECOND + n * SECOND / 100, LEASE, claim(u128::from(n), None)));
+            let _ = claimed(record.claim(SECOND + n * SECOND / 100, LEASE, claim(u128::from(n), None)));
         }
         let outcome = record.claim(2 * SECOND, LEASE, claim(11, None));
-        assert_eq!(
-            outcome,
-            ClaimOutcome::TooManyEvictions {
-                retry_after_ms: 9_010
-            }
-        );
+        assert_eq!(outcome, ClaimOutcome::TooManyEvictions { retry_after_ms: 9_010 });
         let _ = claimed(record.claim(12 * SECOND, LEASE, claim(12, None)));
 
         let mut record = Record::default();

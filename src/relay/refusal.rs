@@ -80,10 +80,7 @@ impl Refusal {
     #[must_use]
     pub const fn status(self) -> u16 {
         match self {
-            Self::BadRequest(_)
-            | Self::UnsupportedProtocol
-            | Self::BadDevice
-            | Self::MissingToken => 400,
+            Self::BadRequest(_) | Self::UnsupportedProtocol | Self::BadDevice | Self::MissingToken => 400,
             Self::OriginNotAllowed
             | Self::MalformedToken
             | Self::UnknownKey
@@ -133,16 +130,12 @@ impl Refusal {
             Self::TooManyAttempts { .. } => {
                 "too many attempts: wait for Retry-After seconds, and let only one tab or phone come back"
             }
-            Self::Draining => {
-                "this instance is leaving: connect again, a balancer will choose another one"
-            }
+            Self::Draining => "this instance is leaving: connect again, a balancer will choose another one",
             Self::Full => "this instance holds as many connections as it may",
             Self::OriginNotAllowed => "pages of this origin may not connect",
             Self::UpgradeRequired => "this address speaks WebSocket, version 13",
             Self::BadRequest(detail) => detail,
-            Self::UnsupportedProtocol => {
-                "none of the offered duorelay protocols is known: offer duorelay.v1"
-            }
+            Self::UnsupportedProtocol => "none of the offered duorelay protocols is known: offer duorelay.v1",
             Self::BadDevice => "device must be given at most once, as desktop or mobile",
             Self::MissingToken => {
                 "no ID token: put it into Sec-WebSocket-Protocol (web), clientid or Authorization: Bearer (native)"
@@ -151,15 +144,11 @@ impl Refusal {
                 "not an ID token by the rules: a header field or claim is missing or has the wrong form"
             }
             Self::UnknownKey => "the token was signed with a key that its issuer does not list",
-            Self::BadSignature => {
-                "the token's signature does not match, or its algorithm is not allowed"
-            }
+            Self::BadSignature => "the token's signature does not match, or its algorithm is not allowed",
             Self::WrongAudience => "the token was made for another project (aud)",
             Self::WrongIssuer => "the token comes from another issuer (iss)",
             Self::TokenExpired => "the token has expired (exp): get a fresh one",
-            Self::TokenNotYetValid => {
-                "the token is from the future (iat or auth_time): check the clocks"
-            }
+            Self::TokenNotYetValid => "the token is from the future (iat or auth_time): check the clocks",
             Self::TokenRevoked => "the session was revoked: sign in again",
             Self::UserDisabled => "the account is disabled",
             Self::KeysUnavailable => "the issuer's keys cannot be fetched at the moment",

@@ -120,16 +120,11 @@ impl<L> Default for Slot<L> {
 
 impl<L> Slot<L> {
     fn visible(&self) -> Option<Member> {
-        self.holder
-            .as_ref()
-            .filter(|_| !self.silent)
-            .map(|holder| holder.member)
+        self.holder.as_ref().filter(|_| !self.silent).map(|holder| holder.member)
     }
 
     fn holds(&self, connection: ConnectionId) -> bool {
-        self.holder
-            .as_ref()
-            .is_some_and(|holder| holder.member.connection == connection)
+        self.holder.as_ref().is_some_and(|holder| holder.member.connection == connection)
     }
 }
 
@@ -143,11 +138,7 @@ pub struct Room<L> {
 
 impl<L> Default for Room<L> {
     fn default() -> Self {
-        Self {
-            desktop: Slot::default(),
-            mobile: Slot::default(),
-            markers: 0,
-        }
+        Self { desktop: Slot::default(), mobile: Slot::default(), markers: 0 }
     }
 }
 
@@ -169,10 +160,7 @@ impl<L: Clone> Room<L> {
     /// The highest generation that is known of the room.
     #[must_use]
     pub fn known(&self) -> Generation {
-        self.desktop
-            .newest
-            .generation
-            .max(self.mobile.newest.generation)
+        self.desktop.newest.generation.max(self.mobile.newest.generation)
     }
 
     /// Who holds a slot, and is not known to be gone.
@@ -184,10 +172,7 @@ impl<L: Clone> Room<L> {
     /// Which slots are held.
     #[must_use]
     pub fn occupancy(&self) -> Occupancy {
-        Occupancy {
-            desktop: self.desktop.visible().is_some(),
-            mobile: self.mobile.visible().is_some(),
-        }
+        Occupancy { desktop: self.desktop.visible().is_some(), mobile: self.mobile.visible().is_some() }
     }
 
     /// The local connection that holds a slot.
@@ -218,9 +203,7 @@ impl<L: Clone> Room<L> {
 
     /// A local connection is about to claim; the lane is subscribed before the claim leaves.
     pub fn on_claiming(&mut self, device: Device, connection: ConnectionId, seat: L) {
-        self.slot_mut(device)
-            .waiting
-            .push(Waiting { connection, seat });
+        self.slot_mut(device).waiting.push(Waiting { connection, seat });
     }
 
     /// A slot has a new holder: by a message on a lane, or by the answer to a local claim. Whichever of
@@ -231,19 +214,13 @@ impl<L: Clone> Room<L> {
     /// gets a frame: what comes before it is the predecessor's, what comes after it the new holder's.
     pub fn on_claimed(&mut self, device: Device, holder: Holder, effects: &mut Vec<Effect<L>>) {
         let slot = self.slot_mut(device);
-        let local = slot
-            .waiting
-            .iter()
-            .position(|waiting| waiting.connection == holder.member.connection);
+        let local = slot.waiting.iter().position(|waiting| waiting.connection == holder.member.connection);
         let local = local.map(|at| slot.waiting.remove(at).seat);
         if holder.member.generation <= slot.newest.generation {
             // The answer to a claim that another one has already overtaken: its connection was
             // overwritten before it was ever current.
             if let Some(seat) = local {
-                effects.push(Effect::Overwrite {
-                    seat,
-                    by: by(slot.newest, slot.holder.as_ref(), &holder),
-                });
+                effects.push(Effect::Overwrite { seat, by: by(slot.newest, slot.holder.as_ref(), &holder) });
             } else if holder.member == slot.newest && slot.newest.generation > slot.released {
                 // Known, but perhaps not where it is, or its lease had ended.
                 slot.holder = Some(holder);
@@ -260,10 +237,7 @@ impl<L: Clone> Room<L> {
         slot.sent_away = false;
         slot.marker = None;
         if let Some((seat, old)) = evicted.zip(old) {
-            effects.push(Effect::Overwrite {
-                seat,
-                by: by(holder.member, Some(&holder), &old),
-            });
+            effects.push(Effect::Overwrite { seat, by: by(holder.member, Some(&holder), &old) });
         }
         let is_here = slot.here.is_some();
         self.tell(device.other(), effects);
@@ -355,12 +329,7 @@ impl<L: Clone> Room<L> {
         slot.released = slot.released.max(member.generation);
         // Compared with the member, so that the end of an old connection never frees a newer one's slot;
         // and what is here is released here, not by an echo.
-        if slot.here.is_none()
-            && slot
-                .holder
-                .as_ref()
-                .is_some_and(|holder| holder.member == member)
-        {
+        if slot.here.is_none() && slot.holder.as_ref().is_some_and(|holder| holder.member == member) {
             slot.holder = None;
             self.tell(device.other(), effects);
         }
@@ -374,11 +343,7 @@ impl<L: Clone> Room<L> {
         effects: &mut Vec<Effect<L>>,
     ) -> Left {
         let slot = self.slot_mut(device);
-        if let Some(at) = slot
-            .waiting
-            .iter()
-            .position(|waiting| waiting.connection == connection)
-        {
+        if let Some(at) = slot.waiting.iter().position(|waiting| waiting.connection == connection) {
             slot.waiting.remove(at);
             return Left::Claiming;
         }
@@ -429,18 +394,10 @@ impl<L: Clone> Room<L> {
     }
 
     /// An instance has not been heard of for some time, or is heard of again.
-    pub fn on_instance(
-        &mut self,
-        instance: InstanceId,
-        silent: bool,
-        effects: &mut Vec<Effect<L>>,
-    ) {
+    pub fn on_instance(&mut self, instance: InstanceId, silent: bool, effects: &mut Vec<Effect<L>>) {
         for device in Device::ALL {
             let slot = self.slot_mut(device);
-            let is_there = slot
-                .holder
-                .as_ref()
-                .is_some_and(|holder| holder.instance == instance);
+            let is_there = slot.holder.as_ref().is_some_and(|holder| holder.instance == instance);
             if is_there && slot.here.is_none() && slot.silent != silent {
                 slot.silent = silent;
                 self.tell(device.other(), effects);
@@ -450,12 +407,7 @@ impl<L: Clone> Room<L> {
 
     /// Something from `from` has come on the lane of `to`: who gets it. Only the newest connection of
     /// the other device that is known here may speak, and only to the newest of this one.
-    pub fn on_lane(
-        &mut self,
-        to: Device,
-        from: Member,
-        effects: &mut Vec<Effect<L>>,
-    ) -> Option<&L> {
+    pub fn on_lane(&mut self, to: Device, from: Member, effects: &mut Vec<Effect<L>>) -> Option<&L> {
         let slot = self.slot_mut(to.other());
         if from.generation < slot.newest.generation || from.generation <= slot.released {
             return None;
@@ -499,18 +451,8 @@ impl<L: Clone> Room<L> {
         let seat = seat.clone();
         let device = device.other();
         match (now, before) {
-            (Some(member), _) => effects.push(Effect::Peer {
-                seat,
-                device,
-                member,
-                connected: true,
-            }),
-            (None, Some(member)) => effects.push(Effect::Peer {
-                seat,
-                device,
-                member,
-                connected: false,
-            }),
+            (Some(member), _) => effects.push(Effect::Peer { seat, device, member, connected: true }),
+            (None, Some(member)) => effects.push(Effect::Peer { seat, device, member, connected: false }),
             (None, None) => {}
         }
     }
@@ -545,20 +487,12 @@ impl<L: Clone> Room<L> {
     fn enter_short_cut(&mut self, device: Device, effects: &mut Vec<Effect<L>>) {
         let nonce = self.markers + 1;
         let slot = self.slot_mut(device);
-        let Some(seat) = slot
-            .here
-            .clone()
-            .filter(|_| slot.sent_away && slot.marker.is_none())
-        else {
+        let Some(seat) = slot.here.clone().filter(|_| slot.sent_away && slot.marker.is_none()) else {
             return;
         };
         slot.marker = Some(nonce);
         self.markers = nonce;
-        effects.push(Effect::Mark {
-            seat,
-            lane: device.other(),
-            nonce,
-        });
+        effects.push(Effect::Mark { seat, lane: device.other(), nonce });
     }
 
     /// The peer of `device`'s member is not here any more; in memory nothing is ever on its way.
@@ -590,21 +524,12 @@ impl<L: Clone> Room<L> {
 
 /// A holder of whom nothing is known but that it is there.
 fn seen(member: Member) -> Holder {
-    Holder {
-        member,
-        instance: InstanceId::UNKNOWN,
-        client: None,
-    }
+    Holder { member, instance: InstanceId::UNKNOWN, client: None }
 }
 
 fn by(new: Member, holder: Option<&Holder>, old: &Holder) -> By {
-    let same_client =
-        holder.is_some_and(|holder| holder.member == new && holder.is_same_client(old));
-    By {
-        connection: new.connection,
-        generation: new.generation,
-        same_client,
-    }
+    let same_client = holder.is_some_and(|holder| holder.member == new && holder.is_same_client(old));
+    By { connection: new.connection, generation: new.generation, same_client }
 }
 
 #[cfg(test)]

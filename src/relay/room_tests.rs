@@ -9,18 +9,11 @@ use Device::{Desktop, Mobile};
 
 /// Connection n has seat n and generation n.
 fn member(n: u32) -> Member {
-    Member {
-        connection: ConnectionId(Uuid::from_u128(n.into())),
-        generation: Generation(n.into()),
-    }
+    Member { connection: ConnectionId(Uuid::from_u128(n.into())), generation: Generation(n.into()) }
 }
 
 fn holder(n: u32, instance: InstanceId, client: &str) -> Holder {
-    Holder {
-        member: member(n),
-        instance,
-        client: ClientId::new(client),
-    }
+    Holder { member: member(n), instance, client: ClientId::new(client) }
 }
 
 fn effects(act: impl FnOnce(&mut Vec<Effect<u32>>)) -> Vec<Effect<u32>> {
@@ -30,35 +23,16 @@ fn effects(act: impl FnOnce(&mut Vec<Effect<u32>>)) -> Vec<Effect<u32>> {
 }
 
 fn peer(seat: u32, device: Device, n: u32, connected: bool) -> Effect<u32> {
-    Effect::Peer {
-        seat,
-        device,
-        member: member(n),
-        connected,
-    }
+    Effect::Peer { seat, device, member: member(n), connected }
 }
 
 fn overwrite(seat: u32, n: u32, same_client: bool) -> Effect<u32> {
-    let Member {
-        connection,
-        generation,
-    } = member(n);
-    Effect::Overwrite {
-        seat,
-        by: By {
-            connection,
-            generation,
-            same_client,
-        },
-    }
+    let Member { connection, generation } = member(n);
+    Effect::Overwrite { seat, by: By { connection, generation, same_client } }
 }
 
 fn claimed(n: u32, other: Option<Holder>) -> Claimed {
-    Claimed {
-        generation: Generation(n.into()),
-        replaced: None,
-        other,
-    }
+    Claimed { generation: Generation(n.into()), replaced: None, other }
 }
 
 /// A local connection that has claimed and was welcomed.
@@ -88,13 +62,7 @@ fn two_devices_here_reach_each_other_in_memory() {
     assert_eq!(seat(&mut room, Mobile, 2, ""), [peer(1, Mobile, 2, true)]);
     assert_eq!(route(&mut room, Desktop, 1), Route::Here(&2));
     assert_eq!(route(&mut room, Mobile, 2), Route::Here(&1));
-    assert_eq!(
-        room.occupancy(),
-        Occupancy {
-            desktop: true,
-            mobile: true
-        }
-    );
+    assert_eq!(room.occupancy(), Occupancy { desktop: true, mobile: true });
 }
 
 #[test]
@@ -102,18 +70,10 @@ fn newer_desktop_overwrites_the_older_one_whose_frames_end_there() {
     let mut room = Room::default();
     seat(&mut room, Mobile, 1, "");
     seat(&mut room, Desktop, 2, "tab");
-    assert_eq!(
-        seat(&mut room, Desktop, 3, "other"),
-        [overwrite(2, 3, false), peer(1, Desktop, 3, true)]
-    );
+    assert_eq!(seat(&mut room, Desktop, 3, "other"), [overwrite(2, 3, false), peer(1, Desktop, 3, true)]);
     assert_eq!(route(&mut room, Desktop, 2), Route::Overwritten);
     assert_eq!(route(&mut room, Mobile, 1), Route::Here(&3));
-    let left = effects(|fx| {
-        assert_eq!(
-            room.on_left(Desktop, member(2).connection, fx),
-            Left::Overwritten
-        )
-    });
+    let left = effects(|fx| assert_eq!(room.on_left(Desktop, member(2).connection, fx), Left::Overwritten));
     assert_eq!(left, []);
     assert_eq!(route(&mut room, Mobile, 1), Route::Here(&3));
 }
@@ -133,10 +93,7 @@ fn a_claim_elsewhere_overwrites_and_frames_take_the_lane() {
     let mut room = Room::default();
     seat(&mut room, Mobile, 1, "");
     seat(&mut room, Desktop, 2, "");
-    assert_eq!(
-        away(&mut room, Desktop, 3),
-        [overwrite(2, 3, false), peer(1, Desktop, 3, true)]
-    );
+    assert_eq!(away(&mut room, Desktop, 3), [overwrite(2, 3, false), peer(1, Desktop, 3, true)]);
     assert_eq!(route(&mut room, Mobile, 1), Route::Away(member(1)));
     assert!(!room.listens(Desktop));
     assert!(room.listens(Mobile));
@@ -150,10 +107,7 @@ fn older_claims_and_releases_change_nothing() {
     assert_eq!(away(&mut room, Desktop, 4), []);
     assert_eq!(effects(|fx| room.on_released(Desktop, member(4), fx)), []);
     assert_eq!(route(&mut room, Mobile, 1), Route::Away(member(1)));
-    assert_eq!(
-        effects(|fx| room.on_released(Desktop, member(5), fx)),
-        [peer(1, Desktop, 5, false)]
-    );
+    assert_eq!(effects(|fx| room.on_released(Desktop, member(5), fx)), [peer(1, Desktop, 5, false)]);
     assert_eq!(route(&mut room, Mobile, 1), Route::Absent);
 }
 
@@ -199,14 +153,8 @@ fn the_answer_to_a_claim_stands_in_for_a_lost_lane_message() {
     let mut room = Room::default();
     room.on_claiming(Desktop, member(3).connection, 3);
     let answer = claimed(3, Some(holder(2, B, "")));
-    assert_eq!(
-        effects(|fx| room.on_claim_answered(Desktop, holder(3, A, ""), &answer, fx)),
-        []
-    );
-    assert_eq!(
-        room.on_welcomed(Desktop, member(3).connection),
-        Some(member(2))
-    );
+    assert_eq!(effects(|fx| room.on_claim_answered(Desktop, holder(3, A, ""), &answer, fx)), []);
+    assert_eq!(room.on_welcomed(Desktop, member(3).connection), Some(member(2)));
     assert_eq!(route(&mut room, Desktop, 3), Route::Away(member(3)));
 }
 
@@ -215,16 +163,14 @@ fn a_claim_that_was_overtaken_before_its_answer_is_overwritten() {
     let mut room = Room::default();
     room.on_claiming(Desktop, member(3).connection, 3);
     away(&mut room, Desktop, 4);
-    let late =
-        effects(|fx| room.on_claim_answered(Desktop, holder(3, A, ""), &claimed(3, None), fx));
+    let late = effects(|fx| room.on_claim_answered(Desktop, holder(3, A, ""), &claimed(3, None), fx));
     assert_eq!(late, [overwrite(3, 4, false)]);
 
     let mut room = Room::default();
     room.on_claiming(Desktop, member(3).connection, 3);
     away(&mut room, Desktop, 4);
     assert_eq!(effects(|fx| room.on_released(Desktop, member(4), fx)), []);
-    let late =
-        effects(|fx| room.on_claim_answered(Desktop, holder(3, A, ""), &claimed(3, None), fx));
+    let late = effects(|fx| room.on_claim_answered(Desktop, holder(3, A, ""), &claimed(3, None), fx));
     assert_eq!(late, [overwrite(3, 4, false)]);
 }
 
@@ -236,17 +182,11 @@ fn what_the_lane_told_after_a_question_is_newer_than_its_answer() {
     away(&mut room, Mobile, 2);
     let kept = |other| Renewed::Kept { other };
     let c = member(1).connection;
-    assert_eq!(
-        effects(|fx| room.on_renewed(Desktop, c, asked, kept(None), fx)),
-        []
-    );
+    assert_eq!(effects(|fx| room.on_renewed(Desktop, c, asked, kept(None), fx)), []);
     assert_eq!(room.visible(Mobile), Some(member(2)));
     let asked = room.known();
     let _ = effects(|fx| room.on_released(Mobile, member(2), fx));
-    assert_eq!(
-        effects(|fx| room.on_renewed(Desktop, c, asked, kept(Some(holder(2, B, ""))), fx)),
-        []
-    );
+    assert_eq!(effects(|fx| room.on_renewed(Desktop, c, asked, kept(Some(holder(2, B, ""))), fx)), []);
     assert_eq!(room.visible(Mobile), None);
 }
 
@@ -263,14 +203,8 @@ fn a_renewal_heals_what_the_lane_lost() {
     let gone = effects(|fx| room.on_renewed(Desktop, c, known, kept(None), fx));
     assert_eq!(gone, [peer(1, Mobile, 2, false)]);
     let by = holder(9, B, "");
-    let lost = Renewed::Overwritten {
-        by: by.member,
-        holder: Some(by),
-    };
-    assert_eq!(
-        effects(|fx| room.on_renewed(Desktop, c, known, lost, fx)),
-        [overwrite(1, 9, false)]
-    );
+    let lost = Renewed::Overwritten { by: by.member, holder: Some(by) };
+    assert_eq!(effects(|fx| room.on_renewed(Desktop, c, known, lost, fx)), [overwrite(1, 9, false)]);
     assert!(room.is_idle());
 }
 
@@ -279,16 +213,10 @@ fn a_silent_instance_counts_as_disconnected_until_it_is_heard_again() {
     let mut room = Room::default();
     seat(&mut room, Desktop, 1, "");
     away(&mut room, Mobile, 2);
-    assert_eq!(
-        effects(|fx| room.on_instance(B, true, fx)),
-        [peer(1, Mobile, 2, false)]
-    );
+    assert_eq!(effects(|fx| room.on_instance(B, true, fx)), [peer(1, Mobile, 2, false)]);
     assert_eq!(effects(|fx| room.on_instance(B, true, fx)), []);
     assert_eq!(route(&mut room, Desktop, 1), Route::Absent);
-    assert_eq!(
-        effects(|fx| room.on_instance(B, false, fx)),
-        [peer(1, Mobile, 2, true)]
-    );
+    assert_eq!(effects(|fx| room.on_instance(B, false, fx)), [peer(1, Mobile, 2, true)]);
     assert_eq!(effects(|fx| room.on_instance(A, true, fx)), []);
 }
 
@@ -299,24 +227,11 @@ fn the_short_cut_opens_when_the_marker_has_come_back() {
     away(&mut room, Desktop, 2);
     assert_eq!(route(&mut room, Mobile, 1), Route::Away(member(1)));
     let fx = seat(&mut room, Desktop, 3, "");
-    assert_eq!(
-        fx,
-        [
-            peer(1, Desktop, 3, true),
-            Effect::Mark {
-                seat: 1,
-                lane: Desktop,
-                nonce: 1
-            }
-        ]
-    );
+    assert_eq!(fx, [peer(1, Desktop, 3, true), Effect::Mark { seat: 1, lane: Desktop, nonce: 1 }]);
     assert_eq!(route(&mut room, Mobile, 1), Route::Wait);
     assert_eq!(route(&mut room, Desktop, 3), Route::Here(&1));
     assert_eq!(effects(|fx| room.on_marker(Desktop, 9, fx)), []);
-    assert_eq!(
-        effects(|fx| room.on_marker(Desktop, 1, fx)),
-        [Effect::Resume { seat: 1 }]
-    );
+    assert_eq!(effects(|fx| room.on_marker(Desktop, 1, fx)), [Effect::Resume { seat: 1 }]);
     assert_eq!(route(&mut room, Mobile, 1), Route::Here(&3));
 }
 
@@ -327,10 +242,7 @@ fn a_lost_marker_and_a_peer_that_leaves_let_the_sender_go_on() {
     away(&mut room, Desktop, 2);
     let _ = route(&mut room, Mobile, 1);
     seat(&mut room, Desktop, 3, "");
-    assert_eq!(
-        effects(|fx| room.on_marker_overdue(Mobile, fx)),
-        [Effect::Resume { seat: 1 }]
-    );
+    assert_eq!(effects(|fx| room.on_marker_overdue(Mobile, fx)), [Effect::Resume { seat: 1 }]);
     assert_eq!(route(&mut room, Mobile, 1), Route::Here(&3));
 
     let mut room = Room::default();
@@ -338,16 +250,8 @@ fn a_lost_marker_and_a_peer_that_leaves_let_the_sender_go_on() {
     away(&mut room, Desktop, 2);
     let _ = route(&mut room, Mobile, 1);
     seat(&mut room, Desktop, 3, "");
-    let gone = effects(|fx| {
-        assert_eq!(
-            room.on_left(Desktop, member(3).connection, fx),
-            Left::Current
-        )
-    });
-    assert_eq!(
-        gone,
-        [peer(1, Desktop, 3, false), Effect::Resume { seat: 1 }]
-    );
+    let gone = effects(|fx| assert_eq!(room.on_left(Desktop, member(3).connection, fx), Left::Current));
+    assert_eq!(gone, [peer(1, Desktop, 3, false), Effect::Resume { seat: 1 }]);
 }
 
 #[test]
@@ -371,14 +275,7 @@ fn a_release_of_a_newer_connection_whose_claim_was_lost_overwrites() {
     seat(&mut room, Desktop, 1, "");
     seat(&mut room, Mobile, 2, "");
     let lost = effects(|fx| room.on_released(Desktop, member(3), fx));
-    assert_eq!(
-        lost,
-        [
-            overwrite(1, 3, false),
-            peer(2, Desktop, 3, true),
-            peer(2, Desktop, 3, false)
-        ]
-    );
+    assert_eq!(lost, [overwrite(1, 3, false), peer(2, Desktop, 3, true), peer(2, Desktop, 3, false)]);
     assert_eq!(route(&mut room, Desktop, 1), Route::Overwritten);
     assert_eq!(route(&mut room, Mobile, 2), Route::Absent);
 }
@@ -388,23 +285,12 @@ fn a_newer_connection_whose_lease_only_ended_comes_back() {
     let mut room = Room::default();
     seat(&mut room, Desktop, 1, "");
     seat(&mut room, Mobile, 2, "");
-    let overwritten = Renewed::Overwritten {
-        by: member(3),
-        holder: None,
-    };
+    let overwritten = Renewed::Overwritten { by: member(3), holder: None };
     let _ = effects(|fx| {
-        room.on_renewed(
-            Desktop,
-            member(1).connection,
-            Generation(2),
-            overwritten,
-            fx,
-        );
+        room.on_renewed(Desktop, member(1).connection, Generation(2), overwritten, fx);
     });
     assert_eq!(route(&mut room, Mobile, 2), Route::Absent);
-    let kept = Renewed::Kept {
-        other: Some(holder(3, B, "")),
-    };
+    let kept = Renewed::Kept { other: Some(holder(3, B, "")) };
     let back = effects(|fx| room.on_renewed(Mobile, member(2).connection, Generation(3), kept, fx));
     assert_eq!(back, [peer(2, Desktop, 3, true)]);
     let _ = effects(|fx| assert_eq!(room.on_lane(Mobile, member(3), fx), Some(&2)));
@@ -443,10 +329,7 @@ fn an_instance_that_was_silent_for_longer_than_a_lease_is_seen_again() {
         let other = Some(holder(2, B, ""));
         room.on_renewed(Mobile, connection, Generation(2), kept(other), fx);
     });
-    assert_eq!(
-        changes,
-        [peer(1, Desktop, 2, false), peer(1, Desktop, 2, true)]
-    );
+    assert_eq!(changes, [peer(1, Desktop, 2, false), peer(1, Desktop, 2, true)]);
     assert_eq!(route(&mut room, Mobile, 1), Route::Away(member(1)));
 }
 
@@ -464,15 +347,9 @@ fn after_the_record_was_lost_an_older_connection_stands_in_for_a_newer_one_that_
     // Not by an answer that may be older than the newer one's claim.
     assert_eq!(answer(&mut room, Generation(2)), []);
     // Nor before the newer one has had the time to put itself back.
-    assert_eq!(
-        answer(&mut room, Generation(3)),
-        [peer(1, Desktop, 3, false)]
-    );
+    assert_eq!(answer(&mut room, Generation(3)), [peer(1, Desktop, 3, false)]);
     let _ = effects(|fx| assert_eq!(room.on_lane(Mobile, member(2), fx), None));
-    assert_eq!(
-        answer(&mut room, Generation(3)),
-        [peer(1, Desktop, 2, true)]
-    );
+    assert_eq!(answer(&mut room, Generation(3)), [peer(1, Desktop, 2, true)]);
     let _ = effects(|fx| assert_eq!(room.on_lane(Mobile, member(2), fx), Some(&1)));
 }
 
@@ -483,15 +360,9 @@ fn a_claim_that_failed_after_its_lane_message_leaves_its_slot() {
     room.on_claiming(Desktop, member(2).connection, 2);
     let mut fx = vec![];
     room.on_claimed(Desktop, holder(2, A, ""), &mut fx);
-    assert_eq!(
-        room.on_claim_failed(Desktop, member(2).connection, &mut fx),
-        Left::Current
-    );
+    assert_eq!(room.on_claim_failed(Desktop, member(2).connection, &mut fx), Left::Current);
     assert_eq!(fx, [peer(1, Desktop, 2, true), peer(1, Desktop, 2, false)]);
     room.on_claiming(Desktop, member(3).connection, 3);
-    assert_eq!(
-        room.on_claim_failed(Desktop, member(3).connection, &mut fx),
-        Left::Claiming
-    );
+    assert_eq!(room.on_claim_failed(Desktop, member(3).connection, &mut fx), Left::Claiming);
     assert!(!room.listens(Desktop));
 }

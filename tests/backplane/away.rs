@@ -35,10 +35,7 @@ async fn pair(world: &World, ann: &UserId) -> (Worker, Holder, Worker, Holder) {
 }
 
 fn volatile(from: &Holder, stream: u8, payload: &[u8]) -> Envelope {
-    Envelope::Parcel {
-        from: from.member,
-        parcel: Parcel::Frame([&[stream], payload].concat().into()),
-    }
+    Envelope::Parcel { from: from.member, parcel: Parcel::Frame([&[stream], payload].concat().into()) }
 }
 
 /// Publishes until one arrives; how long that took.
@@ -47,10 +44,7 @@ async fn crosses(from: &Worker, ann: &UserId, lane: Device, to: &Worker) -> Dura
     loop {
         let nonce = from.mark(ann, lane);
         let is_it = |heard: &Heard| matches!(heard, Heard::Lane(_, _, Envelope::Marker { nonce: this, .. }) if *this == nonce);
-        if timeout(Duration::from_millis(50), to.until(is_it))
-            .await
-            .is_ok()
-        {
+        if timeout(Duration::from_millis(50), to.until(is_it)).await.is_ok() {
             return start.elapsed();
         }
         assert!(start.elapsed() < LIMIT, "nothing crosses");
@@ -59,11 +53,7 @@ async fn crosses(from: &Worker, ann: &UserId, lane: Device, to: &Worker) -> Dura
 
 async fn timed(what: &str, start: Instant, failed: LocalBoxFuture<'_, bool>) {
     assert!(within(LIMIT, what, failed).await, "{what} has succeeded");
-    assert!(
-        start.elapsed() < CALL_LIMIT + 2 * SLACK,
-        "{what} took {:?}",
-        start.elapsed()
-    );
+    assert!(start.elapsed() < CALL_LIMIT + 2 * SLACK, "{what} took {:?}", start.elapsed());
 }
 
 #[test]
@@ -74,33 +64,17 @@ fn every_call_ends_in_time_while_redis_stands_still() {
         world.server().signal("STOP");
         let start = Instant::now();
         let many: Vec<_> = (0..5000)
-            .map(|n| Renewal {
-                user: user(&format!("user{n}")),
-                device: DESKTOP,
-                holder: desktop.clone(),
-            })
+            .map(|n| Renewal { user: user(&format!("user{n}")), device: DESKTOP, holder: desktop.clone() })
             .collect();
         let (bob, carol) = (user("bob"), user("carol"));
-        let new_lane = async {
-            a.backplane
-                .claim(&bob, a.claim_of(DESKTOP, None))
-                .await
-                .is_err()
-        };
-        let known_lane = async {
-            b.backplane
-                .claim(&ann, b.claim_of(MOBILE, None))
-                .await
-                .is_err()
-        };
+        let new_lane = async { a.backplane.claim(&bob, a.claim_of(DESKTOP, None)).await.is_err() };
+        let known_lane = async { b.backplane.claim(&ann, b.claim_of(MOBILE, None)).await.is_err() };
         let renewals = async {
             let answers = a.backplane.renew(&many).await;
             answers.len() == many.len() && answers.iter().all(Result::is_err)
         };
         let release = async {
-            a.backplane
-                .release(&carol, DESKTOP, desktop.member.connection)
-                .await;
+            a.backplane.release(&carol, DESKTOP, desktop.member.connection).await;
             true
         };
         let look = async { b.backplane.room(&ann).await.is_err() };
@@ -125,11 +99,7 @@ fn down_is_told_and_refuses_claims_at_once_until_up() {
         world.server().signal("STOP");
         for worker in [&a, &b] {
             worker.until(|heard| *heard == Heard::Down).await;
-            assert!(
-                start.elapsed() < TOLD_WITHIN + SLACK,
-                "told after {:?}",
-                start.elapsed()
-            );
+            assert!(start.elapsed() < TOLD_WITHIN + SLACK, "told after {:?}", start.elapsed());
         }
         let refused = timeout(SLACK, a.backplane.claim(&ann, a.claim_of(DESKTOP, None))).await;
         assert_eq!(refused.unwrap(), Err(Unavailable));
@@ -137,11 +107,7 @@ fn down_is_told_and_refuses_claims_at_once_until_up() {
         world.server().signal("CONT");
         for worker in [&a, &b] {
             worker.until(|heard| *heard == Heard::Up).await;
-            assert!(
-                start.elapsed() < TOLD_WITHIN + SLACK,
-                "told after {:?}",
-                start.elapsed()
-            );
+            assert!(start.elapsed() < TOLD_WITHIN + SLACK, "told after {:?}", start.elapsed());
         }
         assert!(crosses(&a, &ann, MOBILE, &b).await < SLACK);
         let (_, again) = b.claim(&ann, DESKTOP, None).await;
@@ -158,41 +124,24 @@ fn what_waits_for_one_lane_is_bounded() {
         let payload = vec![0x55; 1 << 16];
         let mut published = 0;
         let start = Instant::now();
-        while a.backplane.publish(
-            &ann,
-            MOBILE,
-            frame(&desktop, &payload),
-            std::time::Instant::now(),
-        ) == Published::Queued
+        while a.backplane.publish(&ann, MOBILE, frame(&desktop, &payload), std::time::Instant::now())
+            == Published::Queued
         {
             published += payload.len();
-            assert!(
-                published <= QUEUE_BYTES + IN_FLIGHT_BYTES + (1 << 17),
-                "more and more is queued"
-            );
+            assert!(published <= QUEUE_BYTES + IN_FLIGHT_BYTES + (1 << 17), "more and more is queued");
         }
         // Nothing leaves while Redis stands still, however long it does.
         while start.elapsed() < Duration::from_millis(1500) {
-            let more = a.backplane.publish(
-                &ann,
-                MOBILE,
-                frame(&desktop, &payload),
-                std::time::Instant::now(),
-            );
+            let more =
+                a.backplane.publish(&ann, MOBILE, frame(&desktop, &payload), std::time::Instant::now());
             assert_eq!(more, Published::Full, "after {:?}", start.elapsed());
             // Volatile frames replace each other.
             let newest = volatile(&desktop, 1, &start.elapsed().as_nanos().to_be_bytes());
-            let _ = a
-                .backplane
-                .publish(&ann, MOBILE, newest, std::time::Instant::now());
+            let _ = a.backplane.publish(&ann, MOBILE, newest, std::time::Instant::now());
             sleep(Duration::from_millis(20)).await;
         }
-        let other = a.backplane.publish(
-            &user("bob"),
-            MOBILE,
-            frame(&desktop, b"x"),
-            std::time::Instant::now(),
-        );
+        let other =
+            a.backplane.publish(&user("bob"), MOBILE, frame(&desktop, b"x"), std::time::Instant::now());
         assert_eq!(other, Published::Queued, "each lane has a queue of its own");
         world.server().signal("CONT");
         crosses(&a, &ann, MOBILE, &b).await;
@@ -229,21 +178,14 @@ async fn crosses_and_is_fresh(a: &Worker, ann: &UserId, b: &Worker, start: Insta
     let (mut fresh, mut reliable) = (0, false);
     let nonce = a.mark(ann, MOBILE);
     for (_, _, envelope) in b.until_marker(nonce).await {
-        let Envelope::Parcel {
-            parcel: Parcel::Frame(bytes),
-            ..
-        } = envelope
-        else {
+        let Envelope::Parcel { parcel: Parcel::Frame(bytes), .. } = envelope else {
             continue;
         };
         match bytes[0] {
             1 => {
                 let sent = u64::from_be_bytes(bytes[1..].try_into().unwrap());
                 // What left before the stop was noticed is in the kernel's hands.
-                assert!(
-                    sent < 400 || sent + 700 > thawed,
-                    "a frame of {sent} ms is sent at {thawed} ms"
-                );
+                assert!(sent < 400 || sent + 700 > thawed, "a frame of {sent} ms is sent at {thawed} ms");
                 fresh += u32::from(sent + 700 > thawed);
             }
             2 => panic!("a stale frame was sent"),
@@ -258,8 +200,7 @@ async fn crosses_and_is_fresh(a: &Worker, ann: &UserId, b: &Worker, start: Insta
 fn a_claim_waits_until_its_lane_is_acknowledged() {
     run(async {
         let server = RedisServer::start().await;
-        let slow =
-            Proxy::start_slow(server.address(), b"SUBSCRIBE", Duration::from_millis(30)).await;
+        let slow = Proxy::start_slow(server.address(), b"SUBSCRIBE", Duration::from_millis(30)).await;
         let world = World::at(slow.address());
         let worker = world.attach().await;
         for n in 0..5 {
@@ -284,10 +225,7 @@ fn killed_connections_lose_no_lane() {
             assert!(crosses(&a, &ann, MOBILE, &b).await < TOLD_WITHIN, "{kind}");
             assert!(crosses(&b, &ann, DESKTOP, &a).await < TOLD_WITHIN, "{kind}");
             for user in users.iter().step_by(10).chain(users.last()) {
-                assert!(
-                    crosses(&a, user, MOBILE, &b).await < TOLD_WITHIN,
-                    "{kind}: {user:?}"
-                );
+                assert!(crosses(&a, user, MOBILE, &b).await < TOLD_WITHIN, "{kind}: {user:?}");
             }
         }
         assert!(b.metrics.backplane_gaps.get() > 0);
@@ -302,20 +240,12 @@ fn a_redis_that_comes_back_empty_is_filled_by_renewals() {
         let (a, desktop, b, mobile) = pair(&world, &ann).await;
         world.restart().await;
         for worker in [&a, &b] {
-            worker
-                .until(|heard| matches!(heard, Heard::Gap | Heard::Up))
-                .await;
+            worker.until(|heard| matches!(heard, Heard::Gap | Heard::Up)).await;
         }
         assert!(crosses(&a, &ann, MOBILE, &b).await < TOLD_WITHIN);
         assert_eq!(b.holders(&ann).await, [None, None]);
-        assert!(matches!(
-            a.renew(&ann, DESKTOP, &desktop).await,
-            Renewed::Kept { .. }
-        ));
-        assert!(matches!(
-            b.renew(&ann, MOBILE, &mobile).await,
-            Renewed::Kept { .. }
-        ));
+        assert!(matches!(a.renew(&ann, DESKTOP, &desktop).await, Renewed::Kept { .. }));
+        assert!(matches!(b.renew(&ann, MOBILE, &mobile).await, Renewed::Kept { .. }));
         assert_eq!(b.holders(&ann).await, [Some(desktop), Some(mobile)]);
     });
 }
@@ -326,10 +256,8 @@ fn lanes_that_nobody_needs_are_given_back() {
         let (world, ann) = (World::standalone().await, user("ann"));
         let (a, desktop, b, _) = pair(&world, &ann).await;
         let lanes = async || {
-            let channels = world
-                .server()
-                .ask(&["PUBSUB", "CHANNELS", &format!("{}:*", world.key(&ann))])
-                .await;
+            let channels =
+                world.server().ask(&["PUBSUB", "CHANNELS", &format!("{}:*", world.key(&ann))]).await;
             channels.as_array().unwrap().len()
         };
         assert_eq!(lanes().await, 2);
@@ -352,12 +280,8 @@ fn instances_know_each_other_until_one_is_silent_for_five_seconds() {
         let world = World::standalone().await;
         let (a, b) = (world.attach().await, world.attach().await);
         let known = |worker: &Worker| {
-            let mut known: Vec<InstanceId> = worker
-                .backplane
-                .instances()
-                .iter()
-                .map(|info| info.instance)
-                .collect();
+            let mut known: Vec<InstanceId> =
+                worker.backplane.instances().iter().map(|info| info.instance).collect();
             known.sort();
             known
         };
@@ -368,38 +292,22 @@ fn instances_know_each_other_until_one_is_silent_for_five_seconds() {
             assert!(Instant::now() < deadline, "{:?} {:?}", known(&a), known(&b));
             sleep(Duration::from_millis(20)).await;
         }
-        assert!(
-            a.backplane
-                .instances()
-                .iter()
-                .all(|info| info.connections == 3 && info.version == "test")
-        );
+        assert!(a.backplane.instances().iter().all(|info| info.connections == 3 && info.version == "test"));
         b.backplane.close().await;
         let closed = Instant::now();
         // An instance that is only known from a slot, and is never heard of.
         let (ann, ghost) = (user("ann"), InstanceId(Uuid::new_v4()));
-        let claim = Claim {
-            instance: ghost,
-            ..a.claim_of(MOBILE, None)
-        };
-        assert!(matches!(
-            a.backplane.claim(&ann, claim).await,
-            Ok(ClaimOutcome::Claimed(_))
-        ));
+        let claim = Claim { instance: ghost, ..a.claim_of(MOBILE, None) };
+        assert!(matches!(a.backplane.claim(&ann, claim).await, Ok(ClaimOutcome::Claimed(_))));
         let mut silent = Vec::new();
         while silent.len() < 2 {
-            if let Heard::Silent(instance) =
-                a.until(|heard| matches!(heard, Heard::Silent(_))).await
-            {
+            if let Heard::Silent(instance) = a.until(|heard| matches!(heard, Heard::Silent(_))).await {
                 assert!(a.backplane.is_silent(instance));
                 silent.push(instance);
             }
         }
         let after = closed.elapsed();
-        assert!(
-            after >= Duration::from_secs(4) && after < Duration::from_secs(7),
-            "silent after {after:?}"
-        );
+        assert!(after >= Duration::from_secs(4) && after < Duration::from_secs(7), "silent after {after:?}");
         let mut expected = vec![b.instance, ghost];
         silent.sort();
         expected.sort();
@@ -417,20 +325,12 @@ fn a_worker_starts_without_redis_and_waits() {
         drop(server);
         let (world, ann) = (World::at(address), user("ann"));
         let worker = world.attach_at_once(LEASE);
-        let refused = timeout(
-            SLACK,
-            worker.backplane.claim(&ann, worker.claim_of(DESKTOP, None)),
-        )
-        .await;
+        let refused = timeout(SLACK, worker.backplane.claim(&ann, worker.claim_of(DESKTOP, None))).await;
         assert_eq!(refused.unwrap(), Err(Unavailable));
         let start = Instant::now();
         let _server = RedisServer::try_start(address).await.unwrap();
         worker.until(|heard| *heard == Heard::Up).await;
-        assert!(
-            start.elapsed() < TOLD_WITHIN + SLACK,
-            "up after {:?}",
-            start.elapsed()
-        );
+        assert!(start.elapsed() < TOLD_WITHIN + SLACK, "up after {:?}", start.elapsed());
         worker.claim(&ann, DESKTOP, None).await;
     });
 }
@@ -445,11 +345,7 @@ fn what_is_not_an_envelope_is_told_and_harms_nobody() {
             world.server().ask(&["PUBLISH", &lane, garbage]).await;
             b.until(|heard| *heard == Heard::Unreadable).await;
         }
-        a.publish(
-            &ann,
-            MOBILE,
-            frame(&desktop, &Bytes::from_static(b"still here")),
-        );
+        a.publish(&ann, MOBILE, frame(&desktop, &Bytes::from_static(b"still here")));
         assert_eq!(b.next_on_lane().await.2, frame(&desktop, b"still here"));
     });
 }

@@ -5,9 +5,7 @@ use std::time::Duration;
 
 use duorelay::backplane::Unavailable;
 use duorelay::relay::ids::{ConnectionId, Device, Generation, UserId};
-use duorelay::relay::record::{
-    Claim, ClaimOutcome, Claimed, EVICTION_WINDOW_MS, EVICTIONS, Renewed,
-};
+use duorelay::relay::record::{Claim, ClaimOutcome, Claimed, EVICTION_WINDOW_MS, EVICTIONS, Renewed};
 use futures_util::future::join_all;
 use tokio::time::Instant;
 
@@ -18,10 +16,7 @@ const DESKTOP: Device = Device::Desktop;
 const MOBILE: Device = Device::Mobile;
 
 /// All claims at the same instant; returns who got which generation, in their order.
-async fn claim_at_once(
-    claims: Vec<(&Worker, Claim)>,
-    user: &UserId,
-) -> Vec<(ConnectionId, Claimed)> {
+async fn claim_at_once(claims: Vec<(&Worker, Claim)>, user: &UserId) -> Vec<(ConnectionId, Claimed)> {
     let claiming = claims.into_iter().map(async |(worker, claim)| {
         let connection = claim.connection;
         match worker.backplane.claim(user, claim).await {
@@ -37,30 +32,19 @@ async fn claim_at_once(
 fn check_chain(outcomes: &[(ConnectionId, Claimed)]) {
     assert_eq!(outcomes[0].1.replaced, None);
     for pair in outcomes.windows(2) {
-        assert!(
-            pair[0].1.generation < pair[1].1.generation,
-            "a generation was given twice"
-        );
+        assert!(pair[0].1.generation < pair[1].1.generation, "a generation was given twice");
         let replaced = pair[1].1.replaced.as_ref().unwrap().member;
-        assert_eq!(
-            (replaced.connection, replaced.generation),
-            (pair[0].0, pair[0].1.generation)
-        );
+        assert_eq!((replaced.connection, replaced.generation), (pair[0].0, pair[0].1.generation));
     }
 }
 
 pub async fn concurrent_claims_leave_exactly_one_holder(world: &World) {
     let (worker, ann) = (world.attach().await, user("ann"));
-    let claims = (0..50)
-        .map(|_| (&worker, worker.claim_of(DESKTOP, Some("tab"))))
-        .collect();
+    let claims = (0..50).map(|_| (&worker, worker.claim_of(DESKTOP, Some("tab")))).collect();
     let outcomes = claim_at_once(claims, &ann).await;
     check_chain(&outcomes);
     let [desktop, mobile] = worker.holders(&ann).await;
-    assert_eq!(
-        desktop.unwrap().member.connection,
-        outcomes.last().unwrap().0
-    );
+    assert_eq!(desktop.unwrap().member.connection, outcomes.last().unwrap().0);
     assert_eq!(mobile, None);
 }
 
@@ -68,20 +52,11 @@ pub async fn claims_of_different_workers_leave_exactly_one_holder(world: &World)
     let (a, b, ann) = (world.attach().await, world.attach().await, user("ann"));
     for _ in 0..5 {
         let claims = (0..40).map(|n| if n % 2 == 0 { &a } else { &b });
-        let claims = claims
-            .map(|worker| (worker, worker.claim_of(MOBILE, Some("phone"))))
-            .collect();
+        let claims = claims.map(|worker| (worker, worker.claim_of(MOBILE, Some("phone")))).collect();
         let outcomes = claim_at_once(claims, &ann).await;
         let holder = outcomes.last().unwrap();
         for worker in [&a, &b] {
-            assert_eq!(
-                worker.holders(&ann).await[1]
-                    .as_ref()
-                    .unwrap()
-                    .member
-                    .connection,
-                holder.0
-            );
+            assert_eq!(worker.holders(&ann).await[1].as_ref().unwrap().member.connection, holder.0);
         }
         check_chain(&outcomes);
         let mobile = b.holders(&ann).await[1].clone().unwrap();
@@ -94,15 +69,9 @@ pub async fn a_claim_tells_whom_it_replaced_and_who_holds_the_other_slot(world: 
     let (mobile, first) = a.claim(&ann, MOBILE, None).await;
     assert_eq!((first.replaced, first.other), (None, None));
     let (desktop, first) = b.claim(&ann, DESKTOP, Some("tab")).await;
-    assert_eq!(
-        (first.replaced, first.other.as_ref()),
-        (None, Some(&mobile))
-    );
+    assert_eq!((first.replaced, first.other.as_ref()), (None, Some(&mobile)));
     let (_, second) = a.claim(&ann, DESKTOP, None).await;
-    assert_eq!(
-        (second.replaced.as_ref(), second.other.as_ref()),
-        (Some(&desktop), Some(&mobile))
-    );
+    assert_eq!((second.replaced.as_ref(), second.other.as_ref()), (Some(&desktop), Some(&mobile)));
     let (_, other_user) = a.claim(&user("bob"), DESKTOP, None).await;
     assert_eq!((other_user.replaced, other_user.other), (None, None));
 }
@@ -111,23 +80,15 @@ pub async fn generations_grow_whatever_the_room_remembers(world: &World) {
     let (worker, ann) = (world.attach().await, user("ann"));
     let (_, first) = worker.claim(&ann, DESKTOP, None).await;
     let (_, mobile) = worker.claim(&ann, MOBILE, None).await;
-    assert!(
-        mobile.generation > first.generation,
-        "one counter for both slots"
-    );
+    assert!(mobile.generation > first.generation, "one counter for both slots");
     world.lose(&ann).await;
     let (_, second) = worker.claim(&ann, DESKTOP, None).await;
     assert!(second.generation > mobile.generation);
     // What the claimer knows may be ahead of everybody's clock.
     let known = Generation(second.generation.0 + 3_600_000_000);
-    let claim = Claim {
-        known,
-        ..worker.claim_of(DESKTOP, None)
-    };
+    let claim = Claim { known, ..worker.claim_of(DESKTOP, None) };
     let outcome = worker.backplane.claim(&ann, claim).await.unwrap();
-    let ClaimOutcome::Claimed(third) = outcome else {
-        panic!("{outcome:?}")
-    };
+    let ClaimOutcome::Claimed(third) = outcome else { panic!("{outcome:?}") };
     assert_eq!(third.generation, Generation(known.0 + 1));
     let (_, fourth) = worker.claim(&ann, MOBILE, None).await;
     assert_eq!(fourth.generation, Generation(known.0 + 2));
@@ -137,19 +98,12 @@ pub async fn generations_grow_whatever_the_room_remembers(world: &World) {
 pub async fn a_claims_own_message_is_handed_out_before_its_answer(world: &World) {
     let (a, b) = (world.attach().await, world.attach().await);
     for n in 0..200 {
-        let (worker, ann) = (
-            if n % 2 == 0 { &a } else { &b },
-            user(&format!("ann{}", n / 4)),
-        );
+        let (worker, ann) = (if n % 2 == 0 { &a } else { &b }, user(&format!("ann{}", n / 4)));
         worker.take();
         let (holder, _) = worker.claim(&ann, DESKTOP, Some("tab")).await;
         let expected = Heard::Lane(ann, DESKTOP, claimed(DESKTOP, &holder));
         let heard = worker.take();
-        assert_eq!(
-            heard.iter().filter(|heard| **heard == expected).count(),
-            1,
-            "{heard:?}"
-        );
+        assert_eq!(heard.iter().filter(|heard| **heard == expected).count(), 1, "{heard:?}");
     }
 }
 
@@ -182,19 +136,10 @@ pub async fn a_release_frees_only_its_own_connections_slot(world: &World) {
     a.release(&ann, DESKTOP, &old).await;
     a.release(&ann, MOBILE, &new).await;
     a.release(&user("nobody"), DESKTOP, &new).await;
-    assert_eq!(
-        b.holders(&ann).await,
-        [Some(new.clone()), Some(mobile.clone())]
-    );
+    assert_eq!(b.holders(&ann).await, [Some(new.clone()), Some(mobile.clone())]);
     let nonce = a.mark(&ann, DESKTOP);
     for (_, _, envelope) in b.until_marker(nonce).await {
-        assert!(
-            matches!(
-                envelope,
-                duorelay::relay::envelope::Envelope::Claimed { .. }
-            ),
-            "{envelope:?}"
-        );
+        assert!(matches!(envelope, duorelay::relay::envelope::Envelope::Claimed { .. }), "{envelope:?}");
     }
     // Whoever asks: the id is what counts.
     a.release(&ann, DESKTOP, &new).await;
@@ -206,38 +151,19 @@ pub async fn a_renewal_keeps_the_slot_and_extends_its_lease(world: &World) {
     let (a, b, ann) = (world.attach().await, world.attach().await, user("ann"));
     let (desktop, _) = a.claim(&ann, DESKTOP, Some("tab")).await;
     let (mobile, _) = b.claim(&ann, MOBILE, None).await;
-    let left = async || {
-        a.backplane.room(&ann).await.unwrap()[0]
-            .as_ref()
-            .unwrap()
-            .lease_ends
-    };
+    let left = async || a.backplane.room(&ann).await.unwrap()[0].as_ref().unwrap().lease_ends;
     let deadline = Instant::now() + LIMIT;
     while left().await > u64::try_from(LEASE.as_millis()).unwrap() - 200 {
         assert!(Instant::now() < deadline, "the lease does not get shorter");
     }
-    assert_eq!(
-        a.renew(&ann, DESKTOP, &desktop).await,
-        Renewed::Kept {
-            other: Some(mobile.clone())
-        }
-    );
+    assert_eq!(a.renew(&ann, DESKTOP, &desktop).await, Renewed::Kept { other: Some(mobile.clone()) });
     assert!(left().await > u64::try_from(LEASE.as_millis()).unwrap() - 200);
     // Nothing has changed, so nothing is said.
     let nonce = b.mark(&ann, DESKTOP);
     let heard = a.until_marker(nonce).await;
-    assert_eq!(
-        heard
-            .iter()
-            .filter(|heard| heard.2 == claimed(DESKTOP, &desktop))
-            .count(),
-        1
-    );
+    assert_eq!(heard.iter().filter(|heard| heard.2 == claimed(DESKTOP, &desktop)).count(), 1);
     b.release(&ann, MOBILE, &mobile).await;
-    assert_eq!(
-        a.renew(&ann, DESKTOP, &desktop).await,
-        Renewed::Kept { other: None }
-    );
+    assert_eq!(a.renew(&ann, DESKTOP, &desktop).await, Renewed::Kept { other: None });
 }
 
 pub async fn a_renewal_puts_back_what_was_lost_and_says_so_on_both_lanes(world: &World) {
@@ -246,37 +172,17 @@ pub async fn a_renewal_puts_back_what_was_lost_and_says_so_on_both_lanes(world: 
     let (mobile, _) = b.claim(&ann, MOBILE, None).await;
     world.lose(&ann).await;
     for worker in [&a, &b] {
-        let lane = if worker.instance == a.instance {
-            DESKTOP
-        } else {
-            MOBILE
-        };
+        let lane = if worker.instance == a.instance { DESKTOP } else { MOBILE };
         let nonce = worker.mark(&ann, lane);
         worker.until_marker(nonce).await;
     }
     let Renewed::Kept { .. } = a.renew(&ann, DESKTOP, &desktop).await else {
         panic!("overwritten by nobody")
     };
-    assert_eq!(
-        a.next_on_lane().await,
-        (ann.clone(), DESKTOP, claimed(DESKTOP, &desktop))
-    );
-    assert_eq!(
-        b.next_on_lane().await,
-        (ann.clone(), MOBILE, claimed(DESKTOP, &desktop))
-    );
-    assert_eq!(
-        b.renew(&ann, MOBILE, &mobile).await,
-        Renewed::Kept {
-            other: Some(desktop.clone())
-        }
-    );
-    assert_eq!(
-        a.renew(&ann, DESKTOP, &desktop).await,
-        Renewed::Kept {
-            other: Some(mobile.clone())
-        }
-    );
+    assert_eq!(a.next_on_lane().await, (ann.clone(), DESKTOP, claimed(DESKTOP, &desktop)));
+    assert_eq!(b.next_on_lane().await, (ann.clone(), MOBILE, claimed(DESKTOP, &desktop)));
+    assert_eq!(b.renew(&ann, MOBILE, &mobile).await, Renewed::Kept { other: Some(desktop.clone()) });
+    assert_eq!(a.renew(&ann, DESKTOP, &desktop).await, Renewed::Kept { other: Some(mobile.clone()) });
     assert_eq!(a.holders(&ann).await, [Some(desktop.clone()), Some(mobile)]);
     let (_, next) = b.claim(&ann, DESKTOP, None).await;
     assert!(next.generation > desktop.member.generation);
@@ -286,22 +192,13 @@ pub async fn a_renewal_tells_who_has_overwritten_it(world: &World) {
     let (a, b, ann) = (world.attach().await, world.attach().await, user("ann"));
     let (old, _) = a.claim(&ann, DESKTOP, Some("tab")).await;
     let (new, _) = b.claim(&ann, DESKTOP, Some("tab")).await;
-    let overwritten = Renewed::Overwritten {
-        by: new.member,
-        holder: Some(new.clone()),
-    };
+    let overwritten = Renewed::Overwritten { by: new.member, holder: Some(new.clone()) };
     assert_eq!(a.renew(&ann, DESKTOP, &old).await, overwritten);
     assert_eq!(a.holders(&ann).await[0].as_ref(), Some(&new));
     // The newer one alone comes back after a loss, the older one then is told again.
     world.lose(&ann).await;
-    assert_eq!(
-        a.renew(&ann, DESKTOP, &old).await,
-        Renewed::Kept { other: None }
-    );
-    assert_eq!(
-        b.renew(&ann, DESKTOP, &new).await,
-        Renewed::Kept { other: None }
-    );
+    assert_eq!(a.renew(&ann, DESKTOP, &old).await, Renewed::Kept { other: None });
+    assert_eq!(b.renew(&ann, DESKTOP, &new).await, Renewed::Kept { other: None });
     assert_eq!(a.renew(&ann, DESKTOP, &old).await, overwritten);
     assert_eq!(a.holders(&ann).await[0].as_ref(), Some(&new));
 }
@@ -312,10 +209,7 @@ pub async fn an_overwritten_connection_does_not_get_back_a_slot_that_was_left(wo
     let (old, _) = a.claim(&ann, DESKTOP, None).await;
     let (new, _) = b.claim(&ann, DESKTOP, None).await;
     b.release(&ann, DESKTOP, &new).await;
-    let overwritten = Renewed::Overwritten {
-        by: new.member,
-        holder: None,
-    };
+    let overwritten = Renewed::Overwritten { by: new.member, holder: None };
     assert_eq!(a.renew(&ann, DESKTOP, &old).await, overwritten);
     assert_eq!(a.holders(&ann).await[0], None);
 }
@@ -326,30 +220,14 @@ pub async fn ten_evictions_in_ten_seconds_are_allowed_and_hand_overs_always(worl
     let mut holder = a.claim(&ann, DESKTOP, None).await.0;
     for n in 0..EVICTIONS {
         // Two names in turn, and none at all: all of them are others.
-        holder = worker(n)
-            .claim(&ann, DESKTOP, [None, Some("a"), Some("b")][n % 3])
-            .await
-            .0;
+        holder = worker(n).claim(&ann, DESKTOP, [None, Some("a"), Some("b")][n % 3]).await.0;
     }
     for n in 0..4 {
-        let outcome = worker(n)
-            .backplane
-            .claim(&ann, worker(n).claim_of(DESKTOP, None))
-            .await
-            .unwrap();
-        let ClaimOutcome::TooManyEvictions { retry_after_ms } = outcome else {
-            panic!("{outcome:?}")
-        };
-        assert!(
-            (1..=EVICTION_WINDOW_MS).contains(&retry_after_ms),
-            "{retry_after_ms}"
-        );
+        let outcome = worker(n).backplane.claim(&ann, worker(n).claim_of(DESKTOP, None)).await.unwrap();
+        let ClaimOutcome::TooManyEvictions { retry_after_ms } = outcome else { panic!("{outcome:?}") };
+        assert!((1..=EVICTION_WINDOW_MS).contains(&retry_after_ms), "{retry_after_ms}");
     }
-    assert_eq!(
-        a.holders(&ann).await[0].as_ref(),
-        Some(&holder),
-        "a refused claim changes nothing"
-    );
+    assert_eq!(a.holders(&ann).await[0].as_ref(), Some(&holder), "a refused claim changes nothing");
     // The other slot has a count of its own, and who leaves was not evicted.
     for n in 0..3 * EVICTIONS {
         let (mobile, _) = worker(n).claim(&ann, MOBILE, None).await;
@@ -359,25 +237,15 @@ pub async fn ten_evictions_in_ten_seconds_are_allowed_and_hand_overs_always(worl
         worker(n).claim(&ann, MOBILE, Some("phone")).await;
     }
     // The holder itself may always come back.
-    let name = holder
-        .client
-        .as_ref()
-        .map(|client| client.as_str().to_owned());
-    let again = b
-        .backplane
-        .claim(&ann, b.claim_of(DESKTOP, name.as_deref()))
-        .await
-        .unwrap();
+    let name = holder.client.as_ref().map(|client| client.as_str().to_owned());
+    let again = b.backplane.claim(&ann, b.claim_of(DESKTOP, name.as_deref())).await.unwrap();
     assert_eq!(matches!(again, ClaimOutcome::Claimed(_)), name.is_some());
 }
 
 pub async fn leases_end_by_the_backplanes_clock(world: &World) {
     let lease = Duration::from_millis(300);
-    let (a, b, ann) = (
-        world.attach_with_lease(lease).await,
-        world.attach_with_lease(lease).await,
-        user("ann"),
-    );
+    let (a, b, ann) =
+        (world.attach_with_lease(lease).await, world.attach_with_lease(lease).await, user("ann"));
     let (desktop, _) = a.claim(&ann, DESKTOP, None).await;
     b.claim(&ann, MOBILE, None).await;
     let deadline = Instant::now() + LIMIT;
@@ -389,10 +257,7 @@ pub async fn leases_end_by_the_backplanes_clock(world: &World) {
         assert!(Instant::now() < deadline, "a lease does not end");
     }
     assert_eq!(b.holders(&ann).await, [Some(desktop.clone()), None]);
-    assert_eq!(
-        a.renew(&ann, DESKTOP, &desktop).await,
-        Renewed::Kept { other: None }
-    );
+    assert_eq!(a.renew(&ann, DESKTOP, &desktop).await, Renewed::Kept { other: None });
     let (_, next) = b.claim(&ann, MOBILE, None).await;
     assert_eq!((next.replaced, next.other.as_ref()), (None, Some(&desktop)));
     while b.holders(&ann).await != [None, None] {
@@ -411,20 +276,11 @@ pub async fn a_room_shows_its_holders_and_what_is_left_of_their_leases(world: &W
     let (desktop, _) = a.claim(&ann, DESKTOP, Some("tab")).await;
     let (mobile, _) = b.claim(&ann, MOBILE, None).await;
     for worker in [&a, &b] {
-        let room = worker
-            .backplane
-            .room(&ann)
-            .await
-            .unwrap()
-            .map(Option::unwrap);
+        let room = worker.backplane.room(&ann).await.unwrap().map(Option::unwrap);
         assert_eq!([&room[0].holder, &room[1].holder], [&desktop, &mobile]);
         let lease = u64::try_from(LEASE.as_millis()).unwrap();
         for held in room {
-            assert!(
-                (lease - 10_000..=lease).contains(&held.lease_ends),
-                "{}",
-                held.lease_ends
-            );
+            assert!((lease - 10_000..=lease).contains(&held.lease_ends), "{}", held.lease_ends);
         }
     }
     assert_eq!(a.backplane.room(&user("bob")).await.unwrap(), [None, None]);
@@ -470,37 +326,21 @@ pub async fn odd_uids_have_rooms_and_lanes_of_their_own(world: &World) {
     let mut holders = HashMap::new();
     for uid in uids {
         let (mobile, first) = b.claim(&user(uid), MOBILE, None).await;
-        assert_eq!(
-            (first.replaced, first.other),
-            (None, None),
-            "{uid:?} shares a room"
-        );
+        assert_eq!((first.replaced, first.other), (None, None), "{uid:?} shares a room");
         let (desktop, _) = a.claim(&user(uid), DESKTOP, None).await;
         holders.insert(uid, [desktop, mobile]);
     }
     for uid in uids {
         let ann = user(uid);
         let [desktop, mobile] = &holders[uid];
-        assert_eq!(
-            a.holders(&ann).await,
-            [Some(desktop.clone()), Some(mobile.clone())],
-            "{uid:?}"
-        );
+        assert_eq!(a.holders(&ann).await, [Some(desktop.clone()), Some(mobile.clone())], "{uid:?}");
         a.take();
         b.take();
         a.publish(&ann, MOBILE, frame(desktop, uid.as_bytes()));
         let nonce = a.mark(&ann, MOBILE);
         let heard = b.until_marker(nonce).await;
-        assert_eq!(
-            heard,
-            [(ann.clone(), MOBILE, frame(desktop, uid.as_bytes()))],
-            "{uid:?}"
-        );
+        assert_eq!(heard, [(ann.clone(), MOBILE, frame(desktop, uid.as_bytes()))], "{uid:?}");
         a.release(&ann, DESKTOP, desktop).await;
-        assert_eq!(
-            b.next_on_lane().await,
-            (ann, MOBILE, released(DESKTOP, desktop)),
-            "{uid:?}"
-        );
+        assert_eq!(b.next_on_lane().await, (ann, MOBILE, released(DESKTOP, desktop)), "{uid:?}");
     }
 }

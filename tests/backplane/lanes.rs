@@ -23,29 +23,15 @@ pub async fn who_has_claimed_hears_everything_that_is_published_after_it(world: 
         // The mobile's instance learns of the desktop from its lane, and answers at once.
         let answer = async {
             let (_, _, envelope) = a.next_on_lane().await;
-            let Envelope::Claimed {
-                device: DESKTOP,
-                holder,
-            } = envelope
-            else {
-                panic!("{envelope:?}")
-            };
+            let Envelope::Claimed { device: DESKTOP, holder } = envelope else { panic!("{envelope:?}") };
             a.publish(&ann, DESKTOP, frame(&mobile, b"hello"));
             holder
         };
         let ((desktop, _), told) = tokio::join!(b.claim(&ann, DESKTOP, None), answer);
         assert_eq!(told, desktop);
         let nonce = a.mark(&ann, DESKTOP);
-        let heard: Vec<_> = b
-            .until_marker(nonce)
-            .await
-            .into_iter()
-            .map(|heard| heard.2)
-            .collect();
-        assert_eq!(
-            heard,
-            [claimed(DESKTOP, &desktop), frame(&mobile, b"hello")]
-        );
+        let heard: Vec<_> = b.until_marker(nonce).await.into_iter().map(|heard| heard.2).collect();
+        assert_eq!(heard, [claimed(DESKTOP, &desktop), frame(&mobile, b"hello")]);
     }
 }
 
@@ -76,12 +62,7 @@ pub async fn a_thousand_publishes_arrive_once_and_in_order(world: &World) {
 }
 
 pub async fn all_subscribers_of_a_lane_hear_the_same_order(world: &World) {
-    let (a, b, c, ann) = (
-        world.attach().await,
-        world.attach().await,
-        world.attach().await,
-        user("ann"),
-    );
+    let (a, b, c, ann) = (world.attach().await, world.attach().await, world.attach().await, user("ann"));
     let (mobile, _) = b.claim(&ann, MOBILE, None).await;
     a.claim(&ann, DESKTOP, Some("tab")).await;
     let (mut last, _) = c.claim(&ann, DESKTOP, Some("tab")).await;
@@ -114,12 +95,7 @@ pub async fn all_subscribers_of_a_lane_hear_the_same_order(world: &World) {
 }
 
 pub async fn claims_and_releases_stand_at_their_point_on_both_lanes(world: &World) {
-    let (a, b, c, ann) = (
-        world.attach().await,
-        world.attach().await,
-        world.attach().await,
-        user("ann"),
-    );
+    let (a, b, c, ann) = (world.attach().await, world.attach().await, world.attach().await, user("ann"));
     let (mobile, _) = b.claim(&ann, MOBILE, None).await;
     let (old, _) = a.claim(&ann, DESKTOP, None).await;
     a.take();
@@ -136,30 +112,16 @@ pub async fn claims_and_releases_stand_at_their_point_on_both_lanes(world: &Worl
     // The last words of who leaves come before its release.
     c.publish(&ann, MOBILE, frame(&new, b"bye"));
     let nonce = c.mark(&ann, MOBILE);
-    assert_eq!(
-        b.until_marker(nonce).await.pop().unwrap().2,
-        frame(&new, b"bye")
-    );
+    assert_eq!(b.until_marker(nonce).await.pop().unwrap().2, frame(&new, b"bye"));
     c.release(&ann, DESKTOP, &new).await;
-    assert_eq!(
-        b.next_on_lane().await,
-        (ann.clone(), MOBILE, released(DESKTOP, &new))
-    );
+    assert_eq!(b.next_on_lane().await, (ann.clone(), MOBILE, released(DESKTOP, &new)));
     for worker in [&a, &c] {
-        assert_eq!(
-            worker.next_on_lane().await,
-            (ann.clone(), DESKTOP, released(DESKTOP, &new))
-        );
+        assert_eq!(worker.next_on_lane().await, (ann.clone(), DESKTOP, released(DESKTOP, &new)));
     }
     // The claimer of one lane does not hear the other one.
     a.claim(&ann, DESKTOP, None).await;
     let nonce = b.mark(&ann, DESKTOP);
-    assert!(
-        a.until_marker(nonce)
-            .await
-            .iter()
-            .all(|heard| heard.1 == DESKTOP)
-    );
+    assert!(a.until_marker(nonce).await.iter().all(|heard| heard.1 == DESKTOP));
     assert_ne!(old, new);
 }
 
@@ -170,10 +132,7 @@ pub async fn every_envelope_arrives_as_it_was_published(world: &World) {
     a.take();
     b.take();
     let all_bytes: Vec<u8> = (0..=255).collect();
-    let parcel = |parcel| Envelope::Parcel {
-        from: desktop.member,
-        parcel,
-    };
+    let parcel = |parcel| Envelope::Parcel { from: desktop.member, parcel };
     let label: std::sync::Arc<str> = "ann@example.com".into();
     let send = |data: &str, id: Option<&str>| {
         parcel(Parcel::Send {
@@ -183,10 +142,7 @@ pub async fn every_envelope_arrives_as_it_was_published(world: &World) {
         })
     };
     let text = |text: &str| {
-        parcel(Parcel::Text {
-            text: Bytes::copy_from_slice(text.as_bytes()),
-            label: label.clone(),
-        })
+        parcel(Parcel::Text { text: Bytes::copy_from_slice(text.as_bytes()), label: label.clone() })
     };
     let envelopes = [
         frame(&desktop, b"plain text"),
@@ -199,12 +155,8 @@ pub async fn every_envelope_arrives_as_it_was_published(world: &World) {
         send("null", None),
         text("smessage"),
         text(""),
-        Envelope::ServerMessage {
-            data: Bytes::from_static(b"{\"from\":\"operator\"}"),
-        },
-        Envelope::Disconnect {
-            connection: mobile.member.connection,
-        },
+        Envelope::ServerMessage { data: Bytes::from_static(b"{\"from\":\"operator\"}") },
+        Envelope::Disconnect { connection: mobile.member.connection },
     ];
     for envelope in &envelopes {
         a.publish(&ann, MOBILE, envelope.clone());
@@ -226,11 +178,7 @@ pub async fn unsubscribing_and_coming_back_loses_nothing(world: &World) {
         b.publish(&ann, DESKTOP, frame(&mobile, b"hello"));
         let nonce = b.mark(&ann, DESKTOP);
         let heard = a.until_marker(nonce).await;
-        assert_eq!(
-            heard,
-            [(ann.clone(), DESKTOP, frame(&mobile, b"hello"))],
-            "turn {turn}"
-        );
+        assert_eq!(heard, [(ann.clone(), DESKTOP, frame(&mobile, b"hello"))], "turn {turn}");
         a.release(&ann, DESKTOP, &desktop).await;
         a.backplane.unsubscribe(&ann, DESKTOP);
         a.backplane.unsubscribe(&ann, DESKTOP);
@@ -254,10 +202,7 @@ pub async fn what_is_not_subscribed_is_not_heard(world: &World) {
         let (other, _) = a.claim(&user("other"), DESKTOP, Some("tab")).await;
         assert_eq!(other.instance, a.instance);
         let heard = a.take();
-        if !heard
-            .iter()
-            .any(|heard| matches!(heard, Heard::Lane(user, ..) if *user == ann))
-        {
+        if !heard.iter().any(|heard| matches!(heard, Heard::Lane(user, ..) if *user == ann)) {
             break;
         }
         assert!(Instant::now() < deadline, "still subscribed");

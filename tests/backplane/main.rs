@@ -1,16 +1,7 @@
 //! One suite for every backplane: each promise of `duorelay::backplane`, on memory, on Redis alone, behind Sentinel,
 //! and on a cluster of three nodes.
-#![allow(
-    missing_docs,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::print_stderr,
-    reason = "tests"
-)]
-#![allow(
-    unreachable_pub,
-    reason = "the support is shared with other test binaries"
-)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::print_stderr, reason = "tests")]
+#![allow(unreachable_pub, reason = "the support is shared with other test binaries")]
 
 #[path = "../support/mod.rs"]
 mod support;

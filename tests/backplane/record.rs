@@ -61,18 +61,10 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 /// Whose something is, without generations.
 #[derive(Debug, Clone, PartialEq)]
 enum Answer {
-    Claimed {
-        replaced: Option<Who>,
-        other: Option<Who>,
-    },
+    Claimed { replaced: Option<Who>, other: Option<Who> },
     TooManyEvictions,
-    Kept {
-        other: Option<Who>,
-    },
-    Overwritten {
-        by: ConnectionId,
-        holder: Option<Who>,
-    },
+    Kept { other: Option<Who> },
+    Overwritten { by: ConnectionId, holder: Option<Who> },
     Released,
     Room([Option<Who>; 2]),
     Nothing,
@@ -82,20 +74,15 @@ type Who = (ConnectionId, InstanceId, Option<String>);
 
 fn who(holder: Option<Holder>) -> Option<Who> {
     holder.map(|holder| {
-        (
-            holder.member.connection,
-            holder.instance,
-            holder.client.map(|client| client.as_str().to_owned()),
-        )
+        (holder.member.connection, holder.instance, holder.client.map(|client| client.as_str().to_owned()))
     })
 }
 
 fn of_claim(outcome: &ClaimOutcome) -> Answer {
     match outcome.clone() {
-        ClaimOutcome::Claimed(claimed) => Answer::Claimed {
-            replaced: who(claimed.replaced),
-            other: who(claimed.other),
-        },
+        ClaimOutcome::Claimed(claimed) => {
+            Answer::Claimed { replaced: who(claimed.replaced), other: who(claimed.other) }
+        }
         ClaimOutcome::TooManyEvictions { .. } => Answer::TooManyEvictions,
     }
 }
@@ -103,10 +90,7 @@ fn of_claim(outcome: &ClaimOutcome) -> Answer {
 fn of_renewal(renewed: Renewed) -> Answer {
     match renewed {
         Renewed::Kept { other } => Answer::Kept { other: who(other) },
-        Renewed::Overwritten { by, holder } => Answer::Overwritten {
-            by: by.connection,
-            holder: who(holder),
-        },
+        Renewed::Overwritten { by, holder } => Answer::Overwritten { by: by.connection, holder: who(holder) },
     }
 }
 
@@ -125,19 +109,10 @@ impl Model {
     }
 }
 
-async fn history(
-    world: &World,
-    worker: &Worker,
-    user: &UserId,
-    steps: &[Step],
-) -> Result<(), TestCaseError> {
+async fn history(world: &World, worker: &Worker, user: &UserId, steps: &[Step]) -> Result<(), TestCaseError> {
     let lease_ms = u64::try_from(LEASE.as_millis()).unwrap();
-    let mut model = Model {
-        record: Record::default(),
-        skew_ms: 0,
-        generations: HashMap::new(),
-        said: Vec::new(),
-    };
+    let mut model =
+        Model { record: Record::default(), skew_ms: 0, generations: HashMap::new(), said: Vec::new() };
     let mut real: HashMap<ConnectionId, Generation> = HashMap::new();
     let mut claims: Vec<Claim> = Vec::new();
     let mut newest: Option<ConnectionId> = None;
@@ -145,27 +120,17 @@ async fn history(
     worker.take();
     for (number, step) in steps.iter().enumerate() {
         let pick = |index: &prop::sample::Index| {
-            let granted: Vec<_> = claims
-                .iter()
-                .filter(|claim| real.contains_key(&claim.connection))
-                .collect();
+            let granted: Vec<_> =
+                claims.iter().filter(|claim| real.contains_key(&claim.connection)).collect();
             (!granted.is_empty()).then(|| granted[index.index(granted.len())].clone())
         };
         let holder_of = |claim: &Claim, generations: &HashMap<ConnectionId, Generation>| Holder {
-            member: Member {
-                connection: claim.connection,
-                generation: generations[&claim.connection],
-            },
+            member: Member { connection: claim.connection, generation: generations[&claim.connection] },
             instance: claim.instance,
             client: claim.client.clone(),
         };
         let (expected, got) = match step {
-            Step::Claim {
-                device,
-                instance,
-                client,
-                ahead,
-            } => {
+            Step::Claim { device, instance, client, ahead } => {
                 let name = client.map(|client| format!("client{client}"));
                 let claim = Claim {
                     instance: InstanceId(Uuid::from_u128(u128::from(*instance) + 1)),
@@ -180,37 +145,20 @@ async fn history(
                 let expected = model.record.claim(
                     now_us,
                     lease_ms,
-                    Claim {
-                        known: known(&model.generations),
-                        ..claim.clone()
-                    },
+                    Claim { known: known(&model.generations), ..claim.clone() },
                 );
                 let got = worker
                     .backplane
-                    .claim(
-                        user,
-                        Claim {
-                            known: known(&real),
-                            ..claim.clone()
-                        },
-                    )
+                    .claim(user, Claim { known: known(&real), ..claim.clone() })
                     .await
                     .unwrap();
-                if let (ClaimOutcome::Claimed(expected), ClaimOutcome::Claimed(got)) =
-                    (&expected, &got)
-                {
+                if let (ClaimOutcome::Claimed(expected), ClaimOutcome::Claimed(got)) = (&expected, &got) {
                     // A room that is lost forgets what only a claimer knew.
                     if let Some(newest) = newest.filter(|_| !forgets_ahead) {
-                        prop_assert!(
-                            got.generation > real[&newest],
-                            "step {}: generations grow",
-                            number
-                        );
+                        prop_assert!(got.generation > real[&newest], "step {}: generations grow", number);
                         prop_assert!(expected.generation > model.generations[&newest]);
                     }
-                    model
-                        .generations
-                        .insert(claim.connection, expected.generation);
+                    model.generations.insert(claim.connection, expected.generation);
                     model.said.push((*device, true, claim.connection));
                     real.insert(claim.connection, got.generation);
                     newest = Some(claim.connection);
@@ -237,32 +185,20 @@ async fn history(
                         prop_assert_eq!(member.generation, model.generations[&claim.connection]);
                         model.said.push((*device, false, claim.connection));
                     }
-                    worker
-                        .backplane
-                        .release(user, *device, claim.connection)
-                        .await;
+                    worker.backplane.release(user, *device, claim.connection).await;
                     (Answer::Released, Answer::Released)
                 }
                 None => (Answer::Nothing, Answer::Nothing),
             },
             Step::Look => {
                 let now = model.now_us() / 1000;
-                let holder = |device| {
-                    who(model
-                        .record
-                        .holder(device, now)
-                        .map(|held| held.holder.clone()))
-                };
-                (
-                    Answer::Room(Device::ALL.map(holder)),
-                    Answer::Room(worker.holders(user).await.map(who)),
-                )
+                let holder = |device| who(model.record.holder(device, now).map(|held| held.holder.clone()));
+                (Answer::Room(Device::ALL.map(holder)), Answer::Room(worker.holders(user).await.map(who)))
             }
             Step::Lose => {
                 model.record = Record::default();
-                forgets_ahead |= steps[..number]
-                    .iter()
-                    .any(|step| matches!(step, Step::Claim { ahead: true, .. }));
+                forgets_ahead |=
+                    steps[..number].iter().any(|step| matches!(step, Step::Claim { ahead: true, .. }));
                 world.lose(user).await;
                 (Answer::Nothing, Answer::Nothing)
             }
@@ -302,15 +238,9 @@ async fn compare_lanes(
     for (_, _, member) in &said {
         prop_assert_eq!(member.generation, real[&member.connection]);
     }
-    let said: Vec<_> = said
-        .into_iter()
-        .map(|(device, claimed, member)| (device, claimed, member.connection))
-        .collect();
-    let from = model
-        .said
-        .iter()
-        .position(|said| *said == (Device::Desktop, true, first.connection))
-        .unwrap();
+    let said: Vec<_> =
+        said.into_iter().map(|(device, claimed, member)| (device, claimed, member.connection)).collect();
+    let from = model.said.iter().position(|said| *said == (Device::Desktop, true, first.connection)).unwrap();
     prop_assert_eq!(&model.said[from..], said);
     Ok(())
 }
@@ -324,13 +254,7 @@ fn the_scripts_decide_as_the_rules_do() {
         let next = Cell::new(0);
         let check = async |steps: &[Step]| {
             next.set(next.get() + 1);
-            history(
-                &world,
-                &worker,
-                &user(&format!("user{}", next.get())),
-                steps,
-            )
-            .await
+            history(&world, &worker, &user(&format!("user{}", next.get())), steps).await
         };
         for _ in 0..CASES {
             let mut tree = steps().new_tree(&mut runner).unwrap();

@@ -29,22 +29,14 @@ pub const QUEUE_BYTES: usize = 1 << 20;
 
 /// Runs a test on one thread, as a worker does.
 pub fn run(test: impl Future<Output = ()>) {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     tokio::task::LocalSet::new().block_on(&runtime, test);
 }
 
 /// A backplane to which workers are attached.
 pub enum World {
     Memory(Rc<Memory>),
-    Redis {
-        url: String,
-        prefix: String,
-        nodes: Vec<SocketAddr>,
-        servers: Servers,
-    },
+    Redis { url: String, prefix: String, nodes: Vec<SocketAddr>, servers: Servers },
 }
 
 /// What lives as long as the world.
@@ -67,11 +59,7 @@ impl World {
 
     pub async fn sentinel() -> Self {
         let sentinel = Box::new(Sentinel::start().await);
-        Self::redis(
-            sentinel.url(),
-            vec![sentinel.master.address()],
-            Servers::Sentinel(sentinel),
-        )
+        Self::redis(sentinel.url(), vec![sentinel.master.address()], Servers::Sentinel(sentinel))
     }
 
     /// All tests share one: a cluster takes seconds to form.
@@ -85,21 +73,13 @@ impl World {
     fn redis(url: String, nodes: Vec<SocketAddr>, servers: Servers) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let prefix = format!("test{}", NEXT.fetch_add(1, Ordering::Relaxed));
-        Self::Redis {
-            url,
-            prefix,
-            nodes,
-            servers,
-        }
+        Self::Redis { url, prefix, nodes, servers }
     }
 
     /// The server of [`Self::standalone`].
     pub fn server(&self) -> &RedisServer {
         match self {
-            Self::Redis {
-                servers: Servers::One(server),
-                ..
-            } => server,
+            Self::Redis { servers: Servers::One(server), .. } => server,
             Self::Redis { .. } | Self::Memory(_) => panic!("not a server of its own"),
         }
     }
@@ -163,12 +143,7 @@ impl World {
                 Redis::start(settings, 0, sink)
             }
         };
-        Worker {
-            backplane,
-            instance,
-            metrics,
-            log,
-        }
+        Worker { backplane, instance, metrics, log }
     }
 
     /// Loses a room, as a Redis does that is restarted or flushed.
@@ -190,13 +165,9 @@ impl World {
         for device in Device::ALL {
             let held = self.server().ask(&["HGET", &key, device.as_str()]).await;
             if let Some((holder, _)) = held.as_str().and_then(|held| held.rsplit_once(' ')) {
-                self.server()
-                    .ask(&["HSET", &key, device.as_str(), &format!("{holder} 1")])
-                    .await;
+                self.server().ask(&["HSET", &key, device.as_str(), &format!("{holder} 1")]).await;
             }
-            self.server()
-                .ask(&["HDEL", &key, &format!("{device}:evictions")])
-                .await;
+            self.server().ask(&["HDEL", &key, &format!("{device}:evictions")]).await;
         }
     }
 
@@ -224,11 +195,7 @@ pub enum Heard {
 impl From<Event<'_>> for Heard {
     fn from(event: Event<'_>) -> Self {
         match event {
-            Event::Lane {
-                user,
-                lane,
-                envelope,
-            } => Self::Lane(user.clone(), lane, envelope),
+            Event::Lane { user, lane, envelope } => Self::Lane(user.clone(), lane, envelope),
             Event::Unreadable => Self::Unreadable,
             Event::Down => Self::Down,
             Event::Up => Self::Up,
@@ -316,32 +283,13 @@ impl Worker {
     }
 
     /// A claim that is let in.
-    pub async fn claim(
-        &self,
-        user: &UserId,
-        device: Device,
-        client: Option<&str>,
-    ) -> (Holder, Claimed) {
+    pub async fn claim(&self, user: &UserId, device: Device, client: Option<&str>) -> (Holder, Claimed) {
         let claim = self.claim_of(device, client);
         let connection = claim.connection;
-        let outcome = within(LIMIT, "a claim", self.backplane.claim(user, claim.clone()))
-            .await
-            .unwrap();
-        let ClaimOutcome::Claimed(claimed) = outcome else {
-            panic!("refused: {outcome:?}")
-        };
-        let member = Member {
-            connection,
-            generation: claimed.generation,
-        };
-        (
-            Holder {
-                member,
-                instance: claim.instance,
-                client: claim.client,
-            },
-            claimed,
-        )
+        let outcome = within(LIMIT, "a claim", self.backplane.claim(user, claim.clone())).await.unwrap();
+        let ClaimOutcome::Claimed(claimed) = outcome else { panic!("refused: {outcome:?}") };
+        let member = Member { connection, generation: claimed.generation };
+        (Holder { member, instance: claim.instance, client: claim.client }, claimed)
     }
 
     /// A claim of a new connection here.
@@ -356,44 +304,26 @@ impl Worker {
     }
 
     pub async fn renew(&self, user: &UserId, device: Device, holder: &Holder) -> Renewed {
-        let renewal = Renewal {
-            user: user.clone(),
-            device,
-            holder: holder.clone(),
-        };
-        let mut answers = within(
-            LIMIT,
-            "a renewal",
-            self.backplane.renew(std::slice::from_ref(&renewal)),
-        )
-        .await;
+        let renewal = Renewal { user: user.clone(), device, holder: holder.clone() };
+        let mut answers =
+            within(LIMIT, "a renewal", self.backplane.renew(std::slice::from_ref(&renewal))).await;
         assert_eq!(answers.len(), 1);
         answers.remove(0).unwrap()
     }
 
     pub async fn release(&self, user: &UserId, device: Device, holder: &Holder) {
-        within(
-            LIMIT,
-            "a release",
-            self.backplane
-                .release(user, device, holder.member.connection),
-        )
-        .await;
+        within(LIMIT, "a release", self.backplane.release(user, device, holder.member.connection)).await;
     }
 
     /// Who holds the slots.
     pub async fn holders(&self, user: &UserId) -> [Option<Holder>; 2] {
-        let room = within(LIMIT, "a look", self.backplane.room(user))
-            .await
-            .unwrap();
+        let room = within(LIMIT, "a look", self.backplane.room(user)).await.unwrap();
         room.map(|held| held.map(|held| held.holder))
     }
 
     /// Publishes, and there must be room for it.
     pub fn publish(&self, user: &UserId, lane: Device, envelope: Envelope) {
-        let published = self
-            .backplane
-            .publish(user, lane, envelope, std::time::Instant::now());
+        let published = self.backplane.publish(user, lane, envelope, std::time::Instant::now());
         assert_eq!(published, Published::Queued);
     }
 
@@ -401,14 +331,7 @@ impl Worker {
     pub fn mark(&self, user: &UserId, lane: Device) -> u64 {
         thread_local!(static NEXT: Cell<u64> = const { Cell::new(1) });
         let nonce = NEXT.replace(NEXT.get() + 1);
-        self.publish(
-            user,
-            lane,
-            Envelope::Marker {
-                instance: self.instance,
-                nonce,
-            },
-        );
+        self.publish(user, lane, Envelope::Marker { instance: self.instance, nonce });
         nonce
     }
 }
@@ -420,22 +343,13 @@ pub fn user(uid: &str) -> UserId {
 /// A frame on the reliable stream.
 pub fn frame(from: &Holder, payload: &[u8]) -> Envelope {
     let parcel = Parcel::Frame([&[0x80], payload].concat().into());
-    Envelope::Parcel {
-        from: from.member,
-        parcel,
-    }
+    Envelope::Parcel { from: from.member, parcel }
 }
 
 pub fn claimed(device: Device, holder: &Holder) -> Envelope {
-    Envelope::Claimed {
-        device,
-        holder: holder.clone(),
-    }
+    Envelope::Claimed { device, holder: holder.clone() }
 }
 
 pub fn released(device: Device, holder: &Holder) -> Envelope {
-    Envelope::Released {
-        device,
-        member: holder.member,
-    }
+    Envelope::Released { device, member: holder.member }
 }

@@ -16,14 +16,8 @@ const SETTINGS: &[(&str, &str)] = &[
     ("--redis-url", "REDIS_URL"),
     ("--redis-prefix", "DUORELAY_REDIS_PREFIX"),
     ("--firebase-project-id", "FIREBASE_PROJECT_ID"),
-    (
-        "--google-application-credentials",
-        "GOOGLE_APPLICATION_CREDENTIALS",
-    ),
-    (
-        "--firebase-auth-emulator-host",
-        "FIREBASE_AUTH_EMULATOR_HOST",
-    ),
+    ("--google-application-credentials", "GOOGLE_APPLICATION_CREDENTIALS"),
+    ("--firebase-auth-emulator-host", "FIREBASE_AUTH_EMULATOR_HOST"),
     ("--issuer", "DUORELAY_ISSUER"),
     ("--audience", "DUORELAY_AUDIENCE"),
     ("--jwks-url", "DUORELAY_JWKS_URL"),
@@ -35,10 +29,7 @@ const SETTINGS: &[(&str, &str)] = &[
     ("--message-bytes", "DUORELAY_MESSAGE_BYTES"),
     ("--queue-bytes", "DUORELAY_QUEUE_BYTES"),
     ("--messages-per-second", "DUORELAY_MESSAGES_PER_SECOND"),
-    (
-        "--handshakes-per-second-per-ip",
-        "DUORELAY_HANDSHAKES_PER_SECOND_PER_IP",
-    ),
+    ("--handshakes-per-second-per-ip", "DUORELAY_HANDSHAKES_PER_SECOND_PER_IP"),
     ("--workers", "DUORELAY_WORKERS"),
     ("--heartbeat-seconds", "DUORELAY_HEARTBEAT_SECONDS"),
     ("--lease-seconds", "DUORELAY_LEASE_SECONDS"),
@@ -93,10 +84,7 @@ fn version_is_the_packages() {
     for flag in ["--version", "-V"] {
         let output = run(&[flag], &[]);
         assert!(output.status.success());
-        assert_eq!(
-            text(&output.stdout).trim(),
-            format!("duorelay {}", env!("CARGO_PKG_VERSION"))
-        );
+        assert_eq!(text(&output.stdout).trim(), format!("duorelay {}", env!("CARGO_PKG_VERSION")));
     }
 }
 
@@ -119,8 +107,7 @@ fn help_of_serve_has_every_setting_with_its_variable_and_default() {
     let help = text(&output.stdout);
     for (flag, variable) in SETTINGS {
         let has = |word: &str| {
-            help.split(|c: char| c.is_whitespace() || "[],".contains(c))
-                .any(|part| part == word)
+            help.split(|c: char| c.is_whitespace() || "[],".contains(c)).any(|part| part == word)
         };
         assert!(has(flag), "{flag} is missing");
         assert!(has(variable), "{variable} is missing");
@@ -128,18 +115,9 @@ fn help_of_serve_has_every_setting_with_its_variable_and_default() {
     // Each default stands in its setting's paragraph, which ends with its variable.
     let paragraphs: Vec<&str> = help.split("[env: ").collect();
     for (variable, default) in DEFAULTS {
-        let at = paragraphs
-            .iter()
-            .position(|part| part.split([']', '=']).next() == Some(*variable))
-            .unwrap();
-        let paragraph = paragraphs[at - 1]
-            .split_whitespace()
-            .collect::<Vec<_>>()
-            .join(" ");
-        assert!(
-            paragraph.contains(&format!("[default: {default}")),
-            "{variable}: {paragraph}"
-        );
+        let at = paragraphs.iter().position(|part| part.split([']', '=']).next() == Some(*variable)).unwrap();
+        let paragraph = paragraphs[at - 1].split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(paragraph.contains(&format!("[default: {default}")), "{variable}: {paragraph}");
     }
 }
 
@@ -149,12 +127,7 @@ fn secrets_never_reach_the_help() {
         ("DUORELAY_ADMIN_TOKEN", "very-secret-operator"),
         ("REDIS_URL", "redis://user:very-secret-password@127.0.0.1:1"),
     ];
-    for args in [
-        &["--help"][..],
-        &["serve", "--help"],
-        &["demo", "--help"],
-        &["serve", "-h"],
-    ] {
+    for args in [&["--help"][..], &["serve", "--help"], &["demo", "--help"], &["serve", "-h"]] {
         let output = run(args, &secrets);
         let all = text(&output.stdout) + &text(&output.stderr);
         assert!(!all.contains("very-secret"), "{all}");
@@ -191,10 +164,7 @@ fn all_mistakes_are_told_together_each_with_its_variable() {
     assert_ne!(output.status.code(), Some(124), "it started");
     let stderr = text(&output.stderr);
     for (variable, _) in mistakes {
-        let lines = stderr
-            .lines()
-            .filter(|line| line.trim_start().starts_with(variable))
-            .count();
+        let lines = stderr.lines().filter(|line| line.trim_start().starts_with(variable)).count();
         assert_eq!(lines, 1, "{variable} in:\n{stderr}");
     }
     // Nobody to sign in was named either.
@@ -204,10 +174,7 @@ fn all_mistakes_are_told_together_each_with_its_variable() {
 
 #[test]
 fn an_unknown_flag_is_a_mistake() {
-    let output = run(
-        &["serve", "--max-conections", "1"],
-        &[("FIREBASE_PROJECT_ID", PROJECT)],
-    );
+    let output = run(&["serve", "--max-conections", "1"], &[("FIREBASE_PROJECT_ID", PROJECT)]);
     assert!(!output.status.success());
     assert!(text(&output.stderr).contains("--max-conections"));
     assert!(!run(&["dance"], &[]).status.success());
@@ -215,19 +182,9 @@ fn an_unknown_flag_is_a_mistake() {
 
 #[test]
 fn revocation_checks_need_credentials() {
-    let output = run(
-        &["serve"],
-        &[
-            ("FIREBASE_PROJECT_ID", PROJECT),
-            ("DUORELAY_CHECK_REVOKED", "true"),
-        ],
-    );
+    let output = run(&["serve"], &[("FIREBASE_PROJECT_ID", PROJECT), ("DUORELAY_CHECK_REVOKED", "true")]);
     assert!(!output.status.success());
-    assert!(
-        text(&output.stderr).contains("GOOGLE_APPLICATION_CREDENTIALS"),
-        "{}",
-        text(&output.stderr)
-    );
+    assert!(text(&output.stderr).contains("GOOGLE_APPLICATION_CREDENTIALS"), "{}", text(&output.stderr));
 }
 
 #[test]
@@ -247,10 +204,7 @@ fn the_emulator_is_refused_beside_a_production_credential_file() {
     let output = run(&["serve"], &env);
     assert!(!output.status.success());
     let stderr = text(&output.stderr);
-    assert!(
-        stderr.contains("FIREBASE_AUTH_EMULATOR_HOST") && !stderr.contains("very-secret"),
-        "{stderr}"
-    );
+    assert!(stderr.contains("FIREBASE_AUTH_EMULATOR_HOST") && !stderr.contains("very-secret"), "{stderr}");
 }
 
 #[tokio::test]
@@ -272,12 +226,10 @@ async fn serve_is_the_default_command_and_flags_win_over_variables() {
 #[tokio::test]
 async fn the_defaults_of_the_limits_are_those_of_the_contract() {
     let issuer = Issuer::start();
-    let relay = Config::new(&issuer)
-        .unset("DUORELAY_HANDSHAKES_PER_SECOND_PER_IP")
-        .start()
-        .await;
+    let relay = Config::new(&issuer).unset("DUORELAY_HANDSHAKES_PER_SECOND_PER_IP").start().await;
     let client = relay.v1_desktop("ann").await;
-    let limits = serde_json::json!({"message_bytes": 65536, "messages_per_second": 240, "queue_bytes": 1_048_576});
+    let limits =
+        serde_json::json!({"message_bytes": 65536, "messages_per_second": 240, "queue_bytes": 1_048_576});
     assert_eq!(client.welcome["limits"], limits);
     assert_eq!(client.welcome["heartbeat_ms"], 25_000);
 }
@@ -310,11 +262,7 @@ async fn the_emulators_unsigned_tokens_are_accepted_only_where_it_is_set() {
         .await;
     relay.wait_for_log("FIREBASE_AUTH_EMULATOR_HOST").await;
     let unsigned = |token: Token| token.without_header("kid").unsigned();
-    relay
-        .handshake()
-        .bearer(&unsigned(Token::firebase("ann")))
-        .open()
-        .await;
+    relay.handshake().bearer(&unsigned(Token::firebase("ann"))).open().await;
     // The claims' rules stand.
     for (code, token) in [
         ("token_expired", Token::firebase("ann").expires_in(-5)),
@@ -322,12 +270,7 @@ async fn the_emulators_unsigned_tokens_are_accepted_only_where_it_is_set() {
         ("wrong_issuer", Token::firebase("ann").claim("iss", "x")),
         ("malformed_token", Token::firebase("ann").claim("sub", "")),
     ] {
-        relay
-            .handshake()
-            .bearer(&unsigned(token))
-            .refused()
-            .await
-            .expect_refusal(403, code);
+        relay.handshake().bearer(&unsigned(token)).refused().await.expect_refusal(403, code);
     }
 }
 
@@ -335,51 +278,27 @@ async fn the_emulators_unsigned_tokens_are_accepted_only_where_it_is_set() {
 async fn no_log_at_any_level_holds_a_token_an_address_or_a_payload() {
     let issuer = Issuer::start();
     let relay = Config::new(&issuer).set("RUST_LOG", "trace").start().await;
-    let token = Token::firebase("ann")
-        .claim("email", "secret-address@example.org")
-        .sign();
+    let token = Token::firebase("ann").claim("email", "secret-address@example.org").sign();
     let expired = Token::firebase("ann").expires_in(-5).sign();
     let native = relay.handshake().offer(&["duorelay.v1"]);
-    relay
-        .handshake()
-        .header("clientid", &expired)
-        .refused()
-        .await;
+    relay.handshake().header("clientid", &expired).refused().await;
     relay.handshake().bearer("secret-garbage").refused().await;
-    relay
-        .handshake()
-        .offer(&["duorelay.v1", &token, "secret-second"])
-        .refused()
-        .await;
-    let mut desktop = relay
-        .handshake()
-        .offer(&["duorelay.v1", &token])
-        .open_v1()
-        .await;
+    relay.handshake().offer(&["duorelay.v1", &token, "secret-second"]).refused().await;
+    let mut desktop = relay.handshake().offer(&["duorelay.v1", &token]).open_v1().await;
     let mut mobile = native.header("clientid", &token).open_v1().await;
     desktop.expect_json("peer").await;
     mobile.send_frame(0x80, b"secret-frame").await;
     desktop.expect_binary().await;
-    mobile
-        .send_json(serde_json::json!({"type": "send", "data": "secret-data", "id": "secret-id"}))
-        .await;
+    mobile.send_json(serde_json::json!({"type": "send", "data": "secret-data", "id": "secret-id"})).await;
     desktop.expect_json("message").await;
     mobile.send_text("secret-bad-json").await;
     mobile.expect_error("bad_json").await;
-    mobile
-        .send_json(serde_json::json!({"type": "auth", "token": token}))
-        .await;
+    mobile.send_json(serde_json::json!({"type": "auth", "token": token})).await;
     mobile.expect_json("authenticated").await;
     let mut classic = relay.handshake().offer(&[&token]).open().await;
     classic.send_text("secret-text").await;
     classic.expect_text().await;
-    relay
-        .operate(
-            "POST",
-            "/v1/rooms/ann/messages",
-            &serde_json::json!({"data": "secret-notice"}),
-        )
-        .await;
+    relay.operate("POST", "/v1/rooms/ann/messages", &serde_json::json!({"data": "secret-notice"})).await;
     mobile.send_close(1000, "secret-reason").await;
 
     // The last lines are written when the process has ended.
@@ -388,10 +307,7 @@ async fn no_log_at_any_level_holds_a_token_an_address_or_a_payload() {
     relay.signal("TERM");
     relay.exit(Duration::from_secs(15)).await;
     let log = relay.log();
-    assert!(
-        log.len() > 200,
-        "a log at level trace says something: {log}"
-    );
+    assert!(log.len() > 200, "a log at level trace says something: {log}");
     for secret in [
         "secret",
         &token[..40],
@@ -418,8 +334,7 @@ async fn log_lines_are_json_by_default_and_cloud_loggings_on_request() {
         let log = relay.log();
         assert!(!log.is_empty());
         for line in log.lines() {
-            let line: Value =
-                serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+            let line: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
             assert!(line[field].is_string(), "{line}");
         }
     }
@@ -434,15 +349,8 @@ async fn a_taken_port_stops_the_start() {
         ("DUORELAY_JWKS_URL", issuer.jwks_url()),
         ("DUORELAY_LISTEN", first.public.to_string()),
     ];
-    let env: Vec<(&str, &str)> = second
-        .iter()
-        .map(|(name, value)| (*name, value.as_str()))
-        .collect();
+    let env: Vec<(&str, &str)> = second.iter().map(|(name, value)| (*name, value.as_str())).collect();
     let output = run(&["serve"], &env);
     assert!(!output.status.success());
-    assert_ne!(
-        output.status.code(),
-        Some(124),
-        "it went on without its port"
-    );
+    assert_ne!(output.status.code(), Some(124), "it went on without its port");
 }

@@ -19,10 +19,7 @@ async fn start(delay: u32, drain: u32) -> (Issuer, Relay) {
 async fn status(relay: &Relay, path: &str) -> [u16; 2] {
     let mut statuses = [0; 2];
     for (status, address) in statuses.iter_mut().zip([relay.public, relay.admin]) {
-        *status = request(address, "GET", path, &[], b"")
-            .await
-            .unwrap()
-            .status;
+        *status = request(address, "GET", path, &[], b"").await.unwrap().status;
     }
     statuses
 }
@@ -30,22 +27,14 @@ async fn status(relay: &Relay, path: &str) -> [u16; 2] {
 async fn wait_for_status(relay: &Relay, path: &str, expected: u16, limit: Duration) {
     let deadline = Instant::now() + limit;
     while status(relay, path).await != [expected; 2] {
-        assert!(
-            Instant::now() < deadline,
-            "{path} is not {expected} after {limit:?}"
-        );
+        assert!(Instant::now() < deadline, "{path} is not {expected} after {limit:?}");
     }
 }
 
 #[tokio::test]
 async fn health_is_told_on_both_ports_under_both_names() {
     let (_issuer, relay) = start(1, 1).await;
-    for path in [
-        "/healthz/live",
-        "/healthz/ready",
-        "/liveness_check",
-        "/readiness_check",
-    ] {
+    for path in ["/healthz/live", "/healthz/ready", "/liveness_check", "/readiness_check"] {
         assert_eq!(status(&relay, path).await, [200; 2], "{path}");
     }
 }
@@ -71,36 +60,19 @@ async fn a_drain_first_turns_unready_then_refuses_then_asks_everyone_to_reconnec
     for client in [&mut v1, &mut late] {
         let reconnect = client.expect_json("reconnect").await;
         let told = Instant::now();
-        assert!(
-            signalled.elapsed() > Duration::from_millis(1900),
-            "asked before the delay was over"
-        );
+        assert!(signalled.elapsed() > Duration::from_millis(1900), "asked before the delay was over");
         assert_eq!(reconnect["reason"], "draining");
-        let (due, deadline) = (
-            reconnect["in_ms"].as_u64().unwrap(),
-            reconnect["deadline_ms"].as_u64().unwrap(),
-        );
+        let (due, deadline) =
+            (reconnect["in_ms"].as_u64().unwrap(), reconnect["deadline_ms"].as_u64().unwrap());
         assert!(due <= deadline && deadline <= 2000, "{reconnect}");
         deadlines.push(told + Duration::from_millis(deadline));
     }
     // After the delay handshakes are refused, and so is the session.
     let token = Token::firebase("dora").sign();
-    relay
-        .handshake()
-        .bearer(&token)
-        .refused()
-        .await
-        .expect_refusal(503, "draining");
+    relay.handshake().bearer(&token).refused().await.expect_refusal(503, "draining");
     let bearer = format!("Bearer {token}");
-    let session = request(
-        relay.public,
-        "GET",
-        "/v1/session",
-        &[("authorization", &bearer)],
-        b"",
-    )
-    .await
-    .unwrap();
+    let session =
+        request(relay.public, "GET", "/v1/session", &[("authorization", &bearer)], b"").await.unwrap();
     session.expect_refusal(503, "draining");
 
     // Until their deadline the sockets work; then they are closed, classic ones without warning.
@@ -108,20 +80,13 @@ async fn a_drain_first_turns_unready_then_refuses_then_asks_everyone_to_reconnec
     for (client, deadline) in [&mut v1, &mut late].into_iter().zip(deadlines) {
         client.expect_close(1012).await;
         let early = deadline.saturating_duration_since(Instant::now());
-        assert!(
-            early < Duration::from_millis(300),
-            "closed {early:?} before its deadline"
-        );
+        assert!(early < Duration::from_millis(300), "closed {early:?} before its deadline");
     }
     classic.expect_close(1012).await;
 
     let exit = relay.exit(Duration::from_secs(4)).await;
     assert_eq!(exit.code(), Some(0));
-    assert!(
-        signalled.elapsed() < Duration::from_millis(6300),
-        "{:?}",
-        signalled.elapsed()
-    );
+    assert!(signalled.elapsed() < Duration::from_millis(6300), "{:?}", signalled.elapsed());
 }
 
 #[tokio::test]
@@ -143,10 +108,7 @@ async fn due_times_are_spread_over_the_drain_time() {
     }
     due.sort_by(f64::total_cmp);
     assert!(due[0] < 1.5 && due[19] > 2.5 && due[19] < 4.5, "{due:?}");
-    let largest_gap = due
-        .windows(2)
-        .map(|pair| pair[1] - pair[0])
-        .fold(0.0, f64::max);
+    let largest_gap = due.windows(2).map(|pair| pair[1] - pair[0]).fold(0.0, f64::max);
     assert!(largest_gap < 1.2, "not even: {due:?}");
     drop(clients);
     assert_eq!(relay.exit(Duration::from_secs(3)).await.code(), Some(0));
@@ -162,11 +124,7 @@ async fn the_process_ends_as_soon_as_nobody_is_left() {
     client.send_close(1000, "").await;
     client.expect_close(1000).await;
     assert_eq!(relay.exit(Duration::from_secs(5)).await.code(), Some(0));
-    assert!(
-        told.elapsed() < Duration::from_secs(3),
-        "{:?}",
-        told.elapsed()
-    );
+    assert!(told.elapsed() < Duration::from_secs(3), "{:?}", told.elapsed());
 }
 
 #[tokio::test]
@@ -175,11 +133,7 @@ async fn an_idle_relay_ends_after_its_delay() {
     relay.signal("TERM");
     let signalled = Instant::now();
     assert_eq!(relay.exit(Duration::from_secs(5)).await.code(), Some(0));
-    assert!(
-        signalled.elapsed() < Duration::from_millis(3500),
-        "{:?}",
-        signalled.elapsed()
-    );
+    assert!(signalled.elapsed() < Duration::from_millis(3500), "{:?}", signalled.elapsed());
 }
 
 #[tokio::test]
@@ -207,12 +161,7 @@ async fn a_client_that_moves_to_another_socket_within_the_delay_is_not_asked_twi
 async fn a_stalled_client_does_not_hold_up_the_end() {
     let (_issuer, mut relay) = start(0, 1).await;
     let token = Token::firebase("ann").sign();
-    let mut stalled = relay
-        .handshake()
-        .offer(&["duorelay.v1", &token])
-        .receive_buffer(4096)
-        .open_raw()
-        .await;
+    let mut stalled = relay.handshake().offer(&["duorelay.v1", &token]).receive_buffer(4096).open_raw().await;
     stalled.expect_json("welcome").await;
     let mut mobile = relay.v1_mobile("ann").await;
     for n in 0..240_u32 {
@@ -221,27 +170,18 @@ async fn a_stalled_client_does_not_hold_up_the_end() {
     relay.signal("TERM");
     let signalled = Instant::now();
     assert_eq!(relay.exit(Duration::from_secs(6)).await.code(), Some(0));
-    assert!(
-        signalled.elapsed() < Duration::from_millis(3300),
-        "{:?}",
-        signalled.elapsed()
-    );
+    assert!(signalled.elapsed() < Duration::from_millis(3300), "{:?}", signalled.elapsed());
 }
 
 async fn expect_lifetime(client: &mut Client) {
     let reconnect = client.expect_json("reconnect").await;
     let told = Instant::now();
     assert_eq!(reconnect["reason"], "lifetime");
-    let (due, deadline) = (
-        reconnect["in_ms"].as_u64().unwrap(),
-        reconnect["deadline_ms"].as_u64().unwrap(),
-    );
+    let (due, deadline) = (reconnect["in_ms"].as_u64().unwrap(), reconnect["deadline_ms"].as_u64().unwrap());
     assert!(due <= deadline && deadline > 0, "{reconnect}");
     client.sync().await;
     let deadline = Duration::from_millis(deadline);
-    client
-        .expect_close_within(deadline + Duration::from_secs(2), 1012)
-        .await;
+    client.expect_close_within(deadline + Duration::from_secs(2), 1012).await;
     let took = told.elapsed();
     assert!(
         took + Duration::from_millis(300) > deadline,
@@ -269,14 +209,8 @@ async fn a_socket_is_asked_to_reconnect_at_the_end_of_its_lifetime() {
 #[tokio::test]
 async fn make_before_break_at_the_end_of_a_lifetime() {
     let issuer = Issuer::start();
-    let relay = Config::new(&issuer)
-        .set("DUORELAY_MAX_LIFETIME_SECONDS", 2)
-        .start()
-        .await;
-    let tab = relay
-        .handshake()
-        .offer(&["duorelay.v1", &Token::firebase("ann").sign()])
-        .client("tab");
+    let relay = Config::new(&issuer).set("DUORELAY_MAX_LIFETIME_SECONDS", 2).start().await;
+    let tab = relay.handshake().offer(&["duorelay.v1", &Token::firebase("ann").sign()]).client("tab");
     let mut old = tab.open_v1().await;
     old.expect_json("reconnect").await;
     let new = tab.open_v1().await;
@@ -291,10 +225,7 @@ async fn make_before_break_at_the_end_of_a_lifetime() {
 #[tokio::test]
 async fn no_lifetime_is_no_limit() {
     let issuer = Issuer::start();
-    let relay = Config::new(&issuer)
-        .set("DUORELAY_MAX_LIFETIME_SECONDS", 0)
-        .start()
-        .await;
+    let relay = Config::new(&issuer).set("DUORELAY_MAX_LIFETIME_SECONDS", 0).start().await;
     let mut client = relay.v1_desktop("ann").await;
     tokio::time::sleep(Duration::from_secs(2)).await;
     client.sync().await;

@@ -26,12 +26,7 @@ fn device(client: &Client) -> &str {
 async fn both_paths_upgrade() {
     let (_issuer, relay) = start().await;
     for path in ["/", "/ws"] {
-        let client = relay
-            .handshake()
-            .path(path)
-            .offer(&["duorelay.v1", &token()])
-            .open_v1()
-            .await;
+        let client = relay.handshake().path(path).offer(&["duorelay.v1", &token()]).open_v1().await;
         assert_eq!(device(&client), "desktop");
     }
 }
@@ -48,11 +43,7 @@ async fn welcome_tells_who_and_under_which_limits() {
         .await;
     let expires_at = now() + 1000;
     let token = Token::firebase("ann").claim("exp", expires_at).sign();
-    let desktop = relay
-        .handshake()
-        .offer(&["duorelay.v1", &token])
-        .open_v1()
-        .await;
+    let desktop = relay.handshake().offer(&["duorelay.v1", &token]).open_v1().await;
     let welcome = &desktop.welcome;
     let limits = json!({"message_bytes": 4096, "messages_per_second": 77, "queue_bytes": 70_000});
     assert_eq!(welcome["device"], "desktop");
@@ -70,10 +61,7 @@ async fn welcome_tells_who_and_under_which_limits() {
     assert_eq!(mobile.welcome["device"], "mobile");
     assert_eq!(mobile.welcome["peer"], desktop.as_peer());
     assert_eq!(mobile.welcome["instance"], welcome["instance"]);
-    assert!(
-        mobile.generation() > desktop.generation(),
-        "a generation grows with every claim of the room"
-    );
+    assert!(mobile.generation() > desktop.generation(), "a generation grows with every claim of the room");
     assert_ne!(mobile.id(), desktop.id());
 }
 
@@ -85,17 +73,11 @@ async fn the_place_of_the_token_tells_the_device() {
 
     let browser = relay.handshake().offer(&["duorelay.v1", &token]);
     assert_eq!(device(&browser.open_v1().await), "desktop");
-    assert_eq!(
-        device(&v1().header("clientid", &token).open_v1().await),
-        "mobile"
-    );
+    assert_eq!(device(&v1().header("clientid", &token).open_v1().await), "mobile");
     assert_eq!(device(&v1().bearer(&token).open_v1().await), "mobile");
     for scheme in ["bearer", "BEARER", "bEaReR"] {
         let header = format!("{scheme} {token}");
-        assert_eq!(
-            device(&v1().header("Authorization", &header).open_v1().await),
-            "mobile"
-        );
+        assert_eq!(device(&v1().header("Authorization", &header).open_v1().await), "mobile");
     }
     assert_eq!(
         device(&v1().header("ClientID", &token).open_v1().await),
@@ -109,10 +91,7 @@ async fn the_device_parameter_wins_over_the_place() {
     let (_issuer, relay) = start().await;
     let token = token();
     let browser = relay.handshake().offer(&["duorelay.v1", &token]);
-    let native = relay
-        .handshake()
-        .offer(&["duorelay.v1"])
-        .header("clientid", &token);
+    let native = relay.handshake().offer(&["duorelay.v1"]).header("clientid", &token);
     for name in ["desktop", "mobile"] {
         assert_eq!(device(&browser.clone().device(name).open_v1().await), name);
         assert_eq!(device(&native.clone().device(name).open_v1().await), name);
@@ -125,32 +104,16 @@ async fn a_token_is_taken_from_the_first_place_that_has_one() {
     let (relay, token) = (&relay, token());
     let garbage = "not-a-token";
 
-    let offer_first = relay
-        .handshake()
-        .offer(&["duorelay.v1", &token])
-        .header("clientid", garbage)
-        .bearer(garbage);
+    let offer_first =
+        relay.handshake().offer(&["duorelay.v1", &token]).header("clientid", garbage).bearer(garbage);
     assert_eq!(device(&offer_first.open_v1().await), "desktop");
-    let header_first = relay
-        .handshake()
-        .offer(&["duorelay.v1"])
-        .header("clientid", &token)
-        .bearer(garbage);
+    let header_first = relay.handshake().offer(&["duorelay.v1"]).header("clientid", &token).bearer(garbage);
     assert_eq!(device(&header_first.open_v1().await), "mobile");
 
-    let bad_offer = relay
-        .handshake()
-        .offer(&["duorelay.v1", garbage])
-        .header("clientid", &token);
-    bad_offer
-        .refused()
-        .await
-        .expect_refusal(403, "malformed_token");
+    let bad_offer = relay.handshake().offer(&["duorelay.v1", garbage]).header("clientid", &token);
+    bad_offer.refused().await.expect_refusal(403, "malformed_token");
     let bad_header = relay.handshake().header("clientid", garbage).bearer(&token);
-    bad_header
-        .refused()
-        .await
-        .expect_refusal(403, "malformed_token");
+    bad_header.refused().await.expect_refusal(403, "malformed_token");
 }
 
 #[tokio::test]
@@ -166,16 +129,8 @@ async fn v1_is_selected_and_the_token_is_never_echoed_beside_it() {
     for offer in orders {
         let (_stream, response) = relay.handshake().offer(offer).send().await;
         assert_eq!(response.status, 101);
-        assert_eq!(
-            response.header("sec-websocket-protocol"),
-            Some("duorelay.v1")
-        );
-        assert!(
-            response
-                .headers
-                .iter()
-                .all(|(_, value)| !value.contains(&token))
-        );
+        assert_eq!(response.header("sec-websocket-protocol"), Some("duorelay.v1"));
+        assert!(response.headers.iter().all(|(_, value)| !value.contains(&token)));
     }
     let in_two_fields = relay.handshake().offer(&["duorelay.v1"]).offer(&[&token]);
     in_two_fields.open_v1().await;
@@ -197,10 +152,7 @@ async fn an_offered_token_alone_is_echoed_and_speaks_classic() {
 async fn without_an_offer_nothing_is_selected_and_classic_is_spoken() {
     let (_issuer, relay) = start().await;
     let token = token();
-    for handshake in [
-        relay.handshake().header("clientid", &token),
-        relay.handshake().bearer(&token),
-    ] {
+    for handshake in [relay.handshake().header("clientid", &token), relay.handshake().bearer(&token)] {
         let mut client = handshake.open().await;
         assert_eq!(client.protocol, None);
         client.send_text("hello").await;
@@ -214,70 +166,30 @@ async fn malformed_requests_are_refused() {
     let (relay, token) = (&relay, token());
     let browser = || relay.handshake().offer(&["duorelay.v1", &token]);
 
-    relay
-        .handshake()
-        .refused()
-        .await
-        .expect_refusal(400, "missing_token");
-    relay
-        .handshake()
-        .offer(&["duorelay.v1"])
-        .refused()
-        .await
-        .expect_refusal(400, "missing_token");
-    let basic = relay
-        .handshake()
-        .header("Authorization", "Basic YW5uOnNlY3JldA==");
+    relay.handshake().refused().await.expect_refusal(400, "missing_token");
+    relay.handshake().offer(&["duorelay.v1"]).refused().await.expect_refusal(400, "missing_token");
+    let basic = relay.handshake().header("Authorization", "Basic YW5uOnNlY3JldA==");
     basic.refused().await.expect_refusal(400, "missing_token");
 
     for device in ["phone", "Desktop", ""] {
-        browser()
-            .device(device)
-            .refused()
-            .await
-            .expect_refusal(400, "bad_device");
+        browser().device(device).refused().await.expect_refusal(400, "bad_device");
     }
-    browser()
-        .device("desktop")
-        .device("mobile")
-        .refused()
-        .await
-        .expect_refusal(400, "bad_device");
-    browser()
-        .device("desktop")
-        .device("desktop")
-        .refused()
-        .await
-        .expect_refusal(400, "bad_device");
+    browser().device("desktop").device("mobile").refused().await.expect_refusal(400, "bad_device");
+    browser().device("desktop").device("desktop").refused().await.expect_refusal(400, "bad_device");
 
-    let unknown = relay
-        .handshake()
-        .offer(&["duorelay.v2"])
-        .header("clientid", &token);
-    unknown
-        .refused()
-        .await
-        .expect_refusal(400, "unsupported_protocol");
+    let unknown = relay.handshake().offer(&["duorelay.v2"]).header("clientid", &token);
+    unknown.refused().await.expect_refusal(400, "unsupported_protocol");
     let unknown = relay.handshake().offer(&["duorelay.v2", &token]);
-    unknown
-        .refused()
-        .await
-        .expect_refusal(400, "unsupported_protocol");
+    unknown.refused().await.expect_refusal(400, "unsupported_protocol");
 
     for client in ["", "a b", "a%20b", "a.b", "%C3%A9", &"x".repeat(65)] {
         let response = browser().client(&client.replace(' ', "+")).refused().await;
         response.expect_refusal(400, "bad_request");
     }
     let two_tokens = relay.handshake().offer(&["duorelay.v1", &token, &token]);
-    two_tokens
-        .refused()
-        .await
-        .expect_refusal(400, "bad_request");
+    two_tokens.refused().await.expect_refusal(400, "bad_request");
     let two_tokens = relay.handshake().offer(&[&token, "another"]);
-    two_tokens
-        .refused()
-        .await
-        .expect_refusal(400, "bad_request");
+    two_tokens.refused().await.expect_refusal(400, "bad_request");
     let no_key = browser().without("Sec-WebSocket-Key");
     no_key.refused().await.expect_refusal(400, "bad_request");
 }
@@ -287,12 +199,7 @@ async fn a_client_name_may_have_64_letters_digits_dashes_and_underscores() {
     let (_issuer, relay) = start().await;
     let token = token();
     for client in ["a", "Tab-1_x", &"x".repeat(64)] {
-        relay
-            .handshake()
-            .offer(&["duorelay.v1", &token])
-            .client(client)
-            .open_v1()
-            .await;
+        relay.handshake().offer(&["duorelay.v1", &token]).client(client).open_v1().await;
     }
 }
 
@@ -306,16 +213,9 @@ async fn anything_but_an_upgrade_gets_426() {
             let response = request(relay.public, method, path, &[], b"").await.unwrap();
             response.expect_refusal(426, "upgrade_required");
         }
-        let other_upgrade = relay
-            .handshake()
-            .path(path)
-            .without("Upgrade")
-            .header("Upgrade", "h2c")
-            .bearer(&token());
-        other_upgrade
-            .refused()
-            .await
-            .expect_refusal(426, "upgrade_required");
+        let other_upgrade =
+            relay.handshake().path(path).without("Upgrade").header("Upgrade", "h2c").bearer(&token());
+        other_upgrade.refused().await.expect_refusal(426, "upgrade_required");
         for version in ["8", "12", "14", ""] {
             let other_version = relay
                 .handshake()
@@ -323,10 +223,7 @@ async fn anything_but_an_upgrade_gets_426() {
                 .without("Sec-WebSocket-Version")
                 .header("Sec-WebSocket-Version", version)
                 .bearer(&token());
-            other_version
-                .refused()
-                .await
-                .expect_refusal(426, "upgrade_required");
+            other_version.refused().await.expect_refusal(426, "upgrade_required");
         }
         let post = relay.handshake().path(path).method("POST").bearer(&token());
         post.refused().await.expect_refusal(426, "upgrade_required");
@@ -337,19 +234,11 @@ async fn anything_but_an_upgrade_gets_426() {
 async fn other_pages_origins_are_refused() {
     let issuer = Issuer::start();
     let relay = Config::new(&issuer)
-        .set(
-            "DUORELAY_ALLOWED_ORIGINS",
-            "https://app.example.org,http://localhost:5173",
-        )
+        .set("DUORELAY_ALLOWED_ORIGINS", "https://app.example.org,http://localhost:5173")
         .start()
         .await;
     let token = token();
-    let from = |origin: &str| {
-        relay
-            .handshake()
-            .offer(&["duorelay.v1", &token])
-            .header("Origin", origin)
-    };
+    let from = |origin: &str| relay.handshake().offer(&["duorelay.v1", &token]).header("Origin", origin);
     for origin in ["https://app.example.org", "http://localhost:5173"] {
         from(origin).open_v1().await;
     }
@@ -360,29 +249,17 @@ async fn other_pages_origins_are_refused() {
         "http://localhost",
         "null",
     ] {
-        from(origin)
-            .refused()
-            .await
-            .expect_refusal(403, "origin_not_allowed");
+        from(origin).refused().await.expect_refusal(403, "origin_not_allowed");
     }
     // Only pages have an origin: native apps send none.
-    relay
-        .handshake()
-        .offer(&["duorelay.v1", &token])
-        .open_v1()
-        .await;
+    relay.handshake().offer(&["duorelay.v1", &token]).open_v1().await;
 }
 
 #[tokio::test]
 async fn any_origin_may_connect_by_default() {
     let (_issuer, relay) = start().await;
     let token = token();
-    relay
-        .handshake()
-        .offer(&["duorelay.v1", &token])
-        .header("Origin", "https://any.example")
-        .open_v1()
-        .await;
+    relay.handshake().offer(&["duorelay.v1", &token]).header("Origin", "https://any.example").open_v1().await;
 }
 
 #[tokio::test]
@@ -395,43 +272,23 @@ async fn the_first_of_several_refusals_is_told() {
         .await;
     let relay = &relay;
     let expired = Token::firebase("ann").expires_in(-5).sign();
-    let bad_origin = |token: &str| {
-        relay
-            .handshake()
-            .header("Origin", "https://evil.example")
-            .bearer(token)
-    };
+    let bad_origin = |token: &str| relay.handshake().header("Origin", "https://evil.example").bearer(token);
 
     // Origin before form, form before token.
-    bad_origin(&expired)
-        .device("phone")
-        .refused()
-        .await
-        .expect_refusal(403, "origin_not_allowed");
+    bad_origin(&expired).device("phone").refused().await.expect_refusal(403, "origin_not_allowed");
     let bad_form = relay.handshake().bearer(&expired).device("phone");
     bad_form.refused().await.expect_refusal(400, "bad_device");
-    relay
-        .handshake()
-        .bearer(&expired)
-        .refused()
-        .await
-        .expect_refusal(403, "token_expired");
+    relay.handshake().bearer(&expired).refused().await.expect_refusal(403, "token_expired");
 
     // Full before Origin.
     let _only = relay.v1_desktop("bob").await;
-    bad_origin(&expired)
-        .refused()
-        .await
-        .expect_refusal(503, "full");
+    bad_origin(&expired).refused().await.expect_refusal(503, "full");
 }
 
 #[tokio::test]
 async fn a_full_relay_refuses_until_a_connection_ends() {
     let issuer = Issuer::start();
-    let relay = Config::new(&issuer)
-        .set("DUORELAY_MAX_CONNECTIONS", 2)
-        .start()
-        .await;
+    let relay = Config::new(&issuer).set("DUORELAY_MAX_CONNECTIONS", 2).start().await;
     let mut first = relay.v1_desktop("ann").await;
     let _second = relay.v1_desktop("bob").await;
     let third = relay.handshake().bearer(&Token::firebase("carl").sign());
@@ -443,20 +300,14 @@ async fn a_full_relay_refuses_until_a_connection_ends() {
     // The place is free when the relay has put the connection away, just after its close.
     let deadline = tokio::time::Instant::now() + Duration::from_secs(5);
     while third.send().await.1.status != 101 {
-        assert!(
-            tokio::time::Instant::now() < deadline,
-            "the place was not freed"
-        );
+        assert!(tokio::time::Instant::now() < deadline, "the place was not freed");
     }
 }
 
 #[tokio::test]
 async fn too_many_handshakes_from_one_address_are_refused_for_a_while() {
     let issuer = Issuer::start();
-    let relay = Config::new(&issuer)
-        .set("DUORELAY_HANDSHAKES_PER_SECOND_PER_IP", 2)
-        .start()
-        .await;
+    let relay = Config::new(&issuer).set("DUORELAY_HANDSHAKES_PER_SECOND_PER_IP", 2).start().await;
     let handshake = relay.handshake().bearer(&token());
     let mut refusal = None;
     for _ in 0..10 {
@@ -473,62 +324,30 @@ async fn too_many_handshakes_from_one_address_are_refused_for_a_while() {
     without_token.expect_refusal(429, "too_many_attempts");
 
     let other_address = handshake.clone().from(Ipv4Addr::new(127, 0, 0, 2).into());
-    assert_eq!(
-        other_address.send().await.1.status,
-        101,
-        "each address has its own limit"
-    );
+    assert_eq!(other_address.send().await.1.status, 101, "each address has its own limit");
 
     let wait = refusal.header("retry-after").unwrap().parse().unwrap();
     assert!((1..=5).contains(&wait), "Retry-After: {wait}");
     tokio::time::sleep(Duration::from_secs(wait)).await;
-    assert_eq!(
-        handshake.send().await.1.status,
-        101,
-        "Retry-After was enough"
-    );
+    assert_eq!(handshake.send().await.1.status, 101, "Retry-After was enough");
 }
 
 #[tokio::test]
 async fn handshakes_are_counted_for_the_client_behind_trusted_proxies() {
     let issuer = Issuer::start();
     let config = Config::new(&issuer).set("DUORELAY_HANDSHAKES_PER_SECOND_PER_IP", 1);
-    let proxied = config
-        .clone()
-        .set("DUORELAY_TRUSTED_PROXIES", "127.0.0.0/8,10.0.0.0/8")
-        .start()
-        .await;
+    let proxied = config.clone().set("DUORELAY_TRUSTED_PROXIES", "127.0.0.0/8,10.0.0.0/8").start().await;
     let token = token();
     let from = |relay: &Relay, forwarded: &str| {
-        relay
-            .handshake()
-            .bearer(&token)
-            .header("X-Forwarded-For", forwarded)
+        relay.handshake().bearer(&token).header("X-Forwarded-For", forwarded)
     };
 
     // The rightmost address that is not a trusted proxy is the client; what stands left of it is its own claim.
-    assert_eq!(
-        from(&proxied, "203.0.113.1, 10.1.2.3")
-            .send()
-            .await
-            .1
-            .status,
-        101
-    );
+    assert_eq!(from(&proxied, "203.0.113.1, 10.1.2.3").send().await.1.status, 101);
     assert_eq!(from(&proxied, "203.0.113.2").send().await.1.status, 101);
-    assert_eq!(
-        from(&proxied, "198.51.100.9, 203.0.113.3")
-            .send()
-            .await
-            .1
-            .status,
-        101
-    );
+    assert_eq!(from(&proxied, "198.51.100.9, 203.0.113.3").send().await.1.status, 101);
     for _ in 0..2 {
-        let again = from(&proxied, "192.0.2.77, 203.0.113.3, 10.9.9.9")
-            .send()
-            .await
-            .1;
+        let again = from(&proxied, "192.0.2.77, 203.0.113.3, 10.9.9.9").send().await.1;
         if again.status != 101 {
             again.expect_refusal(429, "too_many_attempts");
         }
@@ -540,13 +359,7 @@ async fn handshakes_are_counted_for_the_client_behind_trusted_proxies() {
     let direct = config.start().await;
     let mut statuses = Vec::new();
     for last in 1..=5 {
-        statuses.push(
-            from(&direct, &format!("203.0.113.{last}"))
-                .send()
-                .await
-                .1
-                .status,
-        );
+        statuses.push(from(&direct, &format!("203.0.113.{last}")).send().await.1.status);
     }
     assert!(statuses.contains(&429), "{statuses:?}");
 }
@@ -573,10 +386,7 @@ async fn a_proxy_that_repeats_the_header_is_read_as_one_list() {
         }
         statuses
     };
-    assert!(
-        statuses.contains(&429),
-        "a forged first line changed the address: {statuses:?}"
-    );
+    assert!(statuses.contains(&429), "a forged first line changed the address: {statuses:?}");
 }
 
 #[tokio::test]
@@ -597,10 +407,7 @@ async fn frames_that_follow_the_handshake_at_once_are_not_lost() {
     let frame = crate::support::RawFrame::new(0x1, r#"{"type":"ping","id":"early"}"#).encode();
     let handshake = relay.handshake().offer(&["duorelay.v1", &token()]);
     let mut stream = tokio::net::TcpStream::connect(relay.public).await.unwrap();
-    stream
-        .write_all(&[handshake.head().as_bytes(), &frame].concat())
-        .await
-        .unwrap();
+    stream.write_all(&[handshake.head().as_bytes(), &frame].concat()).await.unwrap();
     let (_, mut raw) = crate::support::RawClient::after_handshake(stream).await;
     raw.expect_json("welcome").await;
     assert_eq!(raw.expect_json("pong").await["id"], "early");

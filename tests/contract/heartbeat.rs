@@ -8,17 +8,12 @@ use crate::support::{Config, Handshake, Issuer, RawClient, RawEvent, Relay, Toke
 
 async fn start(seconds: u32) -> (Issuer, Relay) {
     let issuer = Issuer::start();
-    let relay = Config::new(&issuer)
-        .set("DUORELAY_HEARTBEAT_SECONDS", seconds)
-        .start()
-        .await;
+    let relay = Config::new(&issuer).set("DUORELAY_HEARTBEAT_SECONDS", seconds).start().await;
     (issuer, relay)
 }
 
 fn desktop_of(relay: &Relay, uid: &str) -> Handshake {
-    relay
-        .handshake()
-        .offer(&["duorelay.v1", &Token::firebase(uid).sign()])
+    relay.handshake().offer(&["duorelay.v1", &Token::firebase(uid).sign()])
 }
 
 async fn raw_desktop(relay: &Relay, uid: &str) -> RawClient {
@@ -48,11 +43,7 @@ async fn a_silent_connection_is_pinged_each_period_and_stays_while_it_answers() 
     };
     // Classic connections are looked after in the same way.
     let classic = async {
-        let mut raw = relay
-            .handshake()
-            .header("clientid", &Token::firebase("bob").sign())
-            .open_raw()
-            .await;
+        let mut raw = relay.handshake().header("clientid", &Token::firebase("bob").sign()).open_raw().await;
         for _ in 0..4 {
             let payload = raw.expect(0x9).await;
             raw.send(0xA, &payload).await;
@@ -78,15 +69,8 @@ async fn a_connection_that_never_answers_is_dropped_after_two_periods() {
         "dropped after {took:?}"
     );
     let (events, end) = raw.drain(Duration::from_secs(8)).await;
-    assert!(
-        events
-            .iter()
-            .any(|event| matches!(event, RawEvent::Frame(0x9, _))),
-        "no ping came: {events:?}"
-    );
-    let Some(RawEvent::Frame(0x8, payload)) = events.last() else {
-        panic!("{events:?}, then {end:?}")
-    };
+    assert!(events.iter().any(|event| matches!(event, RawEvent::Frame(0x9, _))), "no ping came: {events:?}");
+    let Some(RawEvent::Frame(0x8, payload)) = events.last() else { panic!("{events:?}, then {end:?}") };
     assert_eq!(payload.get(..2), Some(&4009_u16.to_be_bytes()[..]));
 }
 
@@ -123,10 +107,7 @@ async fn any_byte_counts_as_a_sign_of_life() {
 #[tokio::test]
 async fn a_half_open_connection_that_reads_nothing_is_reset() {
     let (_issuer, relay) = start(1).await;
-    let mut raw = desktop_of(&relay, "ann")
-        .receive_buffer(4096)
-        .open_raw()
-        .await;
+    let mut raw = desktop_of(&relay, "ann").receive_buffer(4096).open_raw().await;
     raw.expect_json("welcome").await;
     let mut mobile = relay.v1_mobile("ann").await;
     // Its socket is full: not even the close can be written.

@@ -23,21 +23,14 @@ struct Http2 {
 impl Http2 {
     /// Connects and waits until the server allows extended CONNECT.
     async fn connect(relay: &Relay) -> Self {
-        let mut http = Self {
-            stream: TcpStream::connect(relay.public).await.unwrap(),
-            read: Vec::new(),
-        };
+        let mut http = Self { stream: TcpStream::connect(relay.public).await.unwrap(), read: Vec::new() };
         http.stream.write_all(PREFACE).await.unwrap();
         http.write(SETTINGS, 0, 0, &[]).await;
         let settings = http.expect(SETTINGS).await;
         let allowed = settings.chunks(6).any(|setting| {
-            setting[..2] == ENABLE_CONNECT_PROTOCOL.to_be_bytes()
-                && setting[2..] == 1_u32.to_be_bytes()
+            setting[..2] == ENABLE_CONNECT_PROTOCOL.to_be_bytes() && setting[2..] == 1_u32.to_be_bytes()
         });
-        assert!(
-            allowed,
-            "SETTINGS_ENABLE_CONNECT_PROTOCOL is not set: {settings:?}"
-        );
+        assert!(allowed, "SETTINGS_ENABLE_CONNECT_PROTOCOL is not set: {settings:?}");
         http.write(SETTINGS, ACK, 0, &[]).await;
         http
     }
@@ -67,11 +60,7 @@ impl Http2 {
                         continue;
                     }
                 }
-                assert_ne!(
-                    self.stream.read_buf(&mut self.read).await.unwrap(),
-                    0,
-                    "the connection ended"
-                );
+                assert_ne!(self.stream.read_buf(&mut self.read).await.unwrap(), 0, "the connection ended");
             }
         })
         .await
@@ -121,24 +110,17 @@ async fn extended_connect_opens_a_websocket() {
     let relay = Config::new(&issuer).start().await;
     let token = Token::firebase("ann").sign();
     let mut http = Http2::connect(&relay).await;
-    let headers = [
-        ("sec-websocket-version", "13"),
-        ("sec-websocket-protocol", "duorelay.v1"),
-        ("clientid", &token),
-    ];
+    let headers =
+        [("sec-websocket-version", "13"), ("sec-websocket-protocol", "duorelay.v1"), ("clientid", &token)];
     let answer = http.open(1, "/ws?client=tab", &headers).await;
     assert_eq!(answer.first(), Some(&STATUS_200), "{answer:?}");
 
     let text = String::from_utf8_lossy(&http.expect(DATA).await).into_owned();
-    assert!(
-        text.contains(r#""type":"welcome""#) && text.contains(r#""device":"mobile""#),
-        "{text}"
-    );
+    assert!(text.contains(r#""type":"welcome""#) && text.contains(r#""device":"mobile""#), "{text}");
     let mut desktop = relay.v1_desktop("ann").await;
     let peer = String::from_utf8_lossy(&http.expect(DATA).await).into_owned();
     assert!(peer.contains(r#""type":"peer""#), "{peer}");
-    http.write(DATA, 0, 1, &RawFrame::new(0x2, b"\x80over http/2").encode())
-        .await;
+    http.write(DATA, 0, 1, &RawFrame::new(0x2, b"\x80over http/2").encode()).await;
     assert_eq!(desktop.expect_binary().await, b"\x80over http/2");
     desktop.send_frame(0x80, b"and back").await;
     // An unmasked binary frame of nine bytes.
@@ -150,13 +132,7 @@ async fn extended_connect_is_refused_as_any_handshake() {
     let issuer = Issuer::start();
     let relay = Config::new(&issuer).start().await;
     let mut http = Http2::connect(&relay).await;
-    let answer = http
-        .open(
-            1,
-            "/ws",
-            &[("sec-websocket-version", "13"), ("clientid", "x")],
-        )
-        .await;
+    let answer = http.open(1, "/ws", &[("sec-websocket-version", "13"), ("clientid", "x")]).await;
     assert_ne!(answer.first(), Some(&STATUS_200));
     let body = String::from_utf8_lossy(&http.expect(DATA).await).into_owned();
     assert!(body.contains("malformed_token"), "{body}");

@@ -10,9 +10,7 @@ use crate::support::{
 };
 
 fn desktop_of(relay: &Relay, uid: &str) -> Handshake {
-    relay
-        .handshake()
-        .offer(&["duorelay.v1", &Token::firebase(uid).sign()])
+    relay.handshake().offer(&["duorelay.v1", &Token::firebase(uid).sign()])
 }
 
 /// A desktop that reads nothing after its welcome, and whose kernel takes little for it.
@@ -25,10 +23,7 @@ async fn stalled_desktop(relay: &Relay, uid: &str) -> RawClient {
 #[tokio::test]
 async fn a_message_may_have_message_bytes_and_one_more_ends_in_1009() {
     let issuer = Issuer::start();
-    let relay = Config::new(&issuer)
-        .set("DUORELAY_MESSAGE_BYTES", 5000)
-        .start()
-        .await;
+    let relay = Config::new(&issuer).set("DUORELAY_MESSAGE_BYTES", 5000).start().await;
     let (mut desktop, mut mobile) = relay.v1_pair("ann").await;
     // The stream byte is part of the size.
     let largest = vec![0x80; 5000];
@@ -36,11 +31,7 @@ async fn a_message_may_have_message_bytes_and_one_more_ends_in_1009() {
     assert_eq!(desktop.expect_binary().await, largest);
     let padded = |length: usize| {
         let message = r#"{"type":"send","data":""}"#;
-        format!(
-            "{}{}\"}}",
-            &message[..message.len() - 2],
-            "x".repeat(length - message.len())
-        )
+        format!("{}{}\"}}", &message[..message.len() - 2], "x".repeat(length - message.len()))
     };
     mobile.send_text(&padded(5000)).await;
     desktop.expect_json("message").await;
@@ -61,46 +52,25 @@ async fn a_message_may_have_message_bytes_and_one_more_ends_in_1009() {
 #[tokio::test]
 async fn fragments_count_together_and_an_announced_size_is_enough() {
     let issuer = Issuer::start();
-    let relay = Config::new(&issuer)
-        .set("DUORELAY_MESSAGE_BYTES", 1000)
-        .start()
-        .await;
+    let relay = Config::new(&issuer).set("DUORELAY_MESSAGE_BYTES", 1000).start().await;
     let mut raw = desktop_of(&relay, "ann").open_raw().await;
     raw.expect_json("welcome").await;
     for (fin, opcode) in [(false, 0x2), (false, 0x0), (true, 0x0)] {
-        raw.write(
-            &RawFrame {
-                fin,
-                ..RawFrame::new(opcode, vec![0x80; 400])
-            }
-            .encode(),
-        )
-        .await;
+        raw.write(&RawFrame { fin, ..RawFrame::new(opcode, vec![0x80; 400]) }.encode()).await;
     }
     raw.expect_close(1009).await;
 
     let mut raw = desktop_of(&relay, "bob").open_raw().await;
     raw.expect_json("welcome").await;
     // Only the head of a frame of 2^62 bytes.
-    raw.write(
-        &[
-            &[0x82, 0xFF][..],
-            &(1_u64 << 62).to_be_bytes(),
-            &[1, 2, 3, 4],
-        ]
-        .concat(),
-    )
-    .await;
+    raw.write(&[&[0x82, 0xFF][..], &(1_u64 << 62).to_be_bytes(), &[1, 2, 3, 4]].concat()).await;
     raw.expect_close(1009).await;
 }
 
 #[tokio::test]
 async fn past_the_rate_reliable_messages_wait_and_all_arrive() {
     let issuer = Issuer::start();
-    let relay = Config::new(&issuer)
-        .set("DUORELAY_MESSAGES_PER_SECOND", 50)
-        .start()
-        .await;
+    let relay = Config::new(&issuer).set("DUORELAY_MESSAGES_PER_SECOND", 50).start().await;
     let (mut desktop, mut mobile) = relay.v1_pair("ann").await;
     let started = Instant::now();
     // A phone that was in a tunnel sends its backlog of three seconds at once.
@@ -137,28 +107,20 @@ async fn past_the_rate_reliable_messages_wait_and_all_arrive() {
         assert!(text.contains("rate_limited"), "{text}");
         told += 1;
     }
-    assert!(
-        (1..=took.as_secs() + 1).contains(&told),
-        "told {told} times in {took:?}"
-    );
+    assert!((1..=took.as_secs() + 1).contains(&told), "told {told} times in {took:?}");
 }
 
 #[tokio::test]
 async fn past_the_rate_volatile_frames_are_dropped() {
     let issuer = Issuer::start();
-    let relay = Config::new(&issuer)
-        .set("DUORELAY_MESSAGES_PER_SECOND", 20)
-        .start()
-        .await;
+    let relay = Config::new(&issuer).set("DUORELAY_MESSAGES_PER_SECOND", 20).start().await;
     let (mut desktop, mut mobile) = relay.v1_pair("ann").await;
     for n in 0..200_u32 {
         mobile.send_frame((n % 100) as u8, &n.to_be_bytes()).await;
     }
     mobile.expect_error("rate_limited").await;
     // The marker waits for its turn; what was dropped does not come after it either.
-    mobile
-        .send_json(json!({"type": "send", "data": "marker"}))
-        .await;
+    mobile.send_json(json!({"type": "send", "data": "marker"})).await;
     let mut frames = 0;
     loop {
         match desktop.next().await {
@@ -167,29 +129,19 @@ async fn past_the_rate_volatile_frames_are_dropped() {
             other => panic!("{other:?}"),
         }
     }
-    assert!(
-        (15..=60).contains(&frames),
-        "{frames} of 200 frames passed at 20 a second"
-    );
+    assert!((15..=60).contains(&frames), "{frames} of 200 frames passed at 20 a second");
     assert!(relay.metric("duorelay_dropped_total", &[]).await >= 100.0);
 }
 
 #[tokio::test]
 async fn a_minute_of_volatile_frames_at_once_is_survived() {
     let issuer = Issuer::start();
-    let relay = Config::new(&issuer)
-        .set("DUORELAY_MESSAGES_PER_SECOND", 60)
-        .start()
-        .await;
+    let relay = Config::new(&issuer).set("DUORELAY_MESSAGES_PER_SECOND", 60).start().await;
     let (mut desktop, mut mobile) = relay.v1_pair("ann").await;
     for n in 0..3600_u32 {
-        mobile
-            .send_frame(0x01, &[&n.to_be_bytes()[..], &[0x55; 296]].concat())
-            .await;
+        mobile.send_frame(0x01, &[&n.to_be_bytes()[..], &[0x55; 296]].concat()).await;
     }
-    mobile
-        .send_json(json!({"type": "send", "data": "out of the tunnel"}))
-        .await;
+    mobile.send_json(json!({"type": "send", "data": "out of the tunnel"})).await;
     loop {
         match desktop.next().await {
             Event::Binary(_) => {}
@@ -209,10 +161,7 @@ async fn a_minute_of_volatile_frames_at_once_is_survived() {
 #[tokio::test]
 async fn pings_and_pongs_do_not_count_as_messages() {
     let issuer = Issuer::start();
-    let relay = Config::new(&issuer)
-        .set("DUORELAY_MESSAGES_PER_SECOND", 5)
-        .start()
-        .await;
+    let relay = Config::new(&issuer).set("DUORELAY_MESSAGES_PER_SECOND", 5).start().await;
     let mut raw = desktop_of(&relay, "ann").open_raw().await;
     raw.expect_json("welcome").await;
     for _ in 0..100 {
@@ -224,20 +173,13 @@ async fn pings_and_pongs_do_not_count_as_messages() {
     while raw.expect(0xA).await != b"last" {}
     raw.send(0x1, br#"{"type":"ping"}"#).await;
     raw.expect_json("pong").await;
-    assert!(
-        started.elapsed() < Duration::from_secs(1),
-        "{:?}",
-        started.elapsed()
-    );
+    assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
 }
 
 #[tokio::test]
 async fn ten_seconds_past_the_rate_without_a_break_end_in_1008() {
     let issuer = Issuer::start();
-    let relay = Config::new(&issuer)
-        .set("DUORELAY_MESSAGES_PER_SECOND", 10)
-        .start()
-        .await;
+    let relay = Config::new(&issuer).set("DUORELAY_MESSAGES_PER_SECOND", 10).start().await;
     let started = Instant::now();
     let volatile = async {
         let mut client = relay.v1_desktop("ann").await;
@@ -246,8 +188,7 @@ async fn ten_seconds_past_the_rate_without_a_break_end_in_1008() {
         loop {
             pace.tick().await;
             client.send_frame(0x01, b"x").await;
-            let Ok(event) = tokio::time::timeout(Duration::from_millis(1), client.next()).await
-            else {
+            let Ok(event) = tokio::time::timeout(Duration::from_millis(1), client.next()).await else {
                 continue;
             };
             match event {
@@ -287,23 +228,14 @@ async fn ten_seconds_past_the_rate_without_a_break_end_in_1008() {
     };
     let (errors, ()) = tokio::join!(volatile, reliable);
     let took = started.elapsed();
-    assert!(
-        took > Duration::from_secs(9),
-        "closed after {took:?} already"
-    );
-    assert!(
-        (5..=13).contains(&errors),
-        "told {errors} times in {took:?}"
-    );
+    assert!(took > Duration::from_secs(9), "closed after {took:?} already");
+    assert!((5..=13).contains(&errors), "told {errors} times in {took:?}");
 }
 
 #[tokio::test]
 async fn at_the_rate_a_stream_goes_on_for_good() {
     let issuer = Issuer::start();
-    let relay = Config::new(&issuer)
-        .set("DUORELAY_MESSAGES_PER_SECOND", 60)
-        .start()
-        .await;
+    let relay = Config::new(&issuer).set("DUORELAY_MESSAGES_PER_SECOND", 60).start().await;
     let (mut desktop, mut mobile) = relay.v1_pair("ann").await;
     let mut pace = tokio::time::interval(Duration::from_millis(18));
     pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Burst);
@@ -322,18 +254,13 @@ async fn overflow(mobile: &mut Client, most: usize) -> usize {
     while gone.is_none() && sent < most {
         mobile.send_frame(0x80, &[0x55; 8191]).await;
         sent += 1;
-        gone = tokio::time::timeout(Duration::from_millis(1), mobile.next())
-            .await
-            .ok();
+        gone = tokio::time::timeout(Duration::from_millis(1), mobile.next()).await.ok();
     }
     let gone = match gone {
         Some(gone) => gone,
         None => mobile.next().await,
     };
-    assert!(
-        matches!(&gone, Event::Text(text) if text.contains("\"disconnected\"")),
-        "{gone:?}"
-    );
+    assert!(matches!(&gone, Event::Text(text) if text.contains("\"disconnected\"")), "{gone:?}");
     // Frames that were on their way then met nobody.
     mobile.send_json(json!({"type": "ping"})).await;
     loop {
@@ -359,10 +286,7 @@ async fn a_receiver_whose_reliable_queue_overflows_leaves_at_once_and_is_closed_
     let mut slow = stalled_desktop(&relay, "ann").await;
     let mut mobile = relay.v1_mobile("ann").await;
     let sent = overflow(&mut mobile, 4000).await;
-    assert!(
-        sent >= 8,
-        "the queue holds 64 KiB: {sent} frames of 8 KiB were sent"
-    );
+    assert!(sent >= 8, "the queue holds 64 KiB: {sent} frames of 8 KiB were sent");
     assert!(relay.room("ann").await["desktop"].is_null());
     // It reads in time: some of what waited may come, in order, and its close.
     let (events, end) = slow.drain(Duration::from_secs(10)).await;
@@ -387,19 +311,13 @@ async fn a_receiver_that_does_not_even_take_its_close_is_reset_after_five_second
     // Its slot is counted as closed, but the socket is tried for 5 s.
     slow.expect_reset(Duration::from_secs(8)).await;
     let took = left.elapsed();
-    assert!(
-        took > Duration::from_secs(4) && took < Duration::from_secs(7),
-        "reset after {took:?}"
-    );
+    assert!(took > Duration::from_secs(4) && took < Duration::from_secs(7), "reset after {took:?}");
 }
 
 #[tokio::test]
 async fn a_stalled_receiver_gets_the_latest_of_each_volatile_stream() {
     let issuer = Issuer::start();
-    let relay = Config::new(&issuer)
-        .set("DUORELAY_MESSAGES_PER_SECOND", 0)
-        .start()
-        .await;
+    let relay = Config::new(&issuer).set("DUORELAY_MESSAGES_PER_SECOND", 0).start().await;
     let mut slow = stalled_desktop(&relay, "ann").await;
     let mut mobile = relay.v1_mobile("ann").await;
     const ROUNDS: u32 = 10_000;
@@ -414,15 +332,9 @@ async fn a_stalled_receiver_gets_the_latest_of_each_volatile_stream() {
     while !(ponged && newest.contains(&ROUNDS) && newest.contains(&(ROUNDS - 1))) {
         match slow.next().await {
             RawEvent::Frame(0x2, frame) => {
-                let (stream, n) = (
-                    usize::from(frame[0]),
-                    u32::from_be_bytes(frame[1..5].try_into().unwrap()),
-                );
-                assert!(
-                    n > newest[stream],
-                    "{n} after {} on {stream}",
-                    newest[stream]
-                );
+                let (stream, n) =
+                    (usize::from(frame[0]), u32::from_be_bytes(frame[1..5].try_into().unwrap()));
+                assert!(n > newest[stream], "{n} after {} on {stream}", newest[stream]);
                 assert_eq!(frame[1..], payload(n), "a frame is whole");
                 newest[stream] = n;
                 late += u32::from(n > ROUNDS / 2);
@@ -465,30 +377,19 @@ async fn waiting_volatile_frames_are_bounded_together_and_the_longest_waiting_go
         }
     }
     let tail: Vec<u8> = (125..=127).collect();
-    assert!(
-        streams.ends_with(&tail),
-        "the newest three fit into 64 KiB: {streams:?}"
-    );
-    assert!(
-        streams.len() < 40,
-        "more waited than the queue holds: {streams:?}"
-    );
+    assert!(streams.ends_with(&tail), "the newest three fit into 64 KiB: {streams:?}");
+    assert!(streams.len() < 40, "more waited than the queue holds: {streams:?}");
     assert!(relay.metric("duorelay_dropped_total", &[]).await >= 80.0);
 }
 
 #[tokio::test]
 async fn a_stalled_receiver_can_still_send() {
     let issuer = Issuer::start();
-    let relay = Config::new(&issuer)
-        .set("DUORELAY_MESSAGES_PER_SECOND", 0)
-        .start()
-        .await;
+    let relay = Config::new(&issuer).set("DUORELAY_MESSAGES_PER_SECOND", 0).start().await;
     let mut stalled = stalled_desktop(&relay, "ann").await;
     let mut mobile = relay.v1_mobile("ann").await;
     for n in 0..5000_u32 {
-        mobile
-            .send_frame(0x01, &[&n.to_be_bytes()[..], &[0x55; 996]].concat())
-            .await;
+        mobile.send_frame(0x01, &[&n.to_be_bytes()[..], &[0x55; 996]].concat()).await;
     }
     mobile.sync().await;
     for n in 0..100_u8 {
@@ -500,10 +401,7 @@ async fn a_stalled_receiver_can_still_send() {
 #[tokio::test]
 async fn a_stalled_receiver_does_not_hold_up_its_sender_or_others() {
     let issuer = Issuer::start();
-    let relay = Config::new(&issuer)
-        .set("DUORELAY_MESSAGES_PER_SECOND", 0)
-        .start()
-        .await;
+    let relay = Config::new(&issuer).set("DUORELAY_MESSAGES_PER_SECOND", 0).start().await;
     let _stalled = stalled_desktop(&relay, "ann").await;
     let mut mobile = relay.v1_mobile("ann").await;
     let (mut bob_desktop, mut bob_mobile) = relay.v1_pair("bob").await;
@@ -534,11 +432,7 @@ async fn an_overwritten_connection_that_does_not_read_is_cut_off() {
     // What waited is written for at most 1 s, its close is tried for 5 s.
     let started = Instant::now();
     within(Duration::from_secs(9), "the end of the old socket", async {
-        while stalled
-            .try_write(&RawFrame::new(0xA, "").encode())
-            .await
-            .is_ok()
-        {
+        while stalled.try_write(&RawFrame::new(0xA, "").encode()).await.is_ok() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     })

@@ -1,17 +1,8 @@
 //! The contract, checked from outside: the real binary, real sockets, and nothing of the relay's code.
 //!
 //! `tests/README.md` has the table of contract lines and the tests that hold them.
-#![allow(
-    missing_docs,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::print_stderr,
-    reason = "tests"
-)]
-#![allow(
-    unreachable_pub,
-    reason = "the support is shared with other test binaries"
-)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::print_stderr, reason = "tests")]
+#![allow(unreachable_pub, reason = "the support is shared with other test binaries")]
 
 #[path = "../support/mod.rs"]
 mod support;

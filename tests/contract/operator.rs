@@ -30,30 +30,16 @@ async fn operators_show_their_token() {
             &[("authorization", &right[..right.len() - 1])],
         ];
         for headers in wrong {
-            let response = request(relay.admin, method, path, headers, br#"{"data":1}"#)
-                .await
-                .unwrap();
+            let response = request(relay.admin, method, path, headers, br#"{"data":1}"#).await.unwrap();
             assert_eq!(response.status, 401, "{method} {path} {headers:?}");
         }
         // None of it on the public port.
-        let public = request(
-            relay.public,
-            method,
-            path,
-            &[("authorization", &right)],
-            br#"{"data":1}"#,
-        )
-        .await
-        .unwrap();
-        assert!(
-            matches!(public.status, 404 | 405),
-            "{method} {path}: {}",
-            public.status
-        );
+        let public = request(relay.public, method, path, &[("authorization", &right)], br#"{"data":1}"#)
+            .await
+            .unwrap();
+        assert!(matches!(public.status, 404 | 405), "{method} {path}: {}", public.status);
     }
-    let metrics = request(relay.public, "GET", "/metrics", &[], b"")
-        .await
-        .unwrap();
+    let metrics = request(relay.public, "GET", "/metrics", &[], b"").await.unwrap();
     assert_eq!(metrics.status, 404);
 }
 
@@ -66,41 +52,23 @@ async fn without_a_configured_token_there_is_no_operators_api() {
     ] {
         let relay = config.start().await;
         for (method, path) in CALLS {
-            for headers in [
-                &[][..],
-                &[("authorization", "Bearer ")],
-                &[("authorization", "Bearer x")],
-            ] {
-                let response = request(relay.admin, method, path, headers, br#"{"data":1}"#)
-                    .await
-                    .unwrap();
+            for headers in [&[][..], &[("authorization", "Bearer ")], &[("authorization", "Bearer x")]] {
+                let response = request(relay.admin, method, path, headers, br#"{"data":1}"#).await.unwrap();
                 assert_eq!(response.status, 404, "{method} {path}");
             }
         }
         // Metrics need no token.
-        assert_eq!(
-            request(relay.admin, "GET", "/metrics", &[], b"")
-                .await
-                .unwrap()
-                .status,
-            200
-        );
+        assert_eq!(request(relay.admin, "GET", "/metrics", &[], b"").await.unwrap().status, 200);
     }
 }
 
 #[tokio::test]
 async fn a_room_tells_who_holds_its_slots() {
     let (_issuer, relay) = start().await;
-    assert_eq!(
-        relay.room("ann").await,
-        json!({"uid": "ann", "desktop": null, "mobile": null})
-    );
+    assert_eq!(relay.room("ann").await, json!({"uid": "ann", "desktop": null, "mobile": null}));
     let desktop = relay.v1_desktop("ann").await;
     let room = relay.room("ann").await;
-    assert_eq!(
-        (&room["uid"], &room["mobile"]),
-        (&json!("ann"), &json!(null))
-    );
+    assert_eq!((&room["uid"], &room["mobile"]), (&json!("ann"), &json!(null)));
     let slot = &room["desktop"];
     assert_eq!(slot["connection"], desktop.welcome["connection"]);
     assert_eq!(slot["generation"], desktop.welcome["generation"]);
@@ -115,22 +83,11 @@ async fn a_uid_in_a_path_is_one_encoded_segment() {
     let mut desktop = relay.v1_desktop(uid).await;
     let path = "a%2Fb%3A%7Bc%7D%2A%0A%25%C3%BC";
     let room = relay.room(path).await;
-    assert_eq!(
-        (&room["uid"], &room["desktop"]["connection"]),
-        (&json!(uid), &desktop.welcome["connection"])
-    );
-    let posted = relay
-        .operate(
-            "POST",
-            &format!("/v1/rooms/{path}/messages"),
-            &json!({"data": 1}),
-        )
-        .await;
+    assert_eq!((&room["uid"], &room["desktop"]["connection"]), (&json!(uid), &desktop.welcome["connection"]));
+    let posted = relay.operate("POST", &format!("/v1/rooms/{path}/messages"), &json!({"data": 1})).await;
     assert_eq!(posted.json(), json!({"connected": 1}));
     desktop.expect_json("message").await;
-    let deleted = relay
-        .operate("DELETE", &format!("/v1/rooms/{path}/desktop"), &json!(null))
-        .await;
+    let deleted = relay.operate("DELETE", &format!("/v1/rooms/{path}/desktop"), &json!(null)).await;
     assert_eq!(deleted.json(), json!({"disconnected": 1}));
     desktop.expect_close(4002).await;
 }
@@ -142,34 +99,16 @@ async fn messages_are_posted_to_those_who_are_there() {
         let response = relay.operate("POST", "/v1/rooms/ann/messages", body).await;
         (response.status, response.json())
     };
-    assert_eq!(
-        post(&json!({"data": 1})).await,
-        (200, json!({"connected": 0}))
-    );
+    assert_eq!(post(&json!({"data": 1})).await, (200, json!({"connected": 0})));
     let mut desktop = relay.v1_desktop("ann").await;
-    assert_eq!(
-        post(&json!({"data": [1, {"a": null}]})).await,
-        (200, json!({"connected": 1}))
-    );
-    assert_eq!(
-        desktop.expect_json("message").await["data"],
-        json!([1, {"a": null}])
-    );
-    assert_eq!(
-        post(&json!({"data": 1, "device": "mobile"})).await,
-        (200, json!({"connected": 0}))
-    );
-    assert_eq!(
-        post(&json!({"data": "x", "device": "desktop"})).await,
-        (200, json!({"connected": 1}))
-    );
+    assert_eq!(post(&json!({"data": [1, {"a": null}]})).await, (200, json!({"connected": 1})));
+    assert_eq!(desktop.expect_json("message").await["data"], json!([1, {"a": null}]));
+    assert_eq!(post(&json!({"data": 1, "device": "mobile"})).await, (200, json!({"connected": 0})));
+    assert_eq!(post(&json!({"data": "x", "device": "desktop"})).await, (200, json!({"connected": 1})));
     assert_eq!(desktop.expect_json("message").await["data"], "x");
     // Another user's room is untouched.
     let mut bob = relay.v1_desktop("bob").await;
-    assert_eq!(
-        post(&json!({"data": "for ann"})).await.1,
-        json!({"connected": 1})
-    );
+    assert_eq!(post(&json!({"data": "for ann"})).await.1, json!({"connected": 1}));
     bob.sync().await;
 }
 
@@ -177,36 +116,14 @@ async fn messages_are_posted_to_those_who_are_there() {
 async fn bad_bodies_and_devices_are_refused() {
     let (_issuer, relay) = start().await;
     let bearer = format!("Bearer {ADMIN_TOKEN}");
-    let headers = [
-        ("authorization", bearer.as_str()),
-        ("content-type", "application/json"),
-    ];
-    for body in [
-        &b"not json"[..],
-        b"",
-        b"[]",
-        b"{}",
-        br#"{"device":"mobile"}"#,
-        br#"{"data":1,"device":"phone"}"#,
-    ] {
-        let response = request(
-            relay.admin,
-            "POST",
-            "/v1/rooms/ann/messages",
-            &headers,
-            body,
-        )
-        .await
-        .unwrap();
+    let headers = [("authorization", bearer.as_str()), ("content-type", "application/json")];
+    for body in
+        [&b"not json"[..], b"", b"[]", b"{}", br#"{"device":"mobile"}"#, br#"{"data":1,"device":"phone"}"#]
+    {
+        let response = request(relay.admin, "POST", "/v1/rooms/ann/messages", &headers, body).await.unwrap();
         assert_eq!(response.status, 400, "{}", String::from_utf8_lossy(body));
     }
-    assert_eq!(
-        relay
-            .operate("DELETE", "/v1/rooms/ann/phone", &json!(null))
-            .await
-            .status,
-        400
-    );
+    assert_eq!(relay.operate("DELETE", "/v1/rooms/ann/phone", &json!(null)).await.status, 400);
 }
 
 #[tokio::test]
@@ -217,16 +134,10 @@ async fn operators_disconnect_devices_and_rooms() {
 
     let (mut desktop, mut mobile) = relay.v1_pair("ann").await;
     let mut bob = relay.v1_desktop("bob").await;
-    assert_eq!(
-        delete("/v1/rooms/ann/mobile").await,
-        json!({"disconnected": 1})
-    );
+    assert_eq!(delete("/v1/rooms/ann/mobile").await, json!({"disconnected": 1}));
     mobile.expect_close(4002).await;
     assert_eq!(desktop.expect_json("peer").await["state"], "disconnected");
-    assert_eq!(
-        delete("/v1/rooms/ann/mobile").await,
-        json!({"disconnected": 0})
-    );
+    assert_eq!(delete("/v1/rooms/ann/mobile").await, json!({"disconnected": 0}));
 
     let mut classic = relay.classic_mobile("ann").await;
     desktop.expect_json("peer").await;
@@ -240,10 +151,7 @@ async fn operators_disconnect_devices_and_rooms() {
         }
     }
     classic.expect_close(4002).await;
-    assert_eq!(
-        relay.room("ann").await,
-        json!({"uid": "ann", "desktop": null, "mobile": null})
-    );
+    assert_eq!(relay.room("ann").await, json!({"uid": "ann", "desktop": null, "mobile": null}));
     bob.sync().await;
 }
 
@@ -282,10 +190,7 @@ async fn metrics_have_the_names_of_the_contract_and_no_users() {
     desktop.expect_close(4001).await;
     desktop.expect_end().await;
 
-    let text = request(relay.admin, "GET", "/metrics", &[], b"")
-        .await
-        .unwrap()
-        .text();
+    let text = request(relay.admin, "GET", "/metrics", &[], b"").await.unwrap().text();
     let names = [
         "duorelay_connections",
         "duorelay_handshakes_total",
@@ -302,72 +207,22 @@ async fn metrics_have_the_names_of_the_contract_and_no_users() {
     ];
     for name in names {
         let family = name.trim_end_matches("_bucket").trim_end_matches("_total");
-        assert!(
-            text.contains(&format!("# TYPE {family}")),
-            "{name} is missing"
-        );
+        assert!(text.contains(&format!("# TYPE {family}")), "{name} is missing");
     }
+    assert_eq!(relay.metric("duorelay_connections", &[r#"device="desktop""#, r#"protocol="v1""#]).await, 1.0);
+    assert_eq!(relay.metric("duorelay_connections", &[r#"device="mobile""#, r#"protocol="v1""#]).await, 2.0);
     assert_eq!(
-        relay
-            .metric(
-                "duorelay_connections",
-                &[r#"device="desktop""#, r#"protocol="v1""#]
-            )
-            .await,
+        relay.metric("duorelay_connections", &[r#"device="desktop""#, r#"protocol="classic""#]).await,
         1.0
     );
-    assert_eq!(
-        relay
-            .metric(
-                "duorelay_connections",
-                &[r#"device="mobile""#, r#"protocol="v1""#]
-            )
-            .await,
-        2.0
-    );
-    assert_eq!(
-        relay
-            .metric(
-                "duorelay_connections",
-                &[r#"device="desktop""#, r#"protocol="classic""#]
-            )
-            .await,
-        1.0
-    );
-    assert_eq!(
-        relay
-            .metric("duorelay_handshakes_total", &[r#"result="missing_token""#])
-            .await,
-        1.0
-    );
-    assert_eq!(
-        relay
-            .metric(
-                "duorelay_frames_total",
-                &[r#"lane="reliable""#, r#"path="local""#]
-            )
-            .await,
-        10.0
-    );
-    assert_eq!(
-        relay.metric("duorelay_frame_bytes_total", &[]).await,
-        1000.0
-    );
-    assert_eq!(
-        relay
-            .metric("duorelay_closes_total", &[r#"code="4001""#])
-            .await,
-        1.0
-    );
+    assert_eq!(relay.metric("duorelay_handshakes_total", &[r#"result="missing_token""#]).await, 1.0);
+    assert_eq!(relay.metric("duorelay_frames_total", &[r#"lane="reliable""#, r#"path="local""#]).await, 10.0);
+    assert_eq!(relay.metric("duorelay_frame_bytes_total", &[]).await, 1000.0);
+    assert_eq!(relay.metric("duorelay_closes_total", &[r#"code="4001""#]).await, 1.0);
     assert_eq!(relay.metric("duorelay_backplane_up", &[]).await, 1.0);
     assert!(relay.metric("duorelay_relay_seconds_count", &[]).await >= 10.0);
     assert!(relay.metric("duorelay_claim_seconds_count", &[]).await >= 3.0);
-    for private in [
-        "a-user-of-this-test",
-        "example.org",
-        "127.0.0.1",
-        desktop.id(),
-    ] {
+    for private in ["a-user-of-this-test", "example.org", "127.0.0.1", desktop.id()] {
         assert!(!text.contains(private), "{private} is in the metrics");
     }
 }

@@ -13,9 +13,7 @@ async fn start() -> (Issuer, Relay) {
 }
 
 fn desktop_of(relay: &Relay, uid: &str) -> Handshake {
-    relay
-        .handshake()
-        .offer(&["duorelay.v1", &Token::firebase(uid).sign()])
+    relay.handshake().offer(&["duorelay.v1", &Token::firebase(uid).sign()])
 }
 
 /// Reads `overwritten` and the close that follows it.
@@ -93,21 +91,14 @@ async fn what_still_waited_is_written_before_overwritten() {
 #[tokio::test]
 async fn a_changed_peer_keeps_its_place_and_its_old_volatile_frames_are_dropped() {
     let issuer = Issuer::start();
-    let relay = Config::new(&issuer)
-        .set("DUORELAY_MESSAGES_PER_SECOND", 0)
-        .start()
-        .await;
-    let mut desktop = desktop_of(&relay, "ann")
-        .receive_buffer(4096)
-        .open_raw()
-        .await;
+    let relay = Config::new(&issuer).set("DUORELAY_MESSAGES_PER_SECOND", 0).start().await;
+    let mut desktop = desktop_of(&relay, "ann").receive_buffer(4096).open_raw().await;
     desktop.expect_json("welcome").await;
     let mut old = relay.v1_mobile("ann").await;
     desktop.expect_json("peer").await;
     // The desktop reads nothing meanwhile: all of this waits in the relay, but for what the sockets take.
     for n in 0..5000_u32 {
-        old.send_frame(0x01, &[&n.to_be_bytes()[..], &[0x55; 996]].concat())
-            .await;
+        old.send_frame(0x01, &[&n.to_be_bytes()[..], &[0x55; 996]].concat()).await;
     }
     for n in 0..3 {
         old.send_frame(0x80, &[n]).await;
@@ -127,28 +118,17 @@ async fn a_changed_peer_keeps_its_place_and_its_old_volatile_frames_are_dropped(
             RawEvent::Frame(0x2, frame) if frame[0] == 0x80 => reliable.push(frame[1..].to_vec()),
             RawEvent::Frame(0x2, frame) if frame[1..] == *b"new" => fresh = true,
             RawEvent::Frame(0x2, frame) => {
-                assert!(
-                    frame[0] == 0x01,
-                    "an old frame of stream {} was still delivered",
-                    frame[0]
-                );
+                assert!(frame[0] == 0x01, "an old frame of stream {} was still delivered", frame[0]);
             }
             RawEvent::Frame(0x1, text) => {
                 let message: Value = serde_json::from_slice(&text).unwrap();
-                assert_eq!(
-                    (&message["type"], &message["connection"]),
-                    (&json!("peer"), &json!(new.id()))
-                );
+                assert_eq!((&message["type"], &message["connection"]), (&json!("peer"), &json!(new.id())));
                 peer_at = Some(reliable.len());
             }
             other => panic!("{other:?}"),
         }
     }
-    assert_eq!(
-        peer_at,
-        Some(3),
-        "behind what the old peer sent, before what the new one sends"
-    );
+    assert_eq!(peer_at, Some(3), "behind what the old peer sent, before what the new one sends");
     assert_eq!(reliable, [vec![0], vec![1], vec![2], b"new".to_vec()]);
 }
 
@@ -160,11 +140,9 @@ async fn nothing_that_an_overwritten_connection_sends_reaches_anyone() {
     assert_eq!(mobile.expect_json("peer").await["connection"], new.id());
     // It has not read yet that it was overwritten.
     for _ in 0..5 {
-        old.try_send_text(r#"{"type":"send","data":"from the past"}"#)
-            .await;
+        old.try_send_text(r#"{"type":"send","data":"from the past"}"#).await;
     }
-    new.send_json(json!({"type": "send", "data": "from now"}))
-        .await;
+    new.send_json(json!({"type": "send", "data": "from now"})).await;
     assert_eq!(mobile.expect_json("message").await["data"], "from now");
     mobile.sync().await;
 }
@@ -187,10 +165,7 @@ async fn an_old_connections_end_does_not_disturb_the_new_one() {
 #[tokio::test]
 async fn make_before_break_loses_and_doubles_nothing() {
     let issuer = Issuer::start();
-    let relay = Config::new(&issuer)
-        .set("DUORELAY_MESSAGES_PER_SECOND", 0)
-        .start()
-        .await;
+    let relay = Config::new(&issuer).set("DUORELAY_MESSAGES_PER_SECOND", 0).start().await;
     let mut mobile = relay.v1_mobile("ann").await;
     let phone = desktop_of(&relay, "ann").client("tab");
     let mut socket = phone.open_v1().await;
@@ -202,9 +177,7 @@ async fn make_before_break_loses_and_doubles_nothing() {
         // The sender goes on while the other side moves from socket to socket.
         let sending = async {
             for _ in 0..50 {
-                mobile
-                    .send_json(json!({"type": "send", "data": sent}))
-                    .await;
+                mobile.send_json(json!({"type": "send", "data": sent})).await;
                 sent += 1;
             }
         };
@@ -271,10 +244,7 @@ async fn hand_overs_never_count_as_evictions() {
     }
     // And do not use up what evictions have.
     for n in 0..10 {
-        let next = desktop_of(&relay, "ann")
-            .client(&format!("other-{n}"))
-            .open_v1()
-            .await;
+        let next = desktop_of(&relay, "ann").client(&format!("other-{n}")).open_v1().await;
         expect_overwritten(&mut current, &next, false).await;
         current = next;
     }
@@ -284,10 +254,7 @@ async fn hand_overs_never_count_as_evictions() {
 async fn coming_back_to_an_empty_slot_is_no_eviction() {
     let (_issuer, relay) = start().await;
     for n in 0..15 {
-        let mut client = desktop_of(&relay, "ann")
-            .client(&format!("c{n}"))
-            .open_v1()
-            .await;
+        let mut client = desktop_of(&relay, "ann").client(&format!("c{n}")).open_v1().await;
         client.send_close(1000, "").await;
         client.expect_close(1000).await;
         client.expect_end().await;
@@ -304,8 +271,5 @@ async fn takeovers_are_counted_by_their_cause() {
     let before = relay.metric("duorelay_overwritten_total", &[]).await;
     assert!(before >= 1.0, "{before}");
     let _third = desktop_of(&relay, "ann").client("b").open_v1().await;
-    assert_eq!(
-        relay.metric("duorelay_overwritten_total", &[]).await,
-        before + 1.0
-    );
+    assert_eq!(relay.metric("duorelay_overwritten_total", &[]).await, before + 1.0);
 }

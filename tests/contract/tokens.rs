@@ -19,27 +19,15 @@ fn other_issuer(issuer: &Issuer) -> Config {
 }
 
 fn other_token() -> Token {
-    Token::firebase("ann")
-        .claim("iss", OTHER_ISSUER)
-        .claim("aud", OTHER_AUDIENCE)
+    Token::firebase("ann").claim("iss", OTHER_ISSUER).claim("aud", OTHER_AUDIENCE)
 }
 
 async fn expect_accepted(relay: &Relay, token: &str) {
-    relay
-        .handshake()
-        .offer(&["duorelay.v1"])
-        .bearer(token)
-        .open_v1()
-        .await;
+    relay.handshake().offer(&["duorelay.v1"]).bearer(token).open_v1().await;
 }
 
 async fn expect_refused(relay: &Relay, token: &str, code: &str) {
-    relay
-        .handshake()
-        .bearer(token)
-        .refused()
-        .await
-        .expect_refusal(403, code);
+    relay.handshake().bearer(token).refused().await.expect_refusal(403, code);
 }
 
 #[tokio::test]
@@ -75,21 +63,12 @@ async fn every_broken_rule_has_its_code() {
         ("token_not_yet_valid", good().claim("auth_time", now() + 90)),
         ("wrong_audience", good().claim("aud", "another-project")),
         ("wrong_audience", good().claim("aud", "")),
-        (
-            "wrong_issuer",
-            good().claim("iss", "https://securetoken.google.com/another-project"),
-        ),
-        (
-            "wrong_issuer",
-            good().claim("iss", format!("https://securetoken.google.com/{PROJECT}/")),
-        ),
+        ("wrong_issuer", good().claim("iss", "https://securetoken.google.com/another-project")),
+        ("wrong_issuer", good().claim("iss", format!("https://securetoken.google.com/{PROJECT}/"))),
         ("wrong_issuer", good().claim("iss", PROJECT)),
         ("unknown_key", good().header("kid", "nobody")),
         ("unknown_key", good().key(Key::OtherRsa)),
-        (
-            "bad_signature",
-            good().key(Key::OtherRsa).header("kid", Key::Rsa.id()),
-        ),
+        ("bad_signature", good().key(Key::OtherRsa).header("kid", Key::Rsa.id())),
         ("bad_signature", good().header("alg", "RS384")),
         // Firebase signs with RS256 only.
         ("bad_signature", good().key(Key::Ec)),
@@ -102,30 +81,14 @@ async fn every_broken_rule_has_its_code() {
     ];
     for (code, token) in refused {
         let response = relay.handshake().bearer(&token.sign()).refused().await;
-        assert_eq!(
-            (response.status, response.json()["code"].as_str()),
-            (403, Some(*code)),
-            "{token:?}"
-        );
+        assert_eq!((response.status, response.json()["code"].as_str()), (403, Some(*code)), "{token:?}");
     }
     for claim in ["aud", "iss", "sub", "exp", "iat", "auth_time"] {
-        let response = relay
-            .handshake()
-            .bearer(&good().without(claim).sign())
-            .refused()
-            .await;
-        assert_eq!(
-            response.json()["code"],
-            "malformed_token",
-            "without {claim}"
-        );
+        let response = relay.handshake().bearer(&good().without(claim).sign()).refused().await;
+        assert_eq!(response.json()["code"], "malformed_token", "without {claim}");
     }
     // `aud` is one string for Firebase.
-    let list = relay
-        .handshake()
-        .bearer(&good().claim("aud", json!([PROJECT])).sign())
-        .refused()
-        .await;
+    let list = relay.handshake().bearer(&good().claim("aud", json!([PROJECT])).sign()).refused().await;
     assert_eq!(list.status, 403);
 }
 
@@ -144,23 +107,12 @@ async fn what_is_no_signed_token_is_refused() {
     // Another user's claims under this signature.
     let other = Token::firebase("eve").sign();
     let parts: Vec<&str> = signed.split('.').collect();
-    let forged = format!(
-        "{}.{}.{}",
-        parts[0],
-        other.split('.').nth(1).unwrap(),
-        parts[2]
-    );
+    let forged = format!("{}.{}.{}", parts[0], other.split('.').nth(1).unwrap(), parts[2]);
     expect_refused(&relay, &forged, "bad_signature").await;
 
-    for garbage in [
-        "x",
-        "a.b",
-        "a.b.c",
-        "a.b.c.d",
-        "...",
-        &format!("{signed}.x"),
-        &format!("{}.{}", parts[0], parts[1]),
-    ] {
+    for garbage in
+        ["x", "a.b", "a.b.c", "a.b.c.d", "...", &format!("{signed}.x"), &format!("{}.{}", parts[0], parts[1])]
+    {
         expect_refused(&relay, garbage, "malformed_token").await;
     }
 }
@@ -199,48 +151,16 @@ async fn other_issuers_may_sign_with_either_algorithm_and_list_audiences() {
     ] {
         expect_accepted(&relay, &token.sign()).await;
     }
-    expect_refused(
-        &relay,
-        &other_token().claim("aud", json!(["somebody-else"])).sign(),
-        "wrong_audience",
-    )
-    .await;
-    expect_refused(
-        &relay,
-        &other_token().claim("aud", json!([])).sign(),
-        "wrong_audience",
-    )
-    .await;
-    expect_refused(
-        &relay,
-        &other_token()
-            .claim("iss", "https://login.example.org")
-            .sign(),
-        "wrong_issuer",
-    )
-    .await;
-    expect_refused(
-        &relay,
-        &other_token().claim("auth_time", now() + 90).sign(),
-        "token_not_yet_valid",
-    )
-    .await;
+    expect_refused(&relay, &other_token().claim("aud", json!(["somebody-else"])).sign(), "wrong_audience")
+        .await;
+    expect_refused(&relay, &other_token().claim("aud", json!([])).sign(), "wrong_audience").await;
+    expect_refused(&relay, &other_token().claim("iss", "https://login.example.org").sign(), "wrong_issuer")
+        .await;
+    expect_refused(&relay, &other_token().claim("auth_time", now() + 90).sign(), "token_not_yet_valid").await;
     // The RSA key's name with the other key's algorithm, and the other way round.
-    expect_refused(
-        &relay,
-        &other_token()
-            .key(Key::Ec)
-            .header("kid", Key::Rsa.id())
-            .sign(),
-        "bad_signature",
-    )
-    .await;
-    expect_refused(
-        &relay,
-        &other_token().header("kid", Key::Ec.id()).sign(),
-        "bad_signature",
-    )
-    .await;
+    expect_refused(&relay, &other_token().key(Key::Ec).header("kid", Key::Rsa.id()).sign(), "bad_signature")
+        .await;
+    expect_refused(&relay, &other_token().header("kid", Key::Ec.id()).sign(), "bad_signature").await;
     expect_refused(&relay, &other_token().unsigned(), "bad_signature").await;
     expect_refused(&relay, &Token::firebase("ann").sign(), "wrong_audience").await;
 }
@@ -254,9 +174,7 @@ async fn an_unknown_key_causes_at_most_one_fetch_in_five_seconds() {
     for n in 0..20 {
         expect_refused(
             &relay,
-            &Token::firebase("ann")
-                .header("kid", format!("nobody-{n}"))
-                .sign(),
+            &Token::firebase("ann").header("kid", format!("nobody-{n}")).sign(),
             "unknown_key",
         )
         .await;
@@ -271,9 +189,7 @@ async fn a_new_key_is_found_when_a_token_names_it() {
     let relay = Config::new(&issuer).start().await;
     expect_accepted(&relay, &Token::firebase("ann").sign()).await;
     issuer.list(&[Key::Rsa, Key::OtherRsa]);
-    let rotated = relay
-        .handshake()
-        .bearer(&Token::firebase("ann").key(Key::OtherRsa).sign());
+    let rotated = relay.handshake().bearer(&Token::firebase("ann").key(Key::OtherRsa).sign());
     // The last fetch may have been less than 5 s ago.
     let deadline = Instant::now() + Duration::from_secs(8);
     loop {
@@ -310,10 +226,7 @@ async fn without_keys_handshakes_get_503_until_there_are_some() {
     issuer.status(500);
     let relay = Config::new(&issuer).start_until("/healthz/live").await;
     let handshake = relay.handshake().bearer(&Token::firebase("ann").sign());
-    handshake
-        .refused()
-        .await
-        .expect_refusal(503, "keys_unavailable");
+    handshake.refused().await.expect_refusal(503, "keys_unavailable");
     issuer.status(200);
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
@@ -333,17 +246,9 @@ async fn a_fetch_of_keys_takes_at_most_three_seconds() {
     issuer.delay(Duration::from_secs(30));
     let relay = Config::new(&issuer).start_until("/healthz/live").await;
     let started = Instant::now();
-    let refused = relay
-        .handshake()
-        .bearer(&Token::firebase("ann").sign())
-        .refused()
-        .await;
+    let refused = relay.handshake().bearer(&Token::firebase("ann").sign()).refused().await;
     refused.expect_refusal(503, "keys_unavailable");
-    assert!(
-        started.elapsed() < Duration::from_millis(3900),
-        "{:?}",
-        started.elapsed()
-    );
+    assert!(started.elapsed() < Duration::from_millis(3900), "{:?}", started.elapsed());
 }
 
 #[tokio::test]
@@ -351,20 +256,9 @@ async fn a_key_set_of_another_place_changes_nothing_else() {
     let issuer = Issuer::start();
     let relay = Config::new(&issuer).start().await;
     // Firebase's rules still hold for the test's own key set.
-    expect_refused(
-        &relay,
-        &Token::firebase("ann")
-            .claim("iss", issuer.jwks_url())
-            .sign(),
-        "wrong_issuer",
-    )
-    .await;
-    expect_refused(
-        &relay,
-        &Token::firebase("ann").without("auth_time").sign(),
-        "malformed_token",
-    )
-    .await;
+    expect_refused(&relay, &Token::firebase("ann").claim("iss", issuer.jwks_url()).sign(), "wrong_issuer")
+        .await;
+    expect_refused(&relay, &Token::firebase("ann").without("auth_time").sign(), "malformed_token").await;
 }
 
 #[tokio::test]
@@ -373,21 +267,13 @@ async fn a_token_does_not_open_another_users_room() {
     let relay = Config::new(&issuer).start().await;
     let mut ann = relay.v1_desktop("ann").await;
     // The same e-mail, another uid: the uid is the room.
-    let token = Token::firebase("eve")
-        .claim("email", "ann@example.org")
-        .sign();
-    let mut eve = relay
-        .handshake()
-        .offer(&["duorelay.v1"])
-        .bearer(&token)
-        .open_v1()
-        .await;
+    let token = Token::firebase("eve").claim("email", "ann@example.org").sign();
+    let mut eve = relay.handshake().offer(&["duorelay.v1"]).bearer(&token).open_v1().await;
     assert_eq!(eve.welcome["uid"], "eve");
     assert_eq!(eve.welcome["peer"], json!(null));
     eve.send_frame(0x80, b"for ann?").await;
     eve.expect_error("peer_absent").await;
-    eve.send_json(json!({"type": "send", "data": "for ann?"}))
-        .await;
+    eve.send_json(json!({"type": "send", "data": "for ann?"})).await;
     eve.expect_error("peer_absent").await;
     ann.sync().await;
 }
@@ -395,19 +281,11 @@ async fn a_token_does_not_open_another_users_room() {
 #[tokio::test]
 async fn revoked_sessions_and_disabled_users_are_refused_where_that_is_checked() {
     let issuer = Issuer::start();
-    let config = Config::new(&issuer)
-        .unset("DUORELAY_JWKS_URL")
-        .set("FIREBASE_AUTH_EMULATOR_HOST", issuer.host());
-    let checking = config
-        .clone()
-        .set("DUORELAY_CHECK_REVOKED", "true")
-        .start()
-        .await;
+    let config =
+        Config::new(&issuer).unset("DUORELAY_JWKS_URL").set("FIREBASE_AUTH_EMULATOR_HOST", issuer.host());
+    let checking = config.clone().set("DUORELAY_CHECK_REVOKED", "true").start().await;
     let signed_in = now() - 100;
-    let token = Token::firebase("ann")
-        .claim("auth_time", signed_in)
-        .without_header("kid")
-        .unsigned();
+    let token = Token::firebase("ann").claim("auth_time", signed_in).without_header("kid").unsigned();
 
     issuer.account(json!({"validSince": (signed_in - 1).to_string()}));
     expect_accepted(&checking, &token).await;
@@ -417,16 +295,9 @@ async fn revoked_sessions_and_disabled_users_are_refused_where_that_is_checked()
     expect_refused(&checking, &token, "user_disabled").await;
     // The session and a refresh are refused in the same way.
     issuer.account(json!({"validSince": "0"}));
-    let mut client = checking
-        .handshake()
-        .offer(&["duorelay.v1"])
-        .bearer(&token)
-        .open_v1()
-        .await;
+    let mut client = checking.handshake().offer(&["duorelay.v1"]).bearer(&token).open_v1().await;
     issuer.account(json!({"validSince": (signed_in + 1).to_string()}));
-    client
-        .send_json(json!({"type": "auth", "token": token}))
-        .await;
+    client.send_json(json!({"type": "auth", "token": token})).await;
     client.expect_error("token_revoked").await;
 
     let not_checking = config.start().await;

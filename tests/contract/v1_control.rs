@@ -2,9 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{
-    Config, Event, Issuer, RawClient, RawEvent, RawFrame, Relay, Token, since_epoch,
-};
+use crate::support::{Config, Event, Issuer, RawClient, RawEvent, RawFrame, Relay, Token, since_epoch};
 
 async fn start() -> (Issuer, Relay) {
     let issuer = Issuer::start();
@@ -27,25 +25,15 @@ async fn send_arrives_as_a_message_exactly_as_it_was_written() {
         r#"{"b":1,"a":{"x":[1,2]}}"#,
     ];
     for data in values {
-        mobile
-            .send_text(&format!(r#"{{"type":"send","data":{data}}}"#))
-            .await;
+        mobile.send_text(&format!(r#"{{"type":"send","data":{data}}}"#)).await;
         let text = desktop.expect_text().await;
         let message: Value = serde_json::from_str(&text).unwrap();
-        assert_eq!(
-            (&message["type"], &message["from"]),
-            (&json!("message"), &json!("mobile"))
-        );
-        assert!(
-            message.get("id").is_none() && message.get("text").is_none(),
-            "{message}"
-        );
+        assert_eq!((&message["type"], &message["from"]), (&json!("message"), &json!("mobile")));
+        assert!(message.get("id").is_none() && message.get("text").is_none(), "{message}");
         assert!(message.get("data").is_some(), "{message}");
         assert!(text.contains(&format!(r#""data":{data}"#)), "{text}");
     }
-    desktop
-        .send_json(json!({"type": "send", "data": {"n": 1}, "id": "m-1"}))
-        .await;
+    desktop.send_json(json!({"type": "send", "data": {"n": 1}, "id": "m-1"})).await;
     let expected = json!({"type": "message", "from": "desktop", "data": {"n": 1}, "id": "m-1"});
     assert_eq!(mobile.expect_json("message").await, expected);
     // No echo.
@@ -57,9 +45,7 @@ async fn send_arrives_as_a_message_exactly_as_it_was_written() {
 async fn fields_may_come_in_any_order_with_unknown_ones_among_them() {
     let (_issuer, relay) = start().await;
     let (mut desktop, mut mobile) = relay.v1_pair("ann").await;
-    mobile
-        .send_text(r#" { "future" : [1] , "id":"x", "data" : 1 , "type" : "\u0073end" } "#)
-        .await;
+    mobile.send_text(r#" { "future" : [1] , "id":"x", "data" : 1 , "type" : "\u0073end" } "#).await;
     let message = desktop.expect_json("message").await;
     assert_eq!((&message["data"], &message["id"]), (&json!(1), &json!("x")));
 }
@@ -69,13 +55,8 @@ async fn each_send_without_a_peer_is_told() {
     let (_issuer, relay) = start().await;
     let mut mobile = relay.v1_mobile("ann").await;
     for n in 0..30 {
-        mobile
-            .send_json(json!({"type": "send", "data": n, "id": format!("m{n}")}))
-            .await;
-        assert_eq!(
-            mobile.expect_error("peer_absent").await["id"],
-            format!("m{n}")
-        );
+        mobile.send_json(json!({"type": "send", "data": n, "id": format!("m{n}")})).await;
+        assert_eq!(mobile.expect_error("peer_absent").await["id"], format!("m{n}"));
     }
     // 30 of them do not count as errors that end the connection.
     mobile.sync().await;
@@ -92,16 +73,10 @@ async fn ping_is_answered_with_the_relays_clock() {
     let pong = client.expect_json("pong").await;
     let after = u64::try_from(since_epoch().as_millis()).unwrap();
     assert_eq!(pong["id"], "p");
-    assert!(
-        (before..=after).contains(&pong["time"].as_u64().unwrap()),
-        "{pong} not in {before}..={after}"
-    );
+    assert!((before..=after).contains(&pong["time"].as_u64().unwrap()), "{pong} not in {before}..={after}");
     client.send_json(json!({"type": "ping"})).await;
     let pong = client.expect_json("pong").await;
-    assert!(
-        pong.get("id").is_none_or(Value::is_null) && pong["time"].is_u64(),
-        "{pong}"
-    );
+    assert!(pong.get("id").is_none_or(Value::is_null) && pong["time"].is_u64(), "{pong}");
 }
 
 #[tokio::test]
@@ -185,49 +160,25 @@ async fn the_peer_is_told_as_it_comes_and_goes() {
     let peer = |state: &str, connection: &Value, generation: &Value| json!({"type": "peer", "device": "mobile", "state": state, "connection": connection, "generation": generation});
 
     let mut first = relay.v1_mobile("ann").await;
-    let (id, generation) = (
-        first.welcome["connection"].clone(),
-        first.welcome["generation"].clone(),
-    );
-    assert_eq!(
-        desktop.expect_json("peer").await,
-        peer("connected", &id, &generation)
-    );
+    let (id, generation) = (first.welcome["connection"].clone(), first.welcome["generation"].clone());
+    assert_eq!(desktop.expect_json("peer").await, peer("connected", &id, &generation));
     first.send_close(1000, "").await;
     first.expect_close(1000).await;
-    assert_eq!(
-        desktop.expect_json("peer").await,
-        peer("disconnected", &id, &generation)
-    );
+    assert_eq!(desktop.expect_json("peer").await, peer("disconnected", &id, &generation));
 
     // A phone that vanishes without a close.
     let second = relay.v1_mobile("ann").await;
-    let (id, generation) = (
-        second.welcome["connection"].clone(),
-        second.welcome["generation"].clone(),
-    );
-    assert_eq!(
-        desktop.expect_json("peer").await,
-        peer("connected", &id, &generation)
-    );
+    let (id, generation) = (second.welcome["connection"].clone(), second.welcome["generation"].clone());
+    assert_eq!(desktop.expect_json("peer").await, peer("connected", &id, &generation));
     drop(second);
-    assert_eq!(
-        desktop.expect_json("peer").await,
-        peer("disconnected", &id, &generation)
-    );
+    assert_eq!(desktop.expect_json("peer").await, peer("disconnected", &id, &generation));
 
     // A slot that is taken over is only connected again.
     let third = relay.v1_mobile("ann").await;
     assert_eq!(desktop.expect_json("peer").await["connection"], third.id());
     let fourth = relay.v1_mobile("ann").await;
-    let (id, generation) = (
-        fourth.welcome["connection"].clone(),
-        fourth.welcome["generation"].clone(),
-    );
-    assert_eq!(
-        desktop.expect_json("peer").await,
-        peer("connected", &id, &generation)
-    );
+    let (id, generation) = (fourth.welcome["connection"].clone(), fourth.welcome["generation"].clone());
+    assert_eq!(desktop.expect_json("peer").await, peer("connected", &id, &generation));
     drop(third);
     desktop.sync().await;
     assert!(fourth.generation() > desktop.generation());
@@ -246,20 +197,13 @@ async fn a_close_is_answered_with_its_code() {
     let mut raw = raw_desktop(&relay).await;
     raw.send(0x8, b"").await;
     let payload = raw.expect(0x8).await;
-    assert!(
-        payload.is_empty() || payload == 1000_u16.to_be_bytes(),
-        "{payload:?}"
-    );
+    assert!(payload.is_empty() || payload == 1000_u16.to_be_bytes(), "{payload:?}");
     assert_eq!(raw.next().await, RawEvent::End);
 }
 
 async fn raw_desktop(relay: &Relay) -> RawClient {
     let token = Token::firebase("ann").sign();
-    let mut raw = relay
-        .handshake()
-        .offer(&["duorelay.v1", &token])
-        .open_raw()
-        .await;
+    let mut raw = relay.handshake().offer(&["duorelay.v1", &token]).open_raw().await;
     raw.expect_json("welcome").await;
     raw
 }
@@ -269,62 +213,25 @@ async fn broken_frames_end_in_1002() {
     let (_issuer, relay) = start().await;
     let good = RawFrame::new(0x1, r#"{"type":"ping"}"#);
     let broken: [(&str, Vec<u8>); 8] = [
-        (
-            "unmasked",
-            RawFrame {
-                masked: false,
-                ..good.clone()
-            }
-            .encode(),
-        ),
-        (
-            "a reserved bit",
-            RawFrame {
-                reserved: 0b100,
-                ..good.clone()
-            }
-            .encode(),
-        ),
+        ("unmasked", RawFrame { masked: false, ..good.clone() }.encode()),
+        ("a reserved bit", RawFrame { reserved: 0b100, ..good.clone() }.encode()),
         ("a reserved opcode", RawFrame::new(0x3, "x").encode()),
-        (
-            "a reserved control opcode",
-            RawFrame::new(0xB, "x").encode(),
-        ),
-        (
-            "a fragmented ping",
-            RawFrame {
-                fin: false,
-                ..RawFrame::new(0x9, "x")
-            }
-            .encode(),
-        ),
+        ("a reserved control opcode", RawFrame::new(0xB, "x").encode()),
+        ("a fragmented ping", RawFrame { fin: false, ..RawFrame::new(0x9, "x") }.encode()),
         ("a long ping", RawFrame::new(0x9, vec![b'x'; 126]).encode()),
-        (
-            "a continuation of nothing",
-            RawFrame::new(0x0, "x").encode(),
-        ),
+        ("a continuation of nothing", RawFrame::new(0x0, "x").encode()),
         (
             "a new message within another",
-            [
-                RawFrame {
-                    fin: false,
-                    ..good.clone()
-                }
-                .encode(),
-                good.encode(),
-            ]
-            .concat(),
+            [RawFrame { fin: false, ..good.clone() }.encode(), good.encode()].concat(),
         ),
     ];
     for (what, bytes) in broken {
         let mut raw = raw_desktop(&relay).await;
         raw.write(&bytes).await;
         match raw.next().await {
-            RawEvent::Frame(0x8, payload) => assert_eq!(
-                payload.get(..2),
-                Some(&1002_u16.to_be_bytes()[..]),
-                "{what}"
-            ),
+            RawEvent::Frame(0x8, payload) => {
+                assert_eq!(payload.get(..2), Some(&1002_u16.to_be_bytes()[..]), "{what}")
+            }
             other => panic!("{what}: {other:?}"),
         }
     }
@@ -335,16 +242,8 @@ async fn a_broken_close_frame_ends_in_1002_or_1007() {
     let (_issuer, relay) = start().await;
     for (what, payload, code) in [
         ("one byte", vec![3], 1002_u16),
-        (
-            "a code that must not be sent",
-            1006_u16.to_be_bytes().to_vec(),
-            1002,
-        ),
-        (
-            "a reason that is not UTF-8",
-            [&1000_u16.to_be_bytes()[..], &[0xFF]].concat(),
-            1007,
-        ),
+        ("a code that must not be sent", 1006_u16.to_be_bytes().to_vec(), 1002),
+        ("a reason that is not UTF-8", [&1000_u16.to_be_bytes()[..], &[0xFF]].concat(), 1007),
     ] {
         let mut raw = raw_desktop(&relay).await;
         raw.send(0x8, &payload).await;
@@ -360,11 +259,7 @@ async fn a_broken_close_frame_ends_in_1002_or_1007() {
 #[tokio::test]
 async fn text_that_is_not_utf8_ends_in_1007() {
     let (_issuer, relay) = start().await;
-    let classic = relay
-        .handshake()
-        .offer(&[&Token::firebase("bob").sign()])
-        .open_raw()
-        .await;
+    let classic = relay.handshake().offer(&[&Token::firebase("bob").sign()]).open_raw().await;
     for mut raw in [raw_desktop(&relay).await, classic] {
         raw.send(0x1, b"\xFF\xFE").await;
         raw.expect_close(1007).await;
@@ -377,14 +272,7 @@ async fn a_broken_connection_leaves_the_room() {
     let mut mobile = relay.v1_mobile("ann").await;
     let mut raw = raw_desktop(&relay).await;
     mobile.expect_json("peer").await;
-    raw.write(
-        &RawFrame {
-            masked: false,
-            ..RawFrame::new(0x1, "x")
-        }
-        .encode(),
-    )
-    .await;
+    raw.write(&RawFrame { masked: false, ..RawFrame::new(0x1, "x") }.encode()).await;
     assert_eq!(mobile.expect_json("peer").await["state"], "disconnected");
 }
 
@@ -393,17 +281,11 @@ async fn an_operators_message_comes_from_the_server() {
     let (_issuer, relay) = start().await;
     let (mut desktop, mut mobile) = relay.v1_pair("ann").await;
     let post = async |body: Value| relay.operate("POST", "/v1/rooms/ann/messages", &body).await;
-    assert_eq!(
-        post(json!({"data": {"n": 1}})).await.json(),
-        json!({"connected": 2})
-    );
+    assert_eq!(post(json!({"data": {"n": 1}})).await.json(), json!({"connected": 2}));
     let expected = json!({"type": "message", "from": "server", "data": {"n": 1}});
     assert_eq!(desktop.expect_json("message").await, expected);
     assert_eq!(mobile.expect_json("message").await, expected);
-    assert_eq!(
-        post(json!({"data": null, "device": "mobile"})).await.json(),
-        json!({"connected": 1})
-    );
+    assert_eq!(post(json!({"data": null, "device": "mobile"})).await.json(), json!({"connected": 1}));
     assert_eq!(
         mobile.expect_json("message").await,
         json!({"type": "message", "from": "server", "data": null})

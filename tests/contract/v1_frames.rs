@@ -7,10 +7,7 @@ use crate::support::{Config, Event, Issuer, Relay};
 async fn start() -> (Issuer, Relay) {
     let issuer = Issuer::start();
     // These tests are about what arrives, not about how much may be sent.
-    let relay = Config::new(&issuer)
-        .set("DUORELAY_MESSAGES_PER_SECOND", 0)
-        .start()
-        .await;
+    let relay = Config::new(&issuer).set("DUORELAY_MESSAGES_PER_SECOND", 0).start().await;
     (issuer, relay)
 }
 
@@ -20,13 +17,7 @@ async fn frames_reach_the_other_device_unchanged_and_are_never_echoed() {
     let (mut desktop, mut mobile) = relay.v1_pair("ann").await;
     let everything: Vec<u8> = (0..=255).collect();
     for stream in [0x00, 0x01, 0x7F, 0x80, 0x81, 0xFF] {
-        for payload in [
-            &b""[..],
-            b"x",
-            b"\x00\xFF\xC3",
-            &everything,
-            &[0x55; 60_000],
-        ] {
+        for payload in [&b""[..], b"x", b"\x00\xFF\xC3", &everything, &[0x55; 60_000]] {
             let frame = [&[stream], payload].concat();
             mobile.send_binary(frame.clone()).await;
             assert_eq!(desktop.expect_binary().await, frame);
@@ -48,9 +39,7 @@ async fn reliable_streams_and_sends_keep_the_order_in_which_they_were_sent() {
         if n % 4 == 3 {
             mobile.send_json(json!({"type": "send", "data": n})).await;
         } else {
-            mobile
-                .send_frame(streams[n as usize % 3], &n.to_be_bytes())
-                .await;
+            mobile.send_frame(streams[n as usize % 3], &n.to_be_bytes()).await;
         }
     }
     for n in 0..300_u32 {
@@ -61,10 +50,7 @@ async fn reliable_streams_and_sends_keep_the_order_in_which_they_were_sent() {
                 assert_eq!(message["data"], n);
             }
             Event::Binary(frame) => {
-                assert_eq!(
-                    frame,
-                    [&[streams[n as usize % 3]], &n.to_be_bytes()[..]].concat()
-                );
+                assert_eq!(frame, [&[streams[n as usize % 3]], &n.to_be_bytes()[..]].concat());
             }
             other => panic!("{other:?} before {n}"),
         }
@@ -156,12 +142,7 @@ async fn frames_stay_in_their_room() {
         assert_eq!(ann_desktop.expect_binary().await, [0x80, b'a', n]);
         assert_eq!(bob_desktop.expect_binary().await, [0x80, b'b', n]);
     }
-    for client in [
-        &mut ann_desktop,
-        &mut bob_desktop,
-        &mut ann_mobile,
-        &mut bob_mobile,
-    ] {
+    for client in [&mut ann_desktop, &mut bob_desktop, &mut ann_mobile, &mut bob_mobile] {
         client.sync().await;
     }
 }
@@ -172,28 +153,13 @@ async fn a_fragmented_frame_is_delivered_whole() {
     let (_issuer, relay) = start().await;
     let mut desktop = relay.v1_desktop("ann").await;
     let token = Token::firebase("ann").sign();
-    let mut mobile = relay
-        .handshake()
-        .offer(&["duorelay.v1"])
-        .header("clientid", &token)
-        .open_raw()
-        .await;
+    let mut mobile = relay.handshake().offer(&["duorelay.v1"]).header("clientid", &token).open_raw().await;
     mobile.expect_json("welcome").await;
     desktop.expect_json("peer").await;
-    for (fin, opcode, payload) in [
-        (false, 0x2, &b"\x80one"[..]),
-        (false, 0x0, b" two"),
-        (true, 0x0, b" three"),
-    ] {
-        mobile
-            .write(
-                &RawFrame {
-                    fin,
-                    ..RawFrame::new(opcode, payload)
-                }
-                .encode(),
-            )
-            .await;
+    for (fin, opcode, payload) in
+        [(false, 0x2, &b"\x80one"[..]), (false, 0x0, b" two"), (true, 0x0, b" three")]
+    {
+        mobile.write(&RawFrame { fin, ..RawFrame::new(opcode, payload) }.encode()).await;
     }
     assert_eq!(desktop.expect_binary().await, b"\x80one two three");
 }

@@ -21,10 +21,8 @@ fn health(listen: &str, arguments: &[&str]) -> (Option<i32>, String) {
 #[tokio::test]
 async fn exit_code_tells_live_from_ready_and_from_gone() {
     let issuer = Issuer::start();
-    let relay = Config::new(&issuer)
-        .set("REDIS_URL", "redis://127.0.0.1:1")
-        .start_until("/healthz/live")
-        .await;
+    let relay =
+        Config::new(&issuer).set("REDIS_URL", "redis://127.0.0.1:1").start_until("/healthz/live").await;
     let listen = relay.public.to_string();
     assert_eq!(health(&listen, &[]), (Some(0), String::new()));
     let (code, text) = health(&listen, &["--ready"]);

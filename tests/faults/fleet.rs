@@ -39,10 +39,7 @@ impl Fleet {
             async move { config.start().await }
         });
         let relays = join_all(starts).await;
-        Self {
-            relays,
-            _issuer: issuer,
-        }
+        Self { relays, _issuer: issuer }
     }
 
     /// The room, which all instances must come to see in the same way. One that has only just come back may take a
@@ -51,23 +48,16 @@ impl Fleet {
         let deadline = Instant::now() + LIMIT;
         let path = format!("/v1/rooms/{uid}");
         loop {
-            let answers = self
-                .relays
-                .iter()
-                .map(|relay| relay.operate("GET", &path, &Value::Null));
+            let answers = self.relays.iter().map(|relay| relay.operate("GET", &path, &Value::Null));
             let answers = join_all(answers).await;
             let rooms: Vec<_> = answers.iter().map(Response::json).collect();
-            let holder = |room: &Value| {
-                ["desktop", "mobile"].map(|device| room[device]["connection"].clone())
-            };
+            let holder =
+                |room: &Value| ["desktop", "mobile"].map(|device| room[device]["connection"].clone());
             let agree = rooms.iter().all(|room| holder(room) == holder(&rooms[0]));
             if agree && answers.iter().all(|answer| answer.status == 200) {
                 return rooms[0].clone();
             }
-            assert!(
-                Instant::now() < deadline,
-                "instances do not agree: {rooms:?}"
-            );
+            assert!(Instant::now() < deadline, "instances do not agree: {rooms:?}");
         }
     }
 
@@ -78,15 +68,10 @@ impl Fleet {
         loop {
             pause.tick().await;
             let room = self.room(uid).await;
-            if room["desktop"]["connection"] == desktop.id()
-                && room["mobile"]["connection"] == mobile.id()
-            {
+            if room["desktop"]["connection"] == desktop.id() && room["mobile"]["connection"] == mobile.id() {
                 return;
             }
-            assert!(
-                Instant::now() < deadline,
-                "the slots are not whole again: {room}"
-            );
+            assert!(Instant::now() < deadline, "the slots are not whole again: {room}");
         }
     }
 }
@@ -94,11 +79,7 @@ impl Fleet {
 /// A v1 handshake as this device.
 pub fn v1(relay: &Relay, uid: &str, device: &str) -> Handshake {
     let token = Token::firebase(uid).sign();
-    relay
-        .handshake()
-        .offer(&["duorelay.v1"])
-        .bearer(&token)
-        .device(device)
+    relay.handshake().offer(&["duorelay.v1"]).bearer(&token).device(device)
 }
 
 /// A desktop on one instance and a mobile on another, who know of each other.
@@ -107,10 +88,7 @@ pub async fn pair(uid: &str, desktop: &Relay, mobile: &Relay) -> (Client, Client
     let mobile = v1(mobile, uid, "mobile").open_v1().await;
     assert_eq!(mobile.welcome["peer"], desktop.as_peer());
     let peer = desktop.expect_json("peer").await;
-    assert_eq!(
-        (&peer["connection"], &peer["state"]),
-        (&mobile.welcome["connection"], &json!("connected"))
-    );
+    assert_eq!((&peer["connection"], &peer["state"]), (&mobile.welcome["connection"], &json!("connected")));
     (desktop, mobile)
 }
 
@@ -145,9 +123,6 @@ pub async fn told(client: &mut Client, limit: Duration, kind: &str) -> Value {
 /// Resident memory of a process, in bytes (proc(5), `VmRSS`).
 pub fn resident(relay: &Relay) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", relay.id())).unwrap();
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))
-        .unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
 }

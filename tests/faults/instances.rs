@@ -17,34 +17,20 @@ async fn a_killed_instances_peers_are_told_and_its_slots_are_free_at_once() {
     let redis = RedisServer::start().await;
     let url = redis.url();
     // The default lease: nothing may depend on its end.
-    let mut fleet = Fleet::start_with(&[&url, &url], |config| {
-        config.unset("DUORELAY_LEASE_SECONDS")
-    })
-    .await;
+    let mut fleet = Fleet::start_with(&[&url, &url], |config| config.unset("DUORELAY_LEASE_SECONDS")).await;
     let (mut ann, ann_mobile) = pair("ann", &fleet.relays[0], &fleet.relays[1]).await;
     let (mut bob, _bob_mobile) = pair("bob", &fleet.relays[0], &fleet.relays[1]).await;
     let killed = Instant::now();
     fleet.relays[1].signal("KILL");
     // Anyone can have the slot at once, no name needed.
     let mut new = v1(&fleet.relays[0], "bob", "mobile").open_v1().await;
-    assert!(
-        killed.elapsed() < SLACK * 2,
-        "let in after {:?}",
-        killed.elapsed()
-    );
-    assert_eq!(
-        bob.expect_json("peer").await["connection"],
-        new.welcome["connection"]
-    );
+    assert!(killed.elapsed() < SLACK * 2, "let in after {:?}", killed.elapsed());
+    assert_eq!(bob.expect_json("peer").await["connection"], new.welcome["connection"]);
     bob.send_frame(0x80, b"hello").await;
     assert_eq!(new.expect_binary().await, b"\x80hello");
 
     let peer = ann.expect_json_within(LIMIT, "peer").await;
-    assert!(
-        killed.elapsed() < TOLD_WITHIN,
-        "told after {:?}",
-        killed.elapsed()
-    );
+    assert!(killed.elapsed() < TOLD_WITHIN, "told after {:?}", killed.elapsed());
     assert_eq!(
         (&peer["state"], &peer["connection"]),
         (&json!("disconnected"), &ann_mobile.welcome["connection"])
@@ -52,19 +38,9 @@ async fn a_killed_instances_peers_are_told_and_its_slots_are_free_at_once() {
     ann.send_json(json!({"type": "send", "data": 1})).await;
     ann.expect_error("peer_absent").await;
     let room = fleet.relays[0].room("ann").await;
-    assert_eq!(
-        (&room["desktop"]["connection"], &room["mobile"]),
-        (&ann.welcome["connection"], &json!(null))
-    );
-    let instances = fleet.relays[0]
-        .operate("GET", "/v1/instances", &json!(null))
-        .await
-        .json();
-    assert_eq!(
-        instances["instances"].as_array().unwrap().len(),
-        1,
-        "{instances}"
-    );
+    assert_eq!((&room["desktop"]["connection"], &room["mobile"]), (&ann.welcome["connection"], &json!(null)));
+    let instances = fleet.relays[0].operate("GET", "/v1/instances", &json!(null)).await.json();
+    assert_eq!(instances["instances"].as_array().unwrap().len(), 1, "{instances}");
     // Whoever comes now is not told of a ghost.
     let late = v1(&fleet.relays[0], "ann", "desktop").open_v1().await;
     assert_eq!(late.welcome["peer"], json!(null));
@@ -80,10 +56,7 @@ async fn a_stopped_instances_sockets_learn_that_they_were_overwritten() {
     fleet.relays[1].signal("STOP");
     // The lease (3 s) is over when the silence (5 s) is noticed.
     let peer = desktop.expect_json_within(TOLD_WITHIN, "peer").await;
-    assert_eq!(
-        (&peer["state"], &peer["connection"]),
-        (&json!("disconnected"), &old.welcome["connection"])
-    );
+    assert_eq!((&peer["state"], &peer["connection"]), (&json!("disconnected"), &old.welcome["connection"]));
     old.send_frame(0x80, b"old").await;
     old.send_json(json!({"type": "send", "data": "old"})).await;
     let mut new = v1(&fleet.relays[0], "ann", "mobile").open_v1().await;
@@ -92,15 +65,8 @@ async fn a_stopped_instances_sockets_learn_that_they_were_overwritten() {
     expect_overwritten(&mut old, &new).await;
     new.send_frame(0x80, b"new").await;
     let peer = desktop.expect_json("peer").await;
-    assert_eq!(
-        (&peer["state"], &peer["connection"]),
-        (&json!("connected"), &new.welcome["connection"])
-    );
-    assert_eq!(
-        desktop.expect_binary().await,
-        b"\x80new",
-        "nothing of the old one's was delivered"
-    );
+    assert_eq!((&peer["state"], &peer["connection"]), (&json!("connected"), &new.welcome["connection"]));
+    assert_eq!(desktop.expect_binary().await, b"\x80new", "nothing of the old one's was delivered");
     desktop.sync().await;
     new.sync().await;
     let room = fleet.room("ann").await;
@@ -117,15 +83,10 @@ async fn a_stopped_instances_sockets_go_on_if_nobody_has_taken_over() {
     assert_eq!(peer["state"], "disconnected");
     fleet.relays[1].signal("CONT");
     let peer = told(&mut desktop, LIMIT, "peer").await;
-    assert_eq!(
-        (&peer["state"], &peer["connection"]),
-        (&json!("connected"), &mobile.welcome["connection"])
-    );
+    assert_eq!((&peer["state"], &peer["connection"]), (&json!("connected"), &mobile.welcome["connection"]));
     let mut traffic = Traffic::new((desktop, mobile));
     traffic.crosses_after(Instant::now(), LIMIT).await;
-    fleet
-        .wait_for_room("ann", &traffic.desktop.client, &traffic.mobile.client)
-        .await;
+    fleet.wait_for_room("ann", &traffic.desktop.client, &traffic.mobile.client).await;
 }
 
 #[tokio::test]

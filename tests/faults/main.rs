@@ -1,15 +1,6 @@
 //! Many instances on one Redis, and what may happen to them: real processes, killed, stopped, cut off and moved.
-#![allow(
-    missing_docs,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::print_stderr,
-    reason = "tests"
-)]
-#![allow(
-    unreachable_pub,
-    reason = "the support is shared with other test binaries"
-)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::print_stderr, reason = "tests")]
+#![allow(unreachable_pub, reason = "the support is shared with other test binaries")]
 
 #[path = "../support/mod.rs"]
 mod support;

@@ -13,9 +13,7 @@ use crate::traffic::Traffic;
 const TAKE_OVER: Duration = Duration::from_secs(20);
 
 async fn check_whole(fleet: &Fleet, uid: &str, mut traffic: Traffic) {
-    fleet
-        .wait_for_room(uid, &traffic.desktop.client, &traffic.mobile.client)
-        .await;
+    fleet.wait_for_room(uid, &traffic.desktop.client, &traffic.mobile.client).await;
     traffic.crosses_after(Instant::now(), WITHIN).await;
     let desktop = v1(&fleet.relays[1], uid, "desktop").open_v1().await;
     let mut old = traffic.replace_desktop(desktop);
@@ -37,10 +35,7 @@ async fn a_sentinels_failover_is_followed() {
         let mut pause = tokio::time::interval(Duration::from_millis(10));
         while sentinel.current().await == old || sentinel.replica.role().await != "master" {
             pause.tick().await;
-            assert!(
-                start.elapsed() < TAKE_OVER,
-                "the replica does not take over"
-            );
+            assert!(start.elapsed() < TAKE_OVER, "the replica does not take over");
         }
     };
     ann.during(taken_over).await;
@@ -64,16 +59,11 @@ async fn a_clusters_failover_is_followed() {
     cluster.nodes[master].signal("KILL");
     let taken_over = async {
         let mut pause = tokio::time::interval(Duration::from_millis(10));
-        let others = (0..3)
-            .filter(|node| *node != master)
-            .map(|node| &cluster.nodes[node]);
+        let others = (0..3).filter(|node| *node != master).map(|node| &cluster.nodes[node]);
         for node in others.chain([&cluster.nodes[3 + master]]) {
             while !node.is_well().await || cluster.nodes[3 + master].role().await != "master" {
                 pause.tick().await;
-                assert!(
-                    start.elapsed() < TAKE_OVER,
-                    "the replica does not take over"
-                );
+                assert!(start.elapsed() < TAKE_OVER, "the replica does not take over");
             }
         }
     };
@@ -100,8 +90,7 @@ async fn a_clusters_frozen_node_is_told_and_comes_back() {
             .into_iter()
             .all(|side| side.told_backplane("down", start).is_some())
     };
-    ann.until(WITHIN + crate::fleet::SLACK, "both to be told", both_down)
-        .await;
+    ann.until(WITHIN + crate::fleet::SLACK, "both to be told", both_down).await;
     ann.check_nobody_left(start);
     node.signal("CONT");
     // A node that its cluster took for failed serves again when the others agree.
@@ -134,27 +123,15 @@ async fn a_slot_that_moves_under_traffic_takes_its_lanes_along() {
         ann.crosses_after(Instant::now(), LIMIT).await;
         let (start, next) = (Instant::now(), (first + turn) % 3);
         // Longer than a renewal takes to come: some are answered ASK.
-        let between = if turn == 1 {
-            Duration::from_millis(2500)
-        } else {
-            Duration::ZERO
-        };
-        ann.during(cluster.migrate(slot, owner, next, between))
-            .await;
+        let between = if turn == 1 { Duration::from_millis(2500) } else { Duration::ZERO };
+        ann.during(cluster.migrate(slot, owner, next, between)).await;
         owner = next;
         let after = ann.crosses_after(Instant::now(), LIMIT).await;
-        assert!(
-            after < WITHIN,
-            "turn {turn}: frames cross again after {after:?}"
-        );
+        assert!(after < WITHIN, "turn {turn}: frames cross again after {after:?}");
         ann.check_nobody_left(start);
     }
     for relay in &fleet.relays {
-        assert!(
-            !relay.log().contains("is made anew"),
-            "a client of Redis has ended: {}",
-            relay.log()
-        );
+        assert!(!relay.log().contains("is made anew"), "a client of Redis has ended: {}", relay.log());
     }
     check_whole(&fleet, "ann", ann).await;
 }
@@ -162,23 +139,18 @@ async fn a_slot_that_moves_under_traffic_takes_its_lanes_along() {
 #[tokio::test]
 async fn who_only_listens_is_subscribed_where_its_slot_has_moved() {
     let cluster = Cluster::start(0).await;
-    let fleet = Fleet::start_with(&[&cluster.url(), &cluster.url()], |config| {
-        config.unset("DUORELAY_LEASE_SECONDS")
-    })
-    .await;
+    let fleet =
+        Fleet::start_with(&[&cluster.url(), &cluster.url()], |config| config.unset("DUORELAY_LEASE_SECONDS"))
+            .await;
     let (mut desktop, mut mobile) = pair("bob", &fleet.relays[0], &fleet.relays[1]).await;
     let slot = cluster.slot("duo:{bob}").await;
     let from = cluster.first_owner(slot);
-    cluster
-        .migrate(slot, from, (from + 1) % 3, Duration::ZERO)
-        .await;
+    cluster.migrate(slot, from, (from + 1) % 3, Duration::ZERO).await;
     // Nobody renews for 12 s, and nobody publishes: only the move itself can be noticed.
     let subscribed = async || {
         let mut count = 0;
         for lane in ["duo:{bob}:desktop", "duo:{bob}:mobile"] {
-            let answer = cluster.nodes[(from + 1) % 3]
-                .ask(&["PUBSUB", "SHARDNUMSUB", lane])
-                .await;
+            let answer = cluster.nodes[(from + 1) % 3].ask(&["PUBSUB", "SHARDNUMSUB", lane]).await;
             count += answer[1].as_u64().unwrap();
         }
         count
@@ -187,21 +159,13 @@ async fn who_only_listens_is_subscribed_where_its_slot_has_moved() {
     let mut pause = tokio::time::interval(Duration::from_millis(20));
     while subscribed().await < 2 {
         pause.tick().await;
-        assert!(
-            moved.elapsed() < 2 * WITHIN,
-            "deaf for {:?}",
-            moved.elapsed()
-        );
+        assert!(moved.elapsed() < 2 * WITHIN, "deaf for {:?}", moved.elapsed());
     }
     desktop.send_frame(0x80, b"one").await;
     assert_eq!(mobile.expect_binary().await, b"\x80one");
     // And there and back again, too quickly to be noticed: the first frame that nobody hears tells.
-    cluster
-        .migrate(slot, (from + 1) % 3, from, Duration::ZERO)
-        .await;
-    cluster
-        .migrate(slot, from, (from + 1) % 3, Duration::ZERO)
-        .await;
+    cluster.migrate(slot, (from + 1) % 3, from, Duration::ZERO).await;
+    cluster.migrate(slot, from, (from + 1) % 3, Duration::ZERO).await;
     let mut traffic = Traffic::new((desktop, mobile));
     let after = traffic.crosses_after(Instant::now(), LIMIT).await;
     assert!(after < WITHIN, "frames cross again after {after:?}");

@@ -19,9 +19,7 @@ async fn start() -> (RedisServer, Fleet, Traffic) {
 /// After a fault: both slots are held by the same two connections, and a newer one takes its slot from either
 /// instance, which the older one is told. Exactly the newest remain.
 async fn check_newest_remain(fleet: &Fleet, uid: &str, mut traffic: Traffic) {
-    fleet
-        .wait_for_room(uid, &traffic.desktop.client, &traffic.mobile.client)
-        .await;
+    fleet.wait_for_room(uid, &traffic.desktop.client, &traffic.mobile.client).await;
     traffic.crosses_after(Instant::now(), WITHIN).await;
     let desktop = v1(&fleet.relays[1], uid, "desktop").open_v1().await;
     let mut old = traffic.replace_desktop(desktop);
@@ -50,12 +48,7 @@ async fn killed_connections_are_made_again() {
     redis.ask(&["CLIENT", "KILL", "TYPE", "pubsub"]).await;
     redis.ask(&["CLIENT", "KILL", "TYPE", "normal"]).await;
     assert!(traffic.crosses_after(start, LIMIT).await < WITHIN);
-    assert!(
-        fleet.relays[0]
-            .metric("duorelay_backplane_gaps_total", &[])
-            .await
-            > 0.0
-    );
+    assert!(fleet.relays[0].metric("duorelay_backplane_gaps_total", &[]).await > 0.0);
     check_newest_remain(&fleet, "ann", traffic).await;
 }
 
@@ -83,24 +76,15 @@ async fn flushall_is_healed_within_one_lease() {
     traffic.run_for(LEASE).await;
     traffic.check_nobody_left(start);
     let room = fleet.room("ann").await;
-    assert_eq!(
-        room["desktop"]["connection"],
-        traffic.desktop.client.id(),
-        "{room}"
-    );
-    assert_eq!(
-        room["mobile"]["connection"],
-        traffic.mobile.client.id(),
-        "{room}"
-    );
+    assert_eq!(room["desktop"]["connection"], traffic.desktop.client.id(), "{room}");
+    assert_eq!(room["mobile"]["connection"], traffic.mobile.client.id(), "{room}");
     check_newest_remain(&fleet, "ann", traffic).await;
 }
 
 #[tokio::test]
 async fn while_redis_is_frozen_clients_are_told_and_nothing_piles_up() {
     let (redis, fleet, mut traffic) = start().await;
-    let (mut local_desktop, mut local_mobile) =
-        pair("bob", &fleet.relays[0], &fleet.relays[0]).await;
+    let (mut local_desktop, mut local_mobile) = pair("bob", &fleet.relays[0], &fleet.relays[0]).await;
     let (mut flooding, flooded) = pair("eve", &fleet.relays[0], &fleet.relays[1]).await;
     traffic.crosses_after(Instant::now(), LIMIT).await;
     let before = resident(&fleet.relays[0]);
@@ -134,30 +118,17 @@ async fn while_redis_is_frozen_clients_are_told_and_nothing_piles_up() {
         told(&mut local_mobile, LIMIT, "backplane").await;
         local_desktop.send_frame(0x80, b"still").await;
         assert_eq!(local_mobile.expect_binary().await, b"\x80still");
-        local_mobile
-            .send_json(json!({"type": "send", "data": "here"}))
-            .await;
+        local_mobile.send_json(json!({"type": "send", "data": "here"})).await;
         assert_eq!(local_desktop.expect_json("message").await["data"], "here");
         for relay in &fleet.relays {
             let asked = Instant::now();
             let refused = v1(relay, "carol", "desktop").refused().await;
             refused.expect_refusal(503, "backplane_unavailable");
-            assert!(
-                asked.elapsed() < Duration::from_secs(2) + SLACK,
-                "refused after {:?}",
-                asked.elapsed()
-            );
+            assert!(asked.elapsed() < Duration::from_secs(2) + SLACK, "refused after {:?}", asked.elapsed());
             assert_eq!(relay.get("/healthz/live").await.status, 200);
         }
-        assert_eq!(
-            fleet.relays[0].metric("duorelay_backplane_up", &[]).await,
-            0.0
-        );
-        traffic
-            .until(LIMIT, "5 s to pass", |_| {
-                frozen.elapsed() >= Duration::from_secs(5)
-            })
-            .await;
+        assert_eq!(fleet.relays[0].metric("duorelay_backplane_up", &[]).await, 0.0);
+        traffic.until(LIMIT, "5 s to pass", |_| frozen.elapsed() >= Duration::from_secs(5)).await;
         traffic.check_nobody_left(frozen);
     };
     tokio::select! {
@@ -181,14 +152,9 @@ async fn while_redis_is_frozen_clients_are_told_and_nothing_piles_up() {
     traffic.check_nobody_left(frozen);
     // But for what had left before anybody could notice.
     let oldest = traffic.oldest_volatile(frozen + SLACK, thawed);
-    assert!(
-        oldest < Duration::from_millis(500) + SLACK,
-        "a volatile frame of {oldest:?} was sent"
-    );
+    assert!(oldest < Duration::from_millis(500) + SLACK, "a volatile frame of {oldest:?} was sent");
     drop(flooded);
-    fleet.relays[0]
-        .wait_for_metric("duorelay_backplane_up", &[], 1.0)
-        .await;
+    fleet.relays[0].wait_for_metric("duorelay_backplane_up", &[], 1.0).await;
     check_newest_remain(&fleet, "ann", traffic).await;
 }
 
@@ -199,10 +165,7 @@ async fn ready_is_lost_without_probes_for_ten_seconds() {
     redis.signal("STOP");
     let ready = async |status| {
         let mut pause = tokio::time::interval(Duration::from_millis(50));
-        while request(fleet.relays[0].public, "GET", "/healthz/ready", &[], b"")
-            .await
-            .unwrap()
-            .status
+        while request(fleet.relays[0].public, "GET", "/healthz/ready", &[], b"").await.unwrap().status
             != status
         {
             pause.tick().await;
@@ -210,10 +173,7 @@ async fn ready_is_lost_without_probes_for_ten_seconds() {
     };
     traffic.during(ready(503)).await;
     let after = frozen.elapsed();
-    assert!(
-        after > Duration::from_secs(9) && after < Duration::from_secs(11) + SLACK,
-        "after {after:?}"
-    );
+    assert!(after > Duration::from_secs(9) && after < Duration::from_secs(11) + SLACK, "after {after:?}");
     traffic.check_nobody_left(frozen);
     let thawed = Instant::now();
     redis.signal("CONT");
@@ -230,21 +190,10 @@ async fn a_subscriber_that_redis_cuts_off_comes_back() {
     let (redis, fleet, mut traffic) = start().await;
     traffic.crosses_after(Instant::now(), LIMIT).await;
     // Each worker hears its probes; a few large frames in one turn are too many now.
-    redis
-        .ask(&[
-            "CONFIG",
-            "SET",
-            "client-output-buffer-limit",
-            "pubsub 1kb 0 0",
-        ])
-        .await;
+    redis.ask(&["CONFIG", "SET", "client-output-buffer-limit", "pubsub 1kb 0 0"]).await;
     let (mut flooding, _flooded) = pair("eve", &fleet.relays[0], &fleet.relays[1]).await;
     let (start, payload) = (Instant::now(), vec![0x55; 60_000]);
-    let gaps = async || {
-        fleet.relays[1]
-            .metric("duorelay_backplane_gaps_total", &[])
-            .await
-    };
+    let gaps = async || fleet.relays[1].metric("duorelay_backplane_gaps_total", &[]).await;
     let gaps_before = gaps().await;
     let flood = async {
         while gaps().await == gaps_before {
@@ -252,14 +201,7 @@ async fn a_subscriber_that_redis_cuts_off_comes_back() {
         }
     };
     traffic.during(flood).await;
-    redis
-        .ask(&[
-            "CONFIG",
-            "SET",
-            "client-output-buffer-limit",
-            "pubsub 32mb 8mb 60",
-        ])
-        .await;
+    redis.ask(&["CONFIG", "SET", "client-output-buffer-limit", "pubsub 32mb 8mb 60"]).await;
     let after = traffic.crosses_after(Instant::now(), LIMIT).await;
     assert!(after < WITHIN, "frames cross again after {after:?}");
     traffic.check_nobody_left(start);
@@ -270,25 +212,18 @@ async fn a_subscriber_that_redis_cuts_off_comes_back() {
 async fn an_instance_behind_a_blocked_line_is_down_and_comes_back() {
     let redis = RedisServer::start().await;
     let proxy = Proxy::start(redis.address()).await;
-    let fleet = Fleet::start_with(
-        &[&redis.url(), &format!("redis://{}", proxy.address())],
-        |config| config,
-    )
-    .await;
+    let fleet =
+        Fleet::start_with(&[&redis.url(), &format!("redis://{}", proxy.address())], |config| config).await;
     let mut traffic = Traffic::new(pair("ann", &fleet.relays[0], &fleet.relays[1]).await);
     traffic.crosses_after(Instant::now(), LIMIT).await;
     let before = resident(&fleet.relays[1]);
     let held = Instant::now();
     proxy.hold(true);
     let is_told = |traffic: &Traffic| traffic.mobile.told_backplane("down", held).is_some();
-    traffic
-        .until(WITHIN + SLACK, "the mobile to be told", is_told)
-        .await;
+    traffic.until(WITHIN + SLACK, "the mobile to be told", is_told).await;
     // The instance with the way to Redis hears nothing of the other one.
     let is_gone = |traffic: &Traffic| traffic.desktop.told_disconnected(held);
-    traffic
-        .until(Duration::from_secs(8), "the desktop to be told", is_gone)
-        .await;
+    traffic.until(Duration::from_secs(8), "the desktop to be told", is_gone).await;
     assert!(!traffic.mobile.told_disconnected(held));
     let grown = resident(&fleet.relays[1]).saturating_sub(before);
     assert!(grown < 32 << 20, "{} MiB more", grown >> 20);
@@ -306,11 +241,7 @@ async fn a_connection_that_is_overwritten_during_a_break_is_told_after_it() {
     let redis = RedisServer::start().await;
     let proxy = Proxy::start(redis.address()).await;
     // Three of them: what the fence has to keep out comes from one instance, the newer connection is on another.
-    let urls = [
-        redis.url(),
-        format!("redis://{}", proxy.address()),
-        redis.url(),
-    ];
+    let urls = [redis.url(), format!("redis://{}", proxy.address()), redis.url()];
     let urls = [urls[0].as_str(), urls[1].as_str(), urls[2].as_str()];
     let fleet = Fleet::start_with(&urls, |config| config).await;
     let (mut desktop, mut old) = pair("ann", &fleet.relays[0], &fleet.relays[1]).await;
@@ -331,9 +262,7 @@ async fn a_connection_that_is_overwritten_during_a_break_is_told_after_it() {
         }
     }
     // What the old one's instance had kept has left, and nothing of it has come.
-    fleet.relays[1]
-        .wait_for_metric("duorelay_backplane_publishes_total", &["heard"], 1.0)
-        .await;
+    fleet.relays[1].wait_for_metric("duorelay_backplane_publishes_total", &["heard"], 1.0).await;
     desktop.sync().await;
     new.sync().await;
     fleet.wait_for_room("ann", &desktop, &new).await;

@@ -17,16 +17,9 @@ async fn stops(url: &str) -> Vec<Value> {
     let status = relay.exit(LIMIT).await;
     assert_eq!(status.code(), Some(1), "{}", relay.log());
     let log = relay.log();
-    assert!(
-        !log.contains(SECRET) && !log.contains("wrong-password"),
-        "{log}"
-    );
-    let lines = log
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let errors: Vec<_> = lines
-        .filter(|line| line.to_string().contains("ERROR"))
-        .collect();
+    assert!(!log.contains(SECRET) && !log.contains("wrong-password"), "{log}");
+    let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let errors: Vec<_> = lines.filter(|line| line.to_string().contains("ERROR")).collect();
     assert!(!log.contains("panicked"), "{log}");
     errors
 }
@@ -45,10 +38,7 @@ async fn a_wrong_password_is_one_clear_line_and_the_end() {
         assert!(errors[0].to_string().contains("REDIS_URL"), "{errors:?}");
     }
     let issuer = Issuer::start();
-    let relay = Config::new(&issuer)
-        .set("REDIS_URL", format!("redis://:{SECRET}@{at}"))
-        .start()
-        .await;
+    let relay = Config::new(&issuer).set("REDIS_URL", format!("redis://:{SECRET}@{at}")).start().await;
     v1(&relay, "ann", "desktop").open_v1().await.sync().await;
     assert!(!relay.log().contains(SECRET));
 }
@@ -56,18 +46,7 @@ async fn a_wrong_password_is_one_clear_line_and_the_end() {
 #[tokio::test]
 async fn a_user_without_permissions_is_told_so() {
     let redis = RedisServer::start().await;
-    redis
-        .ask(&[
-            "ACL",
-            "SETUSER",
-            "weak",
-            "on",
-            &format!(">{SECRET}"),
-            "+hello",
-            "+auth",
-            "-ping",
-        ])
-        .await;
+    redis.ask(&["ACL", "SETUSER", "weak", "on", &format!(">{SECRET}"), "+hello", "+auth", "-ping"]).await;
     let errors = stops(&format!("redis://weak:{SECRET}@{}", redis.address())).await;
     assert_eq!(errors.len(), 1, "{errors:?}");
     assert!(errors[0].to_string().contains("REDIS_URL"), "{errors:?}");
@@ -79,16 +58,10 @@ async fn an_instance_waits_for_a_redis_that_is_not_there_yet() {
     let (address, url) = (server.address(), server.url());
     drop(server);
     let issuer = Issuer::start();
-    let relay = Config::new(&issuer)
-        .set("REDIS_URL", url)
-        .start_until("/healthz/live")
-        .await;
+    let relay = Config::new(&issuer).set("REDIS_URL", url).start_until("/healthz/live").await;
     assert_eq!(relay.get("/healthz/ready").await.status, 503);
     let asked = Instant::now();
-    v1(&relay, "ann", "desktop")
-        .refused()
-        .await
-        .expect_refusal(503, "backplane_unavailable");
+    v1(&relay, "ann", "desktop").refused().await.expect_refusal(503, "backplane_unavailable");
     assert!(asked.elapsed() < Duration::from_secs(2) + SLACK);
     let room = relay.operate("GET", "/v1/rooms/ann", &json!(null)).await;
     room.expect_refusal(503, "backplane_unavailable");
@@ -99,11 +72,7 @@ async fn an_instance_waits_for_a_redis_that_is_not_there_yet() {
     while relay.get("/healthz/ready").await.status != 200 {
         pause.tick().await;
     }
-    assert!(
-        start.elapsed() < WITHIN + SLACK,
-        "ready after {:?}",
-        start.elapsed()
-    );
+    assert!(start.elapsed() < WITHIN + SLACK, "ready after {:?}", start.elapsed());
     v1(&relay, "ann", "desktop").open_v1().await.sync().await;
     assert_eq!(relay.metric("duorelay_backplane_up", &[]).await, 1.0);
 }

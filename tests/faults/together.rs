@@ -12,9 +12,7 @@ const PLACES: [(usize, usize); 4] = [(0, 0), (0, 1), (1, 0), (1, 1)];
 async fn start() -> (RedisServer, Fleet) {
     let redis = RedisServer::start().await;
     let fleet = Fleet::start_with(&[&redis.url(), &redis.url()], |config| {
-        config
-            .unset("DUORELAY_LEASE_SECONDS")
-            .set("DUORELAY_MESSAGES_PER_SECOND", 0)
+        config.unset("DUORELAY_LEASE_SECONDS").set("DUORELAY_MESSAGES_PER_SECOND", 0)
     })
     .await;
     (redis, fleet)
@@ -22,9 +20,7 @@ async fn start() -> (RedisServer, Fleet) {
 
 /// What a classic client is sent.
 fn wrapped(desktop: bool, mobile: bool, room: &str, message: &str) -> String {
-    format!(
-        "\nDesktop connected: {desktop}\nMobile connected: {mobile}\nRoom: {room}\nMessage: {message}\n"
-    )
+    format!("\nDesktop connected: {desktop}\nMobile connected: {mobile}\nRoom: {room}\nMessage: {message}\n")
 }
 
 #[tokio::test]
@@ -32,13 +28,10 @@ async fn a_pair_is_a_pair_wherever_it_lands() {
     let (_redis, fleet) = start().await;
     for (number, (at_desktop, at_mobile)) in PLACES.into_iter().enumerate() {
         let uid = format!("user{number}");
-        let (mut desktop, mut mobile) =
-            pair(&uid, &fleet.relays[at_desktop], &fleet.relays[at_mobile]).await;
+        let (mut desktop, mut mobile) = pair(&uid, &fleet.relays[at_desktop], &fleet.relays[at_mobile]).await;
         for n in 0..100_u8 {
             desktop.send_frame(0x80, &[n]).await;
-            desktop
-                .send_json(json!({"type": "send", "data": {"n": n}, "id": n.to_string()}))
-                .await;
+            desktop.send_json(json!({"type": "send", "data": {"n": n}, "id": n.to_string()})).await;
             mobile.send_frame(0xFF, &[n]).await;
         }
         for n in 0..100_u8 {
@@ -64,9 +57,7 @@ async fn a_pair_is_a_pair_wherever_it_lands() {
         let peer = desktop.expect_json("peer").await;
         assert_eq!(peer["state"], "disconnected");
         assert_eq!(peer["connection"], mobile.welcome["connection"]);
-        desktop
-            .send_json(json!({"type": "send", "data": null}))
-            .await;
+        desktop.send_json(json!({"type": "send", "data": null})).await;
         desktop.expect_error("peer_absent").await;
     }
 }
@@ -78,10 +69,8 @@ async fn a_session_shows_the_room_on_every_instance() {
     for relay in &fleet.relays {
         let bearer = format!("Bearer {}", Token::firebase("ann").sign());
         let headers = [("authorization", bearer.as_str())];
-        let session = crate::support::request(relay.public, "GET", "/v1/session", &headers, b"")
-            .await
-            .unwrap()
-            .json();
+        let session =
+            crate::support::request(relay.public, "GET", "/v1/session", &headers, b"").await.unwrap().json();
         let expected = json!({"desktop": desktop.as_peer(), "mobile": mobile.as_peer()});
         assert_eq!(session["room"], expected);
     }
@@ -98,9 +87,7 @@ async fn hand_over(uid: &str, fleet: &Fleet, sender: usize, places: &[usize]) {
     for place in &places[1..] {
         let sending = async {
             for _ in 0..ROUND {
-                mobile
-                    .send_json(json!({"type": "send", "data": sent}))
-                    .await;
+                mobile.send_json(json!({"type": "send", "data": sent})).await;
                 sent += 1;
                 tokio::task::yield_now().await;
             }
@@ -123,10 +110,7 @@ async fn hand_over(uid: &str, fleet: &Fleet, sender: usize, places: &[usize]) {
         let expected: Vec<u64> = (0..sent as u64).collect();
         assert_eq!(received, expected, "to {place}");
         let peer = mobile.expect_json("peer").await;
-        assert_eq!(
-            (&peer["connection"], &peer["state"]),
-            (&next.welcome["connection"], &json!("connected"))
-        );
+        assert_eq!((&peer["connection"], &peer["state"]), (&next.welcome["connection"], &json!("connected")));
         socket = next;
     }
     mobile.sync().await;
@@ -137,10 +121,7 @@ async fn hand_over(uid: &str, fleet: &Fleet, sender: usize, places: &[usize]) {
 async fn a_hand_over_between_instances_loses_and_doubles_nothing() {
     let (_redis, fleet) = start().await;
     let places: Vec<usize> = (0..20).map(|n| [0, 1, 1, 0, 0][n % 5]).collect();
-    tokio::join!(
-        hand_over("ann", &fleet, 0, &places),
-        hand_over("bob", &fleet, 1, &places),
-    );
+    tokio::join!(hand_over("ann", &fleet, 0, &places), hand_over("bob", &fleet, 1, &places),);
 }
 
 #[tokio::test]
@@ -149,10 +130,7 @@ async fn an_eviction_on_another_instance_is_told() {
     let (mut desktop, mut mobile) = pair("ann", &fleet.relays[0], &fleet.relays[1]).await;
     for n in 1..=10 {
         let relay = &fleet.relays[n % 2];
-        let next = v1(relay, "ann", "mobile")
-            .client(&format!("phone{n}"))
-            .open_v1()
-            .await;
+        let next = v1(relay, "ann", "mobile").client(&format!("phone{n}")).open_v1().await;
         let overwritten = expect_overwritten(&mut mobile, &next).await;
         assert_eq!(overwritten["by"]["same_client"], false);
         let peer = desktop.expect_json("peer").await;
@@ -178,46 +156,29 @@ async fn classic_and_v1_speak_to_each_other_across_instances() {
         let mut desktop = fleet.relays[at_desktop].classic_desktop(&uid).await;
         // A classic client is not told that it is in its room: it hears itself.
         desktop.send_text("alone").await;
-        assert_eq!(
-            desktop.expect_text().await,
-            wrapped(true, false, &address, "alone")
-        );
+        assert_eq!(desktop.expect_text().await, wrapped(true, false, &address, "alone"));
         let mut mobile = v1(&fleet.relays[at_mobile], &uid, "mobile").open_v1().await;
         assert_ne!(mobile.welcome["peer"], json!(null));
-        mobile
-            .send_json(json!({"type": "send", "data": {"a": [1, "x y"]}}))
-            .await;
+        mobile.send_json(json!({"type": "send", "data": {"a": [1, "x y"]}})).await;
         let text = desktop.expect_text().await;
         assert_eq!(text, wrapped(true, true, &address, "{\"a\":[1,\"x y\"]}"));
         mobile.send_frame(0x01, b"face").await;
         assert_eq!(desktop.expect_binary().await, b"\x01face");
         desktop.send_text("hello").await;
         let message = mobile.expect_json("message").await;
-        assert_eq!(
-            message,
-            json!({"type": "message", "from": "desktop", "text": "hello"})
-        );
-        assert_eq!(
-            desktop.expect_text().await,
-            wrapped(true, true, &address, "hello")
-        );
+        assert_eq!(message, json!({"type": "message", "from": "desktop", "text": "hello"}));
+        assert_eq!(desktop.expect_text().await, wrapped(true, true, &address, "hello"));
 
         // Two classic clients.
         let mut phone = fleet.relays[at_mobile].classic_mobile(&uid).await;
         told(&mut mobile, LIMIT, "overwritten").await;
         phone.send_text("from the phone").await;
         for client in [&mut phone, &mut desktop] {
-            assert_eq!(
-                client.expect_text().await,
-                wrapped(true, true, &address, "from the phone")
-            );
+            assert_eq!(client.expect_text().await, wrapped(true, true, &address, "from the phone"));
         }
         // A classic client that loses its slot to another instance.
         let newer = fleet.relays[1 - at_mobile].classic_mobile(&uid).await;
-        assert_eq!(
-            phone.expect_text().await,
-            "This connection has been overwritten with a new one"
-        );
+        assert_eq!(phone.expect_text().await, "This connection has been overwritten with a new one");
         phone.expect_close(4001).await;
         drop(newer);
     }
@@ -237,25 +198,17 @@ async fn operators(fleet: &Fleet, method: &str, path: &str, body: &Value) -> Vec
 async fn operators_reach_every_socket_from_every_instance() {
     let (_redis, fleet) = start().await;
     let (mut desktop, mut mobile) = pair("ann", &fleet.relays[0], &fleet.relays[1]).await;
-    for (number, answer) in operators(
-        &fleet,
-        "POST",
-        "/v1/rooms/ann/messages",
-        &json!({"data": [7]}),
-    )
-    .await
-    .into_iter()
-    .enumerate()
+    for (number, answer) in operators(&fleet, "POST", "/v1/rooms/ann/messages", &json!({"data": [7]}))
+        .await
+        .into_iter()
+        .enumerate()
     {
         assert_eq!(answer, json!({"connected": 2}), "from {number}");
     }
     for client in [&mut desktop, &mut mobile] {
         for _ in 0..2 {
             let message = client.expect_json("message").await;
-            assert_eq!(
-                message,
-                json!({"type": "message", "from": "server", "data": [7]})
-            );
+            assert_eq!(message, json!({"type": "message", "from": "server", "data": [7]}));
         }
     }
     for device in ["desktop", "mobile"] {
@@ -272,26 +225,20 @@ async fn operators_reach_every_socket_from_every_instance() {
     }
 
     // The desktop is on instance 0; instance 1 is asked, and the other way round.
-    let answer = fleet.relays[1]
-        .operate("DELETE", "/v1/rooms/ann/desktop", &json!(null))
-        .await;
+    let answer = fleet.relays[1].operate("DELETE", "/v1/rooms/ann/desktop", &json!(null)).await;
     assert_eq!(answer.json(), json!({"disconnected": 1}));
     desktop.expect_close(4002).await;
     assert_eq!(mobile.expect_json("peer").await["state"], "disconnected");
     let mut desktop = v1(&fleet.relays[1], "ann", "desktop").open_v1().await;
     mobile.expect_json("peer").await;
-    let answer = fleet.relays[0]
-        .operate("DELETE", "/v1/rooms/ann", &json!(null))
-        .await;
+    let answer = fleet.relays[0].operate("DELETE", "/v1/rooms/ann", &json!(null)).await;
     assert_eq!(answer.json(), json!({"disconnected": 2}));
     expect_disconnected(&mut desktop).await;
     expect_disconnected(&mut mobile).await;
     // A socket is closed before its slot is released.
     let deadline = Instant::now() + LIMIT;
     let empty = json!({"uid": "ann", "desktop": null, "mobile": null});
-    while operators(&fleet, "GET", "/v1/rooms/ann", &json!(null)).await
-        != [empty.clone(), empty.clone()]
-    {
+    while operators(&fleet, "GET", "/v1/rooms/ann", &json!(null)).await != [empty.clone(), empty.clone()] {
         assert!(Instant::now() < deadline, "the slots are not released");
     }
 }

@@ -54,17 +54,9 @@ impl Side {
         match event {
             Event::Binary(bytes) => {
                 let number = u32::from_be_bytes(bytes[1..].try_into().unwrap()) as usize;
-                let arrived = if bytes[0] == RELIABLE {
-                    &mut self.reliable
-                } else {
-                    &mut self.volatile
-                };
+                let arrived = if bytes[0] == RELIABLE { &mut self.reliable } else { &mut self.volatile };
                 if let Some((last, _)) = arrived.last() {
-                    assert!(
-                        number > *last,
-                        "{number} came after {last} on {:#x}",
-                        bytes[0]
-                    );
+                    assert!(number > *last, "{number} came after {last} on {:#x}", bytes[0]);
                 }
                 arrived.push((number, now));
             }
@@ -85,10 +77,7 @@ impl Side {
     /// When the relay first told this of the backplane, from an instant on.
     pub fn told_backplane(&self, state: &str, since: Instant) -> Option<Instant> {
         let is_it = |message: &Value| message["type"] == "backplane" && message["state"] == state;
-        self.told
-            .iter()
-            .find(|(at, message)| *at >= since && is_it(message))
-            .map(|(at, _)| *at)
+        self.told.iter().find(|(at, message)| *at >= since && is_it(message)).map(|(at, _)| *at)
     }
 
     /// True if the relay told that the peer has gone, from an instant on.
@@ -107,10 +96,7 @@ pub struct Traffic {
 
 impl Traffic {
     pub fn new((desktop, mobile): (Client, Client)) -> Self {
-        Self {
-            desktop: Side::new(desktop),
-            mobile: Side::new(mobile),
-        }
+        Self { desktop: Side::new(desktop), mobile: Side::new(mobile) }
     }
 
     /// A newer connection takes the desktop's slot. It goes on counting where the old one stopped: what that has sent
@@ -130,11 +116,7 @@ impl Traffic {
         let mut turns = interval(TURN);
         turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while !is_so(self) {
-            assert!(
-                Instant::now() < deadline,
-                "waited {limit:?} for {what}; told: {:?}",
-                self.summary()
-            );
+            assert!(Instant::now() < deadline, "waited {limit:?} for {what}; told: {:?}", self.summary());
             tokio::select! {
                 event = self.desktop.client.next_within(2 * limit) => self.desktop.receive(event),
                 event = self.mobile.client.next_within(2 * limit) => self.mobile.receive(event),
@@ -149,19 +131,12 @@ impl Traffic {
     /// Goes on for some time.
     pub async fn run_for(&mut self, time: Duration) {
         let end = Instant::now() + time;
-        self.until(time + Duration::from_secs(5), "the time to pass", |_| {
-            Instant::now() >= end
-        })
-        .await;
+        self.until(time + Duration::from_secs(5), "the time to pass", |_| Instant::now() >= end).await;
     }
 
     /// Goes on while something else is done.
     pub async fn during<T>(&mut self, other: impl Future<Output = T>) -> T {
-        let going_on = self.until(
-            Duration::from_secs(120),
-            "something else to be done",
-            |_| false,
-        );
+        let going_on = self.until(Duration::from_secs(120), "something else to be done", |_| false);
         tokio::select! {
             output = other => output,
             () = going_on => unreachable!("it never ends by itself"),
@@ -178,16 +153,11 @@ impl Traffic {
             reliable.zip(volatile).map(|((_, a), (_, b))| (*a).max(*b))
         };
         let both = |traffic: &Self| {
-            let (there, back) = (
-                arrived(&traffic.desktop, &traffic.mobile),
-                arrived(&traffic.mobile, &traffic.desktop),
-            );
+            let (there, back) =
+                (arrived(&traffic.desktop, &traffic.mobile), arrived(&traffic.mobile, &traffic.desktop));
             there.zip(back).map(|(there, back)| there.max(back))
         };
-        self.until(limit, "frames to cross again", |traffic| {
-            both(traffic).is_some()
-        })
-        .await;
+        self.until(limit, "frames to cross again", |traffic| both(traffic).is_some()).await;
         both(self).unwrap().duration_since(since)
     }
 
@@ -196,33 +166,22 @@ impl Traffic {
         let ages = |from: &Side, to: &Side| {
             let sent = from.sent.clone();
             let arrived = to.volatile.clone().into_iter();
-            let mine = arrived
-                .filter(move |(number, at)| sent[*number] >= sent_after && *at >= arrived_after);
+            let mine =
+                arrived.filter(move |(number, at)| sent[*number] >= sent_after && *at >= arrived_after);
             let sent = from.sent.clone();
-            mine.map(move |(number, at)| at.duration_since(sent[number]))
-                .max()
-                .unwrap_or_default()
+            mine.map(move |(number, at)| at.duration_since(sent[number])).max().unwrap_or_default()
         };
         ages(&self.desktop, &self.mobile).max(ages(&self.mobile, &self.desktop))
     }
 
     /// What the two were told, without times.
     pub fn summary(&self) -> [Vec<&Value>; 2] {
-        [&self.desktop, &self.mobile]
-            .map(|side| side.told.iter().map(|(_, message)| message).collect())
+        [&self.desktop, &self.mobile].map(|side| side.told.iter().map(|(_, message)| message).collect())
     }
 
     /// Nobody was told that the other has gone.
     pub fn check_nobody_left(&self, since: Instant) {
-        assert!(
-            !self.desktop.told_disconnected(since),
-            "{:?}",
-            self.summary()
-        );
-        assert!(
-            !self.mobile.told_disconnected(since),
-            "{:?}",
-            self.summary()
-        );
+        assert!(!self.desktop.told_disconnected(since), "{:?}", self.summary());
+        assert!(!self.mobile.told_disconnected(since), "{:?}", self.summary());
     }
 }

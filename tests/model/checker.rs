@@ -33,35 +33,27 @@ impl Model for Setup {
                 never(world, &[Wrong::FalselyOverwritten])
                     && (!world.is_quiet() || settled(setup, world.clone()).is_ok())
             }),
-            Property::always("an old end disturbs nobody", |_, world| {
-                never(world, &[Wrong::Disturbed])
-            }),
+            Property::always("an old end disturbs nobody", |_, world| never(world, &[Wrong::Disturbed])),
             Property::always("only who is open holds a slot", |_, world: &World| {
                 // What a crash leaves is freed by its lease; after a flush, what is put back wrongly too.
                 let is_excused = world.spent.crashes + world.spent.flushes > 0;
                 is_excused || !world.is_quiet() || held_by_open(world)
             }),
-            Property::always("fencing", |_, world| {
-                never(world, &[Wrong::Fence, Wrong::Route])
-            }),
+            Property::always("fencing", |_, world| never(world, &[Wrong::Fence, Wrong::Route])),
             Property::always("order, and none twice", |_, world| {
                 never(world, &[Wrong::Order, Wrong::TwoReceivers])
             }),
-            Property::always("peers are announced truly", |_, world| {
-                never(world, &[Wrong::Peer])
-            }),
+            Property::always("peers are announced truly", |_, world| never(world, &[Wrong::Peer])),
         ]
     }
 }
 
 fn held_by_open(world: &World) -> bool {
     Device::ALL.into_iter().all(|device| {
-        world.record.holder(device, world.clock).is_none_or(|held| {
-            world
-                .connection(seat_of(held.holder.member.connection))
-                .phase
-                == Phase::Open
-        })
+        world
+            .record
+            .holder(device, world.clock)
+            .is_none_or(|held| world.connection(seat_of(held.holder.member.connection)).phase == Phase::Open)
     })
 }
 
@@ -71,12 +63,7 @@ fn held_by_open(world: &World) -> bool {
 /// # Errors
 /// What is not as it has to be.
 pub(crate) fn settled(setup: &Setup, mut world: World) -> Result<(), String> {
-    if setup
-        .seats
-        .iter()
-        .zip(&world.connections)
-        .all(|(_, it)| it.phase == Phase::New)
-    {
+    if setup.seats.iter().zip(&world.connections).all(|(_, it)| it.phase == Phase::New) {
         return Ok(());
     }
     let is_calm = world.spent.is_calm();
@@ -102,9 +89,7 @@ pub(crate) fn settled(setup: &Setup, mut world: World) -> Result<(), String> {
     if let Some(wrong) = world.wrong {
         return Err(format!("while settling: {wrong:?}"));
     }
-    Device::ALL
-        .into_iter()
-        .try_for_each(|device| newest_wins(setup, &world, device))?;
+    Device::ALL.into_iter().try_for_each(|device| newest_wins(setup, &world, device))?;
     if is_calm {
         no_gap(&world)?;
     }
@@ -113,8 +98,7 @@ pub(crate) fn settled(setup: &Setup, mut world: World) -> Result<(), String> {
 
 fn open(world: &World) -> Vec<Seat> {
     let all = 0..u8::try_from(world.connections.len()).unwrap();
-    all.filter(|seat| world.connection(*seat).phase == Phase::Open)
-        .collect()
+    all.filter(|seat| world.connection(*seat).phase == Phase::Open).collect()
 }
 
 /// Everything that is on its way arrives.
@@ -158,9 +142,7 @@ fn newest_wins(setup: &Setup, world: &World, device: Device) -> Result<(), Strin
         _ => false,
     };
     if !is_allowed {
-        return Err(format!(
-            "{device}: {standing:?} are open, the newest is {newest:?}"
-        ));
+        return Err(format!("{device}: {standing:?} are open, the newest is {newest:?}"));
     }
     let Some(seat) = standing.first().copied() else {
         return Ok(());
@@ -168,9 +150,7 @@ fn newest_wins(setup: &Setup, world: &World, device: Device) -> Result<(), Strin
     let at = setup.seats[usize::from(seat)].1;
     let held = world.record.holder(device, world.clock);
     if held.map(|held| held.holder.member) != Some(world.member(seat)) {
-        return Err(format!(
-            "{device}: {seat} is open, but the record has {held:?}"
-        ));
+        return Err(format!("{device}: {seat} is open, but the record has {held:?}"));
     }
     if world.instances[at].room.here(device) != Some(&seat) {
         return Err(format!("{device}: {seat} is open, but not here"));
@@ -178,9 +158,7 @@ fn newest_wins(setup: &Setup, world: &World, device: Device) -> Result<(), Strin
     let peer = open(world).into_iter().find(of_device(device.other()));
     let told = world.connection(seat).told;
     if told != peer.map(|peer| world.member(peer)) {
-        return Err(format!(
-            "{device}: {seat} believes in {told:?}, there is {peer:?}"
-        ));
+        return Err(format!("{device}: {seat} believes in {told:?}, there is {peer:?}"));
     }
     let Some(peer) = peer else { return Ok(()) };
     let connection = world.connection(seat);
@@ -205,12 +183,7 @@ fn no_gap(world: &World) -> Result<(), String> {
 /// at least `floor`, so that no mistake in the model makes the proof empty.
 pub(crate) fn explore(floor: usize, setup: Setup) {
     let began = std::time::Instant::now();
-    let checker = setup
-        .checker()
-        .threads(2)
-        .finish_when(HasDiscoveries::AnyFailures)
-        .spawn_bfs()
-        .join();
+    let checker = setup.checker().threads(2).finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
     let (setup, states) = (checker.model(), checker.unique_state_count());
     println!(
         "{states} unique states explored, depth {}, in {:.1} s: {setup:?}",
@@ -226,19 +199,12 @@ pub(crate) fn explore(floor: usize, setup: Setup) {
             path.clone().into_actions(),
         );
     }
-    assert!(
-        states >= floor,
-        "only {states} states: the model has lost its actions"
-    );
+    assert!(states >= floor, "only {states} states: the model has lost its actions");
 }
 
 /// Searches until a property fails, and returns which.
 pub(crate) fn counterexample(setup: Setup) -> Option<&'static str> {
-    let checker = setup
-        .checker()
-        .finish_when(HasDiscoveries::AnyFailures)
-        .spawn_bfs()
-        .join();
+    let checker = setup.checker().finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
     // A block of states is checked at a time, in which several properties may fail.
     let discoveries = checker.discoveries().into_iter();
     let (property, path) = discoveries.min_by_key(|(property, _)| *property)?;

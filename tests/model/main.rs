@@ -27,12 +27,7 @@
 //!
 //! Mutations ([`world::Mutation`]) build a mistake into the world, and the search has to find it.
 
-#![allow(
-    missing_docs,
-    clippy::unwrap_used,
-    clippy::print_stdout,
-    reason = "tests"
-)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
 
 mod checker;
 mod network;

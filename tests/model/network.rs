@@ -8,8 +8,8 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use duorelay::backplane::{
-    Backplane, CALL_LIMIT, Event, InstanceInfo, OWN_CLAIM_LIMIT, Published, Renewal, RoomSnapshot,
-    Sink, Unavailable,
+    Backplane, CALL_LIMIT, Event, InstanceInfo, OWN_CLAIM_LIMIT, Published, Renewal, RoomSnapshot, Sink,
+    Unavailable,
 };
 use duorelay::hub::Hub;
 use duorelay::relay::envelope::Envelope;
@@ -227,14 +227,7 @@ impl Network {
                     if network.epoch(node) != epoch {
                         return;
                     }
-                    network.tell(
-                        node,
-                        Event::Lane {
-                            user: &user,
-                            lane,
-                            envelope,
-                        },
-                    );
+                    network.tell(node, Event::Lane { user: &user, lane, envelope });
                 };
                 self.at(at, Some(node), Box::new(arrive));
             }
@@ -263,10 +256,7 @@ impl Network {
             sending: 0,
             hearing: 0,
         });
-        let simulated = Rc::new(Simulated {
-            network: Rc::clone(self),
-            node,
-        });
+        let simulated = Rc::new(Simulated { network: Rc::clone(self), node });
         let hub = make(simulated, node);
         self.nodes.borrow_mut()[node].hub = Some(hub);
         node
@@ -291,13 +281,7 @@ impl Network {
         }
     }
 
-    fn answer<T: 'static>(
-        self: &Rc<Self>,
-        node: usize,
-        not_before: u64,
-        to: oneshot::Sender<T>,
-        answer: T,
-    ) {
+    fn answer<T: 'static>(self: &Rc<Self>, node: usize, not_before: u64, to: oneshot::Sender<T>, answer: T) {
         let at = (self.now.get() + self.travel()).max(not_before);
         let epoch = self.epoch(node);
         let network = Rc::clone(self);
@@ -310,37 +294,18 @@ impl Network {
     }
 
     fn record<T>(&self, user: &UserId, act: impl FnOnce(&mut Record) -> T) -> T {
-        act(self
-            .records
-            .borrow_mut()
-            .entry(user.to_string())
-            .or_default())
+        act(self.records.borrow_mut().entry(user.to_string()).or_default())
     }
 
-    fn claim(
-        self: &Rc<Self>,
-        node: usize,
-        user: &UserId,
-        claim: Claim,
-        to: oneshot::Sender<ClaimOutcome>,
-    ) {
+    fn claim(self: &Rc<Self>, node: usize, user: &UserId, claim: Claim, to: oneshot::Sender<ClaimOutcome>) {
         let (device, connection, instance) = (claim.device, claim.connection, claim.instance);
         let client = claim.client.clone();
         let outcome = self.record(user, |record| record.claim(self.now.get(), LEASE_MS, claim));
         let mut not_before = 0;
         if let ClaimOutcome::Claimed(Claimed { generation, .. }) = outcome {
-            let member = Member {
-                connection,
-                generation,
-            };
-            self.claims
-                .borrow_mut()
-                .push((user.clone(), device, member));
-            let holder = Holder {
-                member,
-                instance,
-                client,
-            };
+            let member = Member { connection, generation };
+            self.claims.borrow_mut().push((user.clone(), device, member));
+            let holder = Holder { member, instance, client };
             let envelope = Envelope::Claimed { device, holder };
             let own = Some((node, device));
             not_before = self
@@ -363,8 +328,7 @@ impl Simulated {
         call: impl FnOnce(&Rc<Network>, oneshot::Sender<T>) + 'static,
     ) -> LocalBoxFuture<'static, Result<T, Unavailable>> {
         let (to, answer) = oneshot::channel();
-        self.network
-            .to_redis(self.node, move |network| call(network, to));
+        self.network.to_redis(self.node, move |network| call(network, to));
         async move {
             match timeout(CALL_LIMIT, answer).await {
                 Ok(Ok(answer)) => Ok(answer),
@@ -383,9 +347,7 @@ impl Backplane for Simulated {
     ) -> LocalBoxFuture<'a, Result<ClaimOutcome, Unavailable>> {
         let (node, device) = (self.node, claim.device);
         let lane = (node, user.to_string(), device);
-        self.network.nodes.borrow_mut()[node]
-            .wanted
-            .insert((user.to_string(), device));
+        self.network.nodes.borrow_mut()[node].wanted.insert((user.to_string(), device));
         async move {
             self.call(move |network, to| {
                 if !network.nodes.borrow()[node].is_dead {
@@ -395,25 +357,17 @@ impl Backplane for Simulated {
             })
             .await?;
             let user = user.clone();
-            self.call(move |network, to| network.claim(node, &user, claim, to))
-                .await
+            self.call(move |network, to| network.claim(node, &user, claim, to)).await
         }
         .boxed_local()
     }
 
-    fn renew<'a>(
-        &'a self,
-        renewals: &'a [Renewal],
-    ) -> LocalBoxFuture<'a, Vec<Result<Renewed, Unavailable>>> {
+    fn renew<'a>(&'a self, renewals: &'a [Renewal]) -> LocalBoxFuture<'a, Vec<Result<Renewed, Unavailable>>> {
         // The hub's rooms are in no order, but a seed has to be replayed.
         let mut turns: Vec<usize> = (0..renewals.len()).collect();
         turns.sort_by_key(|turn| renewals[*turn].holder.member.connection);
         let node = self.node;
-        let renew = |Renewal {
-                         user,
-                         device,
-                         holder,
-                     }: Renewal| {
+        let renew = |Renewal { user, device, holder }: Renewal| {
             self.call(move |network, to| {
                 let now = network.now.get() / MS;
                 let (renewed, put_back) =
@@ -425,10 +379,7 @@ impl Backplane for Simulated {
                 network.answer(node, 0, to, renewed);
             })
         };
-        let calls: Vec<_> = turns
-            .iter()
-            .map(|turn| renew(renewals[*turn].clone()))
-            .collect();
+        let calls: Vec<_> = turns.iter().map(|turn| renew(renewals[*turn].clone())).collect();
         async move {
             let mut answers: Vec<_> = turns.into_iter().zip(join_all(calls).await).collect();
             answers.sort_by_key(|(turn, _)| *turn);
@@ -458,21 +409,13 @@ impl Backplane for Simulated {
 
     fn unsubscribe(&self, user: &UserId, lane: Device) {
         let key = (self.node, user.to_string(), lane);
-        self.network.nodes.borrow_mut()[self.node]
-            .wanted
-            .remove(&(user.to_string(), lane));
+        self.network.nodes.borrow_mut()[self.node].wanted.remove(&(user.to_string(), lane));
         self.network.to_redis(self.node, move |network| {
             network.subscribed.borrow_mut().remove(&key);
         });
     }
 
-    fn publish(
-        &self,
-        user: &UserId,
-        lane: Device,
-        envelope: Envelope,
-        _since: Instant,
-    ) -> Published {
+    fn publish(&self, user: &UserId, lane: Device, envelope: Envelope, _since: Instant) -> Published {
         if self.network.chance(300) {
             return Published::Full;
         }
@@ -483,10 +426,7 @@ impl Backplane for Simulated {
         Published::Queued
     }
 
-    fn room<'a>(
-        &'a self,
-        _user: &'a UserId,
-    ) -> LocalBoxFuture<'a, Result<RoomSnapshot, Unavailable>> {
+    fn room<'a>(&'a self, _user: &'a UserId) -> LocalBoxFuture<'a, Result<RoomSnapshot, Unavailable>> {
         ready(Err(Unavailable)).boxed_local()
     }
 
@@ -495,9 +435,7 @@ impl Backplane for Simulated {
     }
 
     fn is_silent(&self, instance: InstanceId) -> bool {
-        self.network.nodes.borrow()[self.node]
-            .silent
-            .contains(&instance)
+        self.network.nodes.borrow()[self.node].silent.contains(&instance)
     }
 
     fn close(&self) -> LocalBoxFuture<'_, ()> {

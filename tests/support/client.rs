@@ -41,13 +41,8 @@ pub struct Client {
 impl Client {
     pub(super) async fn new(stream: TcpStream, response: Response) -> Self {
         let protocol = response.header("sec-websocket-protocol").map(str::to_owned);
-        let socket =
-            WebSocketStream::from_partially_read(stream, response.body, Role::Client, None).await;
-        Self {
-            socket,
-            protocol,
-            welcome: Value::Null,
-        }
+        let socket = WebSocketStream::from_partially_read(stream, response.body, Role::Client, None).await;
+        Self { socket, protocol, welcome: Value::Null }
     }
 
     /// The connection's id, from `welcome`.
@@ -66,16 +61,12 @@ impl Client {
     }
 
     async fn send(&mut self, message: Message) {
-        within(LIMIT, "room to send", self.socket.send(message))
-            .await
-            .unwrap();
+        within(LIMIT, "room to send", self.socket.send(message)).await.unwrap();
     }
 
     /// Sends a message unless the connection has ended; true if it was written.
     pub async fn try_send_text(&mut self, text: &str) -> bool {
-        within(LIMIT, "room to send", self.socket.send(Message::text(text)))
-            .await
-            .is_ok()
+        within(LIMIT, "room to send", self.socket.send(Message::text(text))).await.is_ok()
     }
 
     /// Sends a text message.
@@ -100,10 +91,7 @@ impl Client {
 
     /// Begins a close.
     pub async fn send_close(&mut self, code: u16, reason: &str) {
-        let frame = CloseFrame {
-            code: code.into(),
-            reason: reason.to_owned().into(),
-        };
+        let frame = CloseFrame { code: code.into(), reason: reason.to_owned().into() };
         self.send(Message::Close(Some(frame))).await;
     }
 
@@ -120,8 +108,9 @@ impl Client {
                     }
                     // RFC 6455, section 7.1.5: a close frame without a code counts as 1005.
                     Some(Ok(Message::Close(None))) => return Event::Close(1005, String::new()),
-                    Some(Err(Error::Io(_) | Error::ConnectionClosed | Error::Protocol(_)))
-                    | None => return Event::End,
+                    Some(Err(Error::Io(_) | Error::ConnectionClosed | Error::Protocol(_))) | None => {
+                        return Event::End;
+                    }
                     Some(Err(error)) => panic!("{error}"),
                 }
             }
@@ -163,12 +152,7 @@ impl Client {
     pub async fn expect_error(&mut self, code: &str) -> Value {
         let error = self.expect_json("error").await;
         assert_eq!(error["code"], code, "{error}");
-        assert!(
-            error["detail"]
-                .as_str()
-                .is_some_and(|detail| !detail.is_empty()),
-            "{error}"
-        );
+        assert!(error["detail"].as_str().is_some_and(|detail| !detail.is_empty()), "{error}");
         error
     }
 

@@ -38,83 +38,53 @@ impl Cluster {
                     "--cluster-allow-replica-migration",
                     "no",
                 ];
-                if let Some(node) = RedisServer::try_start_with(cluster_address(), &arguments).await
-                {
+                if let Some(node) = RedisServer::try_start_with(cluster_address(), &arguments).await {
                     return node;
                 }
             }
             panic!("no port stayed free")
         });
-        let cluster = Self {
-            nodes: join_all(starts).await,
-        };
+        let cluster = Self { nodes: join_all(starts).await };
         let first = cluster.nodes[0].address();
         let (ip, port) = (first.ip().to_string(), first.port().to_string());
         for (number, node) in (0..).zip(&cluster.nodes) {
             if number < 3 {
-                let (from, to) = (
-                    SLOTS / 3 * number,
-                    if number == 2 {
-                        SLOTS
-                    } else {
-                        SLOTS / 3 * (number + 1)
-                    } - 1,
-                );
-                node.ask(&[
-                    "CLUSTER",
-                    "ADDSLOTSRANGE",
-                    &from.to_string(),
-                    &to.to_string(),
-                ])
-                .await;
+                let (from, to) =
+                    (SLOTS / 3 * number, if number == 2 { SLOTS } else { SLOTS / 3 * (number + 1) } - 1);
+                node.ask(&["CLUSTER", "ADDSLOTSRANGE", &from.to_string(), &to.to_string()]).await;
             }
-            node.ask(&["CLUSTER", "SET-CONFIG-EPOCH", &(number + 1).to_string()])
-                .await;
+            node.ask(&["CLUSTER", "SET-CONFIG-EPOCH", &(number + 1).to_string()]).await;
             if number > 0 {
                 node.ask(&["CLUSTER", "MEET", &ip, &port]).await;
             }
         }
         let deadline = Instant::now() + FORMS_WITHIN;
         cluster
-            .wait(
-                "all nodes to know each other",
-                deadline,
-                async |node: &RedisServer| {
-                    node.ask(&["CLUSTER", "INFO"])
-                        .await
-                        .as_str()
-                        .unwrap()
-                        .contains(&format!("cluster_known_nodes:{}", 3 + replicas))
-                },
-            )
+            .wait("all nodes to know each other", deadline, async |node: &RedisServer| {
+                node.ask(&["CLUSTER", "INFO"])
+                    .await
+                    .as_str()
+                    .unwrap()
+                    .contains(&format!("cluster_known_nodes:{}", 3 + replicas))
+            })
             .await;
         for number in 0..replicas {
             let master = cluster.id(number).await;
-            cluster.nodes[3 + number]
-                .ask(&["CLUSTER", "REPLICATE", &master])
-                .await;
+            cluster.nodes[3 + number].ask(&["CLUSTER", "REPLICATE", &master]).await;
         }
         cluster
-            .wait(
-                "the cluster to form",
-                deadline,
-                async |node: &RedisServer| {
-                    node.ask(&["CLUSTER", "INFO"])
+            .wait("the cluster to form", deadline, async |node: &RedisServer| {
+                node.ask(&["CLUSTER", "INFO"]).await.as_str().unwrap().contains("cluster_state:ok")
+                    && node
+                        .ask(&["CLUSTER", "SLOTS"])
                         .await
-                        .as_str()
+                        .as_array()
                         .unwrap()
-                        .contains("cluster_state:ok")
-                        && node
-                            .ask(&["CLUSTER", "SLOTS"])
-                            .await
-                            .as_array()
-                            .unwrap()
-                            .iter()
-                            .map(|range| range.as_array().unwrap().len() - 3)
-                            .sum::<usize>()
-                            == replicas
-                },
-            )
+                        .iter()
+                        .map(|range| range.as_array().unwrap().len() - 3)
+                        .sum::<usize>()
+                        == replicas
+            })
             .await;
         for replica in &cluster.nodes[3..] {
             while !replica
@@ -124,10 +94,7 @@ impl Cluster {
                 .unwrap()
                 .contains("master_link_status:up")
             {
-                assert!(
-                    Instant::now() < deadline,
-                    "a replica does not follow its master"
-                );
+                assert!(Instant::now() < deadline, "a replica does not follow its master");
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         }
@@ -145,10 +112,7 @@ impl Cluster {
         let mut pause = tokio::time::interval(Duration::from_millis(20));
         for node in &self.nodes {
             while !is_so(node).await {
-                assert!(
-                    Instant::now() < deadline,
-                    "waited {FORMS_WITHIN:?} for {what}"
-                );
+                assert!(Instant::now() < deadline, "waited {FORMS_WITHIN:?} for {what}");
                 pause.tick().await;
             }
         }
@@ -161,12 +125,7 @@ impl Cluster {
 
     /// The id of a node.
     pub async fn id(&self, node: usize) -> String {
-        self.nodes[node]
-            .ask(&["CLUSTER", "MYID"])
-            .await
-            .as_str()
-            .unwrap()
-            .to_owned()
+        self.nodes[node].ask(&["CLUSTER", "MYID"]).await.as_str().unwrap().to_owned()
     }
 
     /// The slot of a key.
@@ -186,26 +145,13 @@ impl Cluster {
         let (from_id, to_id) = (self.id(from).await, self.id(to).await);
         let (source, target) = (&self.nodes[from], &self.nodes[to]);
         let slot = slot.to_string();
-        target
-            .ask(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &from_id])
-            .await;
-        source
-            .ask(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &to_id])
-            .await;
-        let (ip, port) = (
-            target.address().ip().to_string(),
-            target.address().port().to_string(),
-        );
+        target.ask(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &from_id]).await;
+        source.ask(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &to_id]).await;
+        let (ip, port) = (target.address().ip().to_string(), target.address().port().to_string());
         loop {
-            let keys = source
-                .ask(&["CLUSTER", "GETKEYSINSLOT", &slot, "100"])
-                .await;
-            let keys: Vec<_> = keys
-                .as_array()
-                .unwrap()
-                .iter()
-                .map(|key| key.as_str().unwrap().to_owned())
-                .collect();
+            let keys = source.ask(&["CLUSTER", "GETKEYSINSLOT", &slot, "100"]).await;
+            let keys: Vec<_> =
+                keys.as_array().unwrap().iter().map(|key| key.as_str().unwrap().to_owned()).collect();
             if keys.is_empty() {
                 break;
             }
@@ -216,11 +162,7 @@ impl Cluster {
         tokio::time::sleep(between).await;
         for node in [target, source].into_iter().chain(&self.nodes) {
             // A node that has been told by the others meanwhile, or a replica, may refuse.
-            let _ = ask(
-                node.address(),
-                &["CLUSTER", "SETSLOT", &slot, "NODE", &to_id],
-            )
-            .await;
+            let _ = ask(node.address(), &["CLUSTER", "SETSLOT", &slot, "NODE", &to_id]).await;
         }
     }
 }

@@ -27,10 +27,7 @@ pub struct Response {
 impl Response {
     /// The first header field of that (lower-case) name.
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers
-            .iter()
-            .find(|(field, _)| field == name)
-            .map(|(_, value)| value.as_str())
+        self.headers.iter().find(|(field, _)| field == name).map(|(_, value)| value.as_str())
     }
 
     /// The body as text.
@@ -49,32 +46,16 @@ impl Response {
     pub fn expect_refusal(&self, status: u16, code: &str) {
         let body = String::from_utf8_lossy(&self.body);
         assert_eq!(self.status, status, "expected {code}: {body}");
-        assert_eq!(
-            self.header("content-type"),
-            Some("application/problem+json"),
-            "{body}"
-        );
+        assert_eq!(self.header("content-type"), Some("application/problem+json"), "{body}");
         let problem = self.json();
         assert_eq!(problem["code"], code, "{problem}");
         assert_eq!(problem["status"], status, "{problem}");
-        assert!(
-            problem["title"].is_string() && problem["detail"].is_string(),
-            "{problem}"
-        );
+        assert!(problem["title"].is_string() && problem["detail"].is_string(), "{problem}");
         let passes_by_itself = matches!(status, 429 | 503);
-        let retry_after = self
-            .header("retry-after")
-            .map(|seconds| seconds.parse::<u32>().unwrap());
-        assert_eq!(
-            retry_after.is_some(),
-            passes_by_itself,
-            "Retry-After: {retry_after:?}"
-        );
+        let retry_after = self.header("retry-after").map(|seconds| seconds.parse::<u32>().unwrap());
+        assert_eq!(retry_after.is_some(), passes_by_itself, "Retry-After: {retry_after:?}");
         if status == 426 {
-            assert_eq!(
-                self.header("upgrade").map(str::to_lowercase).as_deref(),
-                Some("websocket")
-            );
+            assert_eq!(self.header("upgrade").map(str::to_lowercase).as_deref(), Some("websocket"));
             assert_eq!(self.header("sec-websocket-version"), Some("13"));
         }
     }
@@ -118,24 +99,14 @@ pub(super) async fn read_response(stream: &mut TcpStream) -> io::Result<Response
     };
     let head = String::from_utf8(bytes[..head_end].to_vec()).map_err(io::Error::other)?;
     let mut lines = head.split("\r\n");
-    let status = lines
-        .next()
-        .and_then(|line| line.split(' ').nth(1))
-        .and_then(|status| status.parse().ok());
+    let status = lines.next().and_then(|line| line.split(' ').nth(1)).and_then(|status| status.parse().ok());
     let status = status.ok_or_else(|| io::Error::other("no status line"))?;
     let headers: Vec<_> = lines
         .filter_map(|line| line.split_once(':'))
         .map(|(name, value)| (name.to_lowercase(), value.trim().to_owned()))
         .collect();
-    let mut response = Response {
-        status,
-        headers,
-        body: bytes.split_off(head_end + 4),
-    };
-    match response
-        .header("content-length")
-        .map(|length| length.parse::<usize>().unwrap())
-    {
+    let mut response = Response { status, headers, body: bytes.split_off(head_end + 4) };
+    match response.header("content-length").map(|length| length.parse::<usize>().unwrap()) {
         _ if status == 101 || status == 204 => {}
         Some(length) => {
             while response.body.len() < length {
@@ -157,8 +128,7 @@ pub(super) async fn read_response(stream: &mut TcpStream) -> io::Result<Response
 fn unchunk(mut rest: &[u8]) -> Vec<u8> {
     let mut body = Vec::new();
     while let Some(line_end) = rest.windows(2).position(|window| window == b"\r\n") {
-        let size =
-            usize::from_str_radix(std::str::from_utf8(&rest[..line_end]).unwrap(), 16).unwrap();
+        let size = usize::from_str_radix(std::str::from_utf8(&rest[..line_end]).unwrap(), 16).unwrap();
         let start = line_end + 2;
         body.extend_from_slice(&rest[start..start + size]);
         rest = &rest[start + size + 2..];
@@ -197,9 +167,7 @@ impl Handshake {
             method: "GET".into(),
             path: "/ws".into(),
             query: Vec::new(),
-            headers: headers
-                .map(|(name, value)| (name.into(), value.into()))
-                .to_vec(),
+            headers: headers.map(|(name, value)| (name.into(), value.into())).to_vec(),
         }
     }
 
@@ -239,8 +207,7 @@ impl Handshake {
 
     /// Takes header fields away.
     pub fn without(mut self, name: &str) -> Self {
-        self.headers
-            .retain(|(field, _)| !field.eq_ignore_ascii_case(name));
+        self.headers.retain(|(field, _)| !field.eq_ignore_ascii_case(name));
         self
     }
 
@@ -274,9 +241,7 @@ impl Handshake {
             let response = read_response(&mut stream).await?;
             Ok::<_, io::Error>((stream, response))
         };
-        within(LIMIT, "the answer to the handshake", exchange)
-            .await
-            .unwrap()
+        within(LIMIT, "the answer to the handshake", exchange).await.unwrap()
     }
 
     async fn connect(&self) -> io::Result<TcpStream> {
@@ -294,15 +259,8 @@ impl Handshake {
 
     /// The request's bytes.
     pub fn head(&self) -> String {
-        let query = if self.query.is_empty() {
-            String::new()
-        } else {
-            format!("?{}", self.query.join("&"))
-        };
-        let mut head = format!(
-            "{} {}{query} HTTP/1.1\r\nHost: {}\r\n",
-            self.method, self.path, self.to
-        );
+        let query = if self.query.is_empty() { String::new() } else { format!("?{}", self.query.join("&")) };
+        let mut head = format!("{} {}{query} HTTP/1.1\r\nHost: {}\r\n", self.method, self.path, self.to);
         for (name, value) in &self.headers {
             head.push_str(&format!("{name}: {value}\r\n"));
         }
@@ -319,22 +277,10 @@ impl Handshake {
 
     async fn upgraded(&self) -> (TcpStream, Response) {
         let (stream, response) = self.send().await;
-        assert_eq!(
-            response.status,
-            101,
-            "refused: {}",
-            String::from_utf8_lossy(&response.body)
-        );
-        assert_eq!(
-            response.header("upgrade").map(str::to_lowercase).as_deref(),
-            Some("websocket")
-        );
+        assert_eq!(response.status, 101, "refused: {}", String::from_utf8_lossy(&response.body));
+        assert_eq!(response.header("upgrade").map(str::to_lowercase).as_deref(), Some("websocket"));
         assert_eq!(response.header("sec-websocket-accept"), Some(ACCEPT));
-        assert_eq!(
-            response.header("sec-websocket-extensions"),
-            None,
-            "none was offered"
-        );
+        assert_eq!(response.header("sec-websocket-extensions"), None, "none was offered");
         (stream, response)
     }
 

@@ -12,8 +12,8 @@ use std::time::Duration;
 use aws_lc_rs::hmac;
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{
-    ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair, RSA_PKCS1_SHA256, RSA_PKCS1_SHA384,
-    RsaKeyPair, RsaPublicKeyComponents,
+    ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair, RSA_PKCS1_SHA256, RSA_PKCS1_SHA384, RsaKeyPair,
+    RsaPublicKeyComponents,
 };
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -96,11 +96,7 @@ impl Key {
         let Some(pair) = self.rsa() else {
             return EC.sign(&random, input).unwrap().as_ref().to_vec();
         };
-        let padding = if algorithm == "RS384" {
-            &RSA_PKCS1_SHA384
-        } else {
-            &RSA_PKCS1_SHA256
-        };
+        let padding = if algorithm == "RS384" { &RSA_PKCS1_SHA384 } else { &RSA_PKCS1_SHA256 };
         let mut signature = vec![0; pair.public_modulus_len()];
         pair.sign(padding, &random, input, &mut signature).unwrap();
         signature
@@ -134,14 +130,8 @@ impl Token {
             "email_verified": false,
             "firebase": {"identities": {"email": [email(uid)]}, "sign_in_provider": "password"},
         });
-        let Value::Object(claims) = claims else {
-            unreachable!()
-        };
-        let mut token = Self {
-            header: Map::new(),
-            claims,
-            key: Key::Rsa,
-        };
+        let Value::Object(claims) = claims else { unreachable!() };
+        let mut token = Self { header: Map::new(), claims, key: Key::Rsa };
         token.header.insert("typ".into(), "JWT".into());
         token.key(Key::Rsa)
     }
@@ -184,11 +174,7 @@ impl Token {
     /// The compact form, signed by the key with the header's own algorithm (RS256, RS384 or ES256).
     pub fn sign(&self) -> String {
         let input = self.signing_input();
-        let algorithm = self
-            .header
-            .get("alg")
-            .and_then(Value::as_str)
-            .unwrap_or_default();
+        let algorithm = self.header.get("alg").and_then(Value::as_str).unwrap_or_default();
         let signature = self.key.sign(algorithm, input.as_bytes());
         format!("{input}.{}", base64url(&signature))
     }
@@ -203,15 +189,11 @@ impl Token {
         let input = self.clone().header("alg", "HS256").signing_input();
         let public = RsaPublicKeyComponents::<Vec<u8>>::from(RSA.public_key());
         let secret = hmac::Key::new(hmac::HMAC_SHA256, &public.n);
-        format!(
-            "{input}.{}",
-            base64url(hmac::sign(&secret, input.as_bytes()).as_ref())
-        )
+        format!("{input}.{}", base64url(hmac::sign(&secret, input.as_bytes()).as_ref()))
     }
 
     fn signing_input(&self) -> String {
-        let part =
-            |map: &Map<String, Value>| base64url(serde_json::to_string(map).unwrap().as_bytes());
+        let part = |map: &Map<String, Value>| base64url(serde_json::to_string(map).unwrap().as_bytes());
         format!("{}.{}", part(&self.header), part(&self.claims))
     }
 }

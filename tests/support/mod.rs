@@ -2,11 +2,7 @@
 //!
 //! Nothing here knows the relay's code: only the contract and the wire.
 
-#![allow(
-    unused_imports,
-    dead_code,
-    reason = "each test binary uses its part of the support"
-)]
+#![allow(unused_imports, dead_code, reason = "each test binary uses its part of the support")]
 
 mod client;
 mod cluster;
@@ -64,9 +60,7 @@ pub fn free_port() -> u16 {
     const PORTS: u32 = 20_000;
     static NEXT: AtomicU32 = AtomicU32::new(0);
     for _ in 0..PORTS {
-        let next = std::process::id()
-            .wrapping_mul(251)
-            .wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+        let next = std::process::id().wrapping_mul(251).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
         let port = u16::try_from(FIRST + next % PORTS).unwrap();
         if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
             return port;

@@ -36,19 +36,16 @@ impl Proxy {
                     };
                     let (mut from_client, mut to_client) = client.into_split();
                     let (mut from_server, mut to_server) = server.into_split();
-                    let forth = tokio::spawn(async move {
-                        forth(&mut from_client, &mut to_server, word, delay).await
-                    });
+                    let forth =
+                        tokio::spawn(
+                            async move { forth(&mut from_client, &mut to_server, word, delay).await },
+                        );
                     back(&mut from_server, &mut to_client, hold).await;
                     forth.abort();
                 });
             }
         });
-        Self {
-            address,
-            held,
-            task,
-        }
+        Self { address, held, task }
     }
 
     /// Where it listens.

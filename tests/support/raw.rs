@@ -39,13 +39,7 @@ pub struct RawFrame {
 impl RawFrame {
     /// A correct frame that is a whole message.
     pub fn new(opcode: u8, payload: impl Into<Vec<u8>>) -> Self {
-        Self {
-            fin: true,
-            reserved: 0,
-            opcode,
-            masked: true,
-            payload: payload.into(),
-        }
+        Self { fin: true, reserved: 0, opcode, masked: true, payload: payload.into() }
     }
 
     /// The bytes on the wire.
@@ -66,12 +60,7 @@ impl RawFrame {
         }
         if self.masked {
             bytes.extend(MASK);
-            bytes.extend(
-                self.payload
-                    .iter()
-                    .zip(MASK.iter().cycle())
-                    .map(|(byte, mask)| byte ^ mask),
-            );
+            bytes.extend(self.payload.iter().zip(MASK.iter().cycle()).map(|(byte, mask)| byte ^ mask));
         } else {
             bytes.extend(&self.payload);
         }
@@ -104,22 +93,15 @@ impl RawClient {
 
     /// Reads the answer to a handshake that was written by hand.
     pub async fn after_handshake(mut stream: TcpStream) -> (Response, Self) {
-        let response = within(
-            LIMIT,
-            "the answer to the handshake",
-            read_response(&mut stream),
-        )
-        .await
-        .unwrap();
+        let response =
+            within(LIMIT, "the answer to the handshake", read_response(&mut stream)).await.unwrap();
         let read = response.body.clone();
         (response, Self::new(stream, read))
     }
 
     /// Writes bytes.
     pub async fn write(&mut self, bytes: &[u8]) {
-        within(LIMIT, "room to write", self.stream.write_all(bytes))
-            .await
-            .unwrap();
+        within(LIMIT, "room to write", self.stream.write_all(bytes)).await.unwrap();
     }
 
     /// Writes bytes unless the connection has ended.
@@ -161,17 +143,11 @@ impl RawClient {
         let (&first, &second) = (self.read.first()?, self.read.get(1)?);
         assert_eq!(first & 0x70, 0, "a reserved bit is set");
         assert_eq!(first & 0x80, 0x80, "a fragment");
-        assert_eq!(
-            second & 0x80,
-            0,
-            "a server's frame must not be masked (RFC 6455, section 5.1)"
-        );
+        assert_eq!(second & 0x80, 0, "a server's frame must not be masked (RFC 6455, section 5.1)");
         let number = |range: std::ops::Range<usize>| {
-            self.read.get(range).map(|bytes| {
-                bytes
-                    .iter()
-                    .fold(0, |number, &byte| number << 8 | usize::from(byte))
-            })
+            self.read
+                .get(range)
+                .map(|bytes| bytes.iter().fold(0, |number, &byte| number << 8 | usize::from(byte)))
         };
         let (start, length) = match second {
             126 => (4, number(2..4)?),
@@ -201,11 +177,7 @@ impl RawClient {
     /// The next frame, which must be a close with this code.
     pub async fn expect_close(&mut self, code: u16) {
         let payload = self.expect(opcode::CLOSE).await;
-        assert_eq!(
-            payload.get(..2),
-            Some(&code.to_be_bytes()[..]),
-            "close {payload:?}, expected {code}"
-        );
+        assert_eq!(payload.get(..2), Some(&code.to_be_bytes()[..]), "close {payload:?}, expected {code}");
     }
 
     /// Waits for a TCP reset, and neither reads what waits nor writes: after an orderly end there is none.

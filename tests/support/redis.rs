@@ -43,12 +43,7 @@ impl RedisServer {
     pub async fn try_start_with(address: SocketAddr, arguments: &[&str]) -> Option<Self> {
         let directory = tempfile::tempdir().unwrap();
         let child = Command::new("redis-server")
-            .args([
-                "--bind",
-                &address.ip().to_string(),
-                "--port",
-                &address.port().to_string(),
-            ])
+            .args(["--bind", &address.ip().to_string(), "--port", &address.port().to_string()])
             .args(["--save", "", "--appendonly", "no", "--dir"])
             .arg(directory.path())
             .args(arguments)
@@ -57,11 +52,7 @@ impl RedisServer {
             .stderr(Stdio::null())
             .spawn()
             .expect("redis-server is installed");
-        let server = Self {
-            child,
-            address,
-            directory,
-        };
+        let server = Self { child, address, directory };
         server.wait().await
     }
 
@@ -89,14 +80,7 @@ impl RedisServer {
                 .stderr(Stdio::null())
                 .spawn()
                 .expect("redis-server is installed");
-            if let Some(server) = (Self {
-                child,
-                address,
-                directory,
-            })
-            .wait()
-            .await
-            {
+            if let Some(server) = (Self { child, address, directory }).wait().await {
                 return server;
             }
         }
@@ -140,28 +124,20 @@ impl RedisServer {
 
     /// Sends a signal (`STOP` and `CONT` make it half-open and bring it back).
     pub fn signal(&self, name: &str) {
-        let status = Command::new("kill")
-            .args(["-s", name, &self.child.id().to_string()])
-            .status()
-            .unwrap();
+        let status = Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status().unwrap();
         assert!(status.success());
     }
 
     /// `master`, `slave`, or nothing while it does not answer.
     pub async fn role(&self) -> String {
         let role = ask(self.address, &["ROLE"]).await;
-        role.ok()
-            .and_then(|role| role[0].as_str().map(str::to_owned))
-            .unwrap_or_default()
+        role.ok().and_then(|role| role[0].as_str().map(str::to_owned)).unwrap_or_default()
     }
 
     /// True for a node whose cluster serves all slots, as far as it knows.
     pub async fn is_well(&self) -> bool {
         let info = ask(self.address, &["CLUSTER", "INFO"]).await;
-        info.is_ok_and(|info| {
-            info.as_str()
-                .is_some_and(|info| info.contains("cluster_state:ok"))
-        })
+        info.is_ok_and(|info| info.as_str().is_some_and(|info| info.contains("cluster_state:ok")))
     }
 
     /// Takes note of the end of one that was killed.
@@ -179,10 +155,7 @@ impl RedisServer {
 
     /// What has to go when the test process has ended.
     pub(super) fn remains(&self) -> [String; 2] {
-        [
-            self.child.id().to_string(),
-            self.directory.path().display().to_string(),
-        ]
+        [self.child.id().to_string(), self.directory.path().display().to_string()]
     }
 }
 

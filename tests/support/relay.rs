@@ -28,16 +28,13 @@ impl Config {
     /// `duorelay serve` with the memory backplane, for the tokens of `issuer`, without a limit on
     /// handshakes (all tests come from one address).
     pub fn new(issuer: &Issuer) -> Self {
-        Self {
-            env: BTreeMap::new(),
-            args: vec!["serve".into()],
-        }
-        .set("FIREBASE_PROJECT_ID", PROJECT)
-        .set("DUORELAY_JWKS_URL", issuer.jwks_url())
-        .set("DUORELAY_ADMIN_TOKEN", ADMIN_TOKEN)
-        .set("DUORELAY_HANDSHAKES_PER_SECOND_PER_IP", "0")
-        .set("LOG_FORMAT", "json")
-        .set("RUST_LOG", "info,duorelay=debug")
+        Self { env: BTreeMap::new(), args: vec!["serve".into()] }
+            .set("FIREBASE_PROJECT_ID", PROJECT)
+            .set("DUORELAY_JWKS_URL", issuer.jwks_url())
+            .set("DUORELAY_ADMIN_TOKEN", ADMIN_TOKEN)
+            .set("DUORELAY_HANDSHAKES_PER_SECOND_PER_IP", "0")
+            .set("LOG_FORMAT", "json")
+            .set("RUST_LOG", "info,duorelay=debug")
     }
 
     /// Sets an environment variable.
@@ -108,13 +105,7 @@ impl Config {
         let log = Arc::new(Mutex::new(String::new()));
         let stdout = collect(child.stdout.take().unwrap(), &log);
         let stderr = collect(child.stderr.take().unwrap(), &log);
-        Relay {
-            child,
-            public,
-            admin,
-            log,
-            collecting: vec![stdout, stderr],
-        }
+        Relay { child, public, admin, log, collecting: vec![stdout, stderr] }
     }
 }
 
@@ -159,10 +150,7 @@ impl Relay {
             {
                 return Ok(());
             }
-            assert!(
-                Instant::now() < deadline,
-                "{path} is not 200 after {LIMIT:?}"
-            );
+            assert!(Instant::now() < deadline, "{path} is not 200 after {LIMIT:?}");
         }
     }
 
@@ -188,10 +176,7 @@ impl Relay {
 
     /// Sends a signal (`TERM`, `STOP`, `CONT`).
     pub fn signal(&self, name: &str) {
-        let status = Command::new("kill")
-            .args(["-s", name, &self.child.id().to_string()])
-            .status()
-            .unwrap();
+        let status = Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status().unwrap();
         assert!(status.success());
     }
 
@@ -203,9 +188,7 @@ impl Relay {
             pause.tick().await;
             if let Some(status) = self.child.try_wait().unwrap() {
                 // Its pipes have ended with it, so this does not wait.
-                self.collecting
-                    .drain(..)
-                    .for_each(|thread| thread.join().unwrap());
+                self.collecting.drain(..).for_each(|thread| thread.join().unwrap());
                 return status;
             }
             assert!(Instant::now() < deadline, "still running after {limit:?}");
@@ -220,34 +203,19 @@ impl Relay {
     /// A call of the operators' API with the right token.
     pub async fn operate(&self, method: &str, path: &str, body: &Value) -> Response {
         let bearer = format!("Bearer {ADMIN_TOKEN}");
-        let headers = [
-            ("authorization", bearer.as_str()),
-            ("content-type", "application/json"),
-        ];
-        let body = if body.is_null() {
-            String::new()
-        } else {
-            body.to_string()
-        };
-        request(self.admin, method, path, &headers, body.as_bytes())
-            .await
-            .unwrap()
+        let headers = [("authorization", bearer.as_str()), ("content-type", "application/json")];
+        let body = if body.is_null() { String::new() } else { body.to_string() };
+        request(self.admin, method, path, &headers, body.as_bytes()).await.unwrap()
     }
 
     /// The sum of a metric's samples whose labels contain all of `labels`; 0 when there is none.
     pub async fn metric(&self, name: &str, labels: &[&str]) -> f64 {
-        let text = request(self.admin, "GET", "/metrics", &[], b"")
-            .await
-            .unwrap()
-            .text();
+        let text = request(self.admin, "GET", "/metrics", &[], b"").await.unwrap().text();
         let matching = text.lines().filter(|line| {
-            line.strip_prefix(name)
-                .is_some_and(|rest| rest.starts_with(['{', ' ']))
+            line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']))
                 && labels.iter().all(|label| line.contains(label))
         });
-        matching
-            .map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap())
-            .sum()
+        matching.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
     }
 
     /// Waits until a metric is at least this; returns it.
@@ -260,10 +228,7 @@ impl Relay {
             if value >= least {
                 return value;
             }
-            assert!(
-                Instant::now() < deadline,
-                "{name} is {value} and not {least}"
-            );
+            assert!(Instant::now() < deadline, "{name} is {value} and not {least}");
         }
     }
 
@@ -274,10 +239,7 @@ impl Relay {
 
     /// A v1 connection as a browser makes it: a desktop, the token in the offer. Its `welcome` has been read.
     pub async fn v1_desktop(&self, uid: &str) -> Client {
-        self.handshake()
-            .offer(&["duorelay.v1", &Token::firebase(uid).sign()])
-            .open_v1()
-            .await
+        self.handshake().offer(&["duorelay.v1", &Token::firebase(uid).sign()]).open_v1().await
     }
 
     /// A v1 connection as a native app makes it: a mobile, the token in `clientid`. Its `welcome` has been read.
@@ -300,25 +262,17 @@ impl Relay {
 
     /// A classic connection as a browser makes it.
     pub async fn classic_desktop(&self, uid: &str) -> Client {
-        self.handshake()
-            .offer(&[&Token::firebase(uid).sign()])
-            .open()
-            .await
+        self.handshake().offer(&[&Token::firebase(uid).sign()]).open().await
     }
 
     /// A classic connection as a native app makes it.
     pub async fn classic_mobile(&self, uid: &str) -> Client {
-        self.handshake()
-            .header("clientid", &Token::firebase(uid).sign())
-            .open()
-            .await
+        self.handshake().header("clientid", &Token::firebase(uid).sign()).open().await
     }
 
     /// Who holds the room's slots, asked through the operators' API.
     pub async fn room(&self, uid: &str) -> Value {
-        let response = self
-            .operate("GET", &format!("/v1/rooms/{uid}"), &json!(null))
-            .await;
+        let response = self.operate("GET", &format!("/v1/rooms/{uid}"), &json!(null)).await;
         assert_eq!(response.status, 200);
         response.json()
     }
@@ -332,11 +286,7 @@ impl Drop for Relay {
         if std::thread::panicking() {
             let log = self.log();
             let from = log.len().saturating_sub(8000);
-            let tail: String = log
-                .char_indices()
-                .filter(|(at, _)| *at >= from)
-                .map(|(_, c)| c)
-                .collect();
+            let tail: String = log.char_indices().filter(|(at, _)| *at >= from).map(|(_, c)| c).collect();
             eprintln!("--- the relay's log (its end) ---\n{tail}---");
         }
     }

@@ -7,8 +7,8 @@ use fred::error::{Error, ErrorKind};
 use fred::interfaces::{ClientLike as _, KeysInterface as _};
 use fred::socket2::TcpKeepalive;
 use fred::types::config::{
-    ClusterDiscoveryPolicy, Config, ConnectionConfig, PerformanceConfig, ReconnectPolicy,
-    ServerConfig, TcpConfig, UnresponsiveConfig,
+    ClusterDiscoveryPolicy, Config, ConnectionConfig, PerformanceConfig, ReconnectPolicy, ServerConfig,
+    TcpConfig, UnresponsiveConfig,
 };
 use fred::types::{Builder, RespVersion, SetOptions};
 use tracing::warn;
@@ -44,8 +44,7 @@ pub enum RedisError {
 /// # Errors
 /// [`RedisError::Url`]
 pub fn config(url: &str) -> Result<Config, RedisError> {
-    let mut config =
-        Config::from_url(url).map_err(|error| RedisError::Url(error.details().to_owned()))?;
+    let mut config = Config::from_url(url).map_err(|error| RedisError::Url(error.details().to_owned()))?;
     // RESP3: a subscribed connection still takes PING and SSUBSCRIBE.
     config.version = RespVersion::RESP3;
     config.fail_fast = false;
@@ -107,13 +106,8 @@ pub fn template(config: &Config) -> Result<Client, RedisError> {
 /// # Errors
 /// [`RedisError`] when the server refuses us, which no waiting changes.
 pub async fn check(config: &Config) -> Result<(), RedisError> {
-    let config = Config {
-        fail_fast: true,
-        ..config.clone()
-    };
-    let client = builder(&config)
-        .build()
-        .map_err(|error| RedisError::Url(error.details().to_owned()))?;
+    let config = Config { fail_fast: true, ..config.clone() };
+    let client = builder(&config).build().map_err(|error| RedisError::Url(error.details().to_owned()))?;
     let connected = tokio::time::timeout(CONNECT_LIMIT + CALL_LIMIT, async {
         client.init().await?;
         client.ping::<String>(None).await
@@ -123,9 +117,7 @@ pub async fn check(config: &Config) -> Result<(), RedisError> {
     let _ = tokio::time::timeout(CALL_LIMIT, client.quit()).await;
     match result {
         Ok(Ok(_)) => Ok(()),
-        Ok(Err(error)) if is_refusal(&error) => {
-            Err(RedisError::Refused(error.details().to_owned()))
-        }
+        Ok(Err(error)) if is_refusal(&error) => Err(RedisError::Refused(error.details().to_owned())),
         Ok(Err(error)) => {
             warn!(%error, "Redis cannot be reached yet; this instance is not ready until it can");
             Ok(())
@@ -159,8 +151,7 @@ pub(super) async fn redirected<T>(ask: impl AsyncFn() -> Result<T, Error>) -> Re
 
 /// What becomes of MOVED and ASK when no redirection is followed.
 pub(super) fn is_redirection(error: &Error) -> bool {
-    matches!(error.kind(), ErrorKind::Routing)
-        && error.details().starts_with("Too many redirections")
+    matches!(error.kind(), ErrorKind::Routing) && error.details().starts_with("Too many redirections")
 }
 
 /// What the instances with this Redis agree on as `key`: the proposal of the first that asked.
@@ -168,37 +159,24 @@ pub(super) fn is_redirection(error: &Error) -> bool {
 /// # Errors
 /// [`RedisError`] when Redis cannot be asked.
 pub async fn agree(config: &Config, key: &str, proposal: String) -> Result<String, RedisError> {
-    let config = Config {
-        fail_fast: true,
-        ..config.clone()
-    };
+    let config = Config { fail_fast: true, ..config.clone() };
     let away = |error: Error| RedisError::Away(error.details().to_owned());
     let client = builder(&config).build().map_err(away)?;
     let asked = tokio::time::timeout(CONNECT_LIMIT + CALL_LIMIT, async {
         client.init().await?;
-        let () = client
-            .set(key, proposal, None, Some(SetOptions::NX), false)
-            .await?;
+        let () = client.set(key, proposal, None, Some(SetOptions::NX), false).await?;
         client.get(key).await
     });
     let result = asked.await;
     // Best effort: the answer is here.
     let _ = tokio::time::timeout(CALL_LIMIT, client.quit()).await;
-    result
-        .map_err(|_| RedisError::Away("no answer in time".to_owned()))?
-        .map_err(away)
+    result.map_err(|_| RedisError::Away("no answer in time".to_owned()))?.map_err(away)
 }
 
 fn is_refusal(error: &Error) -> bool {
     let details = error.details();
     matches!(error.kind(), ErrorKind::Auth)
-        || [
-            "WRONGPASS",
-            "NOAUTH",
-            "NOPERM",
-            "ERR invalid password",
-            "ERR AUTH",
-        ]
-        .iter()
-        .any(|code| details.contains(code))
+        || ["WRONGPASS", "NOAUTH", "NOPERM", "ERR invalid password", "ERR AUTH"]
+            .iter()
+            .any(|code| details.contains(code))
 }

@@ -38,12 +38,7 @@ struct Lane {
 
 impl Lane {
     fn new(owner: Option<(UserId, Device)>) -> Self {
-        Self {
-            owner,
-            wanted: true,
-            confirmed: 0,
-            at: None,
-        }
+        Self { owner, wanted: true, confirmed: 0, at: None }
     }
 }
 
@@ -102,16 +97,14 @@ impl Lanes {
             let epoch = self.epoch.get();
             {
                 let mut lanes = self.lanes.borrow_mut();
-                let lane = lanes
-                    .entry(channel.clone())
-                    .or_insert_with(|| Lane::new(Some((user.clone(), device))));
+                let lane =
+                    lanes.entry(channel.clone()).or_insert_with(|| Lane::new(Some((user.clone(), device))));
                 lane.wanted = true;
                 if lane.confirmed == epoch {
                     return Ok(());
                 }
             }
-            self.acknowledged(std::slice::from_ref(&channel), epoch)
-                .await?;
+            self.acknowledged(std::slice::from_ref(&channel), epoch).await?;
             // The connection may have been made anew meanwhile; then it is asked again.
         }
     }
@@ -130,10 +123,7 @@ impl Lanes {
                     })
                     .await
                 }));
-                subscribed
-                    .await
-                    .into_iter()
-                    .collect::<Result<Vec<()>, _>>()?;
+                subscribed.await.into_iter().collect::<Result<Vec<()>, _>>()?;
             }
             return Ok(());
         }

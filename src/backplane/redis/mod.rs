@@ -18,9 +18,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use fred::clients::Client;
-use fred::interfaces::{
-    ClientLike as _, ClusterInterface as _, EventInterface as _, PubsubInterface as _,
-};
+use fred::interfaces::{ClientLike as _, ClusterInterface as _, EventInterface as _, PubsubInterface as _};
 use fred::types::config::Server;
 use fred::types::{ClusterStateChange, Message, Value};
 use futures_util::future::{FutureExt as _, LocalBoxFuture, join_all};
@@ -37,8 +35,8 @@ use self::publisher::Publisher;
 use self::scripts::Scripts;
 use super::readiness::Readiness;
 use super::{
-    Backplane, CALL_LIMIT, Event, InstanceInfo, OWN_CLAIM_LIMIT, Published, Renewal, RoomSnapshot,
-    Sink, Unavailable,
+    Backplane, CALL_LIMIT, Event, InstanceInfo, OWN_CLAIM_LIMIT, Published, Renewal, RoomSnapshot, Sink,
+    Unavailable,
 };
 use crate::metrics::Metrics;
 use crate::relay::envelope::Envelope;
@@ -113,11 +111,7 @@ impl Redis {
         let names = Names::new(&settings.prefix);
         let lease_ms = u64::try_from(settings.lease.as_millis()).unwrap_or(u64::MAX);
         let metrics = Arc::clone(&settings.metrics);
-        let fixed = vec![
-            names.instances(),
-            names.unheard(),
-            names.probe(settings.instance, worker),
-        ];
+        let fixed = vec![names.instances(), names.unheard(), names.probe(settings.instance, worker)];
         let redis = Rc::new(Self {
             worker,
             scripts: Scripts::new(names.clone(), lease_ms, sharded),
@@ -198,15 +192,9 @@ impl Redis {
                 own = Some(holder.member.connection);
             }
         }
-        (self.sink)(Event::Lane {
-            user,
-            lane,
-            envelope,
-        });
+        (self.sink)(Event::Lane { user, lane, envelope });
         // After the hub knows: the claim may be answered now.
-        if let Some(waits) =
-            own.and_then(|connection| self.own_claims.borrow_mut().remove(&connection))
-        {
+        if let Some(waits) = own.and_then(|connection| self.own_claims.borrow_mut().remove(&connection)) {
             let _ = waits.send(());
         }
     }
@@ -220,14 +208,9 @@ impl Redis {
     /// Our own probe came back: commands are carried out, and pub/sub delivers.
     fn on_probe(&self, bytes: &Bytes, now: Instant) {
         self.last_probe.set(Some(now));
-        let sent = <[u8; 8]>::try_from(&bytes[..])
-            .map(u64::from_be_bytes)
-            .unwrap_or_default();
+        let sent = <[u8; 8]>::try_from(&bytes[..]).map(u64::from_be_bytes).unwrap_or_default();
         let round_trip = self.settings.readiness.elapsed_ns().saturating_sub(sent);
-        self.settings
-            .metrics
-            .backplane_probe_seconds
-            .set(Duration::from_nanos(round_trip).as_secs_f64());
+        self.settings.metrics.backplane_probe_seconds.set(Duration::from_nanos(round_trip).as_secs_f64());
         self.publisher.on_probe();
         if !self.is_up.get() && self.lanes.is_whole() {
             self.set_up(true);
@@ -287,11 +270,7 @@ impl Redis {
     /// Publishes beside the lanes; what is lost is sent again soon.
     async fn publish_beside(&self, channel: String, bytes: Bytes) {
         let published = if self.lanes.is_sharded() {
-            timeout(
-                SECOND,
-                self.commands.spublish::<Value, _, _>(channel, bytes),
-            )
-            .await
+            timeout(SECOND, self.commands.spublish::<Value, _, _>(channel, bytes)).await
         } else {
             timeout(SECOND, self.commands.publish::<Value, _, _>(channel, bytes)).await
         };
@@ -304,10 +283,7 @@ impl Redis {
         let silent_for = self.last_probe.get().map(|probe| now.duration_since(probe));
         if self.is_up.get() && silent_for.is_none_or(|silent| silent >= DOWN_AFTER) {
             self.set_up(false);
-            warn!(
-                worker = self.worker,
-                "the backplane is down: Redis does not answer"
-            );
+            warn!(worker = self.worker, "the backplane is down: Redis does not answer");
             self.publisher.set_up(false);
             (self.sink)(Event::Down);
         }
@@ -345,19 +321,12 @@ impl Redis {
             Unavailable
         };
         let lane = self.names.lane(user, claim.device);
-        self.lanes
-            .subscribe(user, claim.device, lane)
-            .await
-            .map_err(failed)?;
+        self.lanes.subscribe(user, claim.device, lane).await.map_err(failed)?;
         let (told, own_claim) = oneshot::channel();
         self.own_claims.borrow_mut().insert(claim.connection, told);
         // The entry goes with this future, however it ends.
         let _forget = OnDrop(|| drop(self.own_claims.borrow_mut().remove(&claim.connection)));
-        let outcome = self
-            .scripts
-            .claim(&self.commands, user, &claim)
-            .await
-            .map_err(failed)?;
+        let outcome = self.scripts.claim(&self.commands, user, &claim).await.map_err(failed)?;
         if let ClaimOutcome::Claimed(claimed) = &outcome {
             for holder in claimed.replaced.iter().chain(&claimed.other) {
                 self.presence.note(holder.instance, Instant::now());
@@ -436,10 +405,7 @@ async fn stay_connected(client: Client) {
 /// Slots of a cluster move, and replicas take over. The publisher's connection learns of it by its redirections;
 /// who only hears has to ask: each change raises the cluster's epoch. What one node knows already is news to another
 /// for a while, so that it is looked at several times.
-async fn follow_cluster(
-    me: Weak<Redis>,
-    mut changes: broadcast::Receiver<Vec<ClusterStateChange>>,
-) {
+async fn follow_cluster(me: Weak<Redis>, mut changes: broadcast::Receiver<Vec<ClusterStateChange>>) {
     const LOOKS: u32 = 5;
     let mut ticks = tokio::time::interval(SECOND / 2);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -454,10 +420,8 @@ async fn follow_cluster(
         }
         let Some(redis) = me.upgrade() else { return };
         if let Ok(info) = redis.commands.cluster_info::<String>().await {
-            let epoch = info
-                .lines()
-                .find_map(|line| line.strip_prefix("cluster_current_epoch:"))
-                .map(str::to_owned);
+            let epoch =
+                info.lines().find_map(|line| line.strip_prefix("cluster_current_epoch:")).map(str::to_owned);
             if epoch != known {
                 (known, looks) = (epoch, LOOKS);
             }
@@ -478,8 +442,7 @@ async fn tick(me: Weak<Redis>) {
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (mut probed, mut announced) = (None, None);
-    let is_due =
-        |last: Option<Instant>, pause| last.is_none_or(|last: Instant| last.elapsed() >= pause);
+    let is_due = |last: Option<Instant>, pause| last.is_none_or(|last: Instant| last.elapsed() >= pause);
     loop {
         ticks.tick().await;
         let Some(redis) = me.upgrade() else { return };
@@ -514,25 +477,13 @@ impl Backplane for Redis {
     ) -> LocalBoxFuture<'a, Result<ClaimOutcome, Unavailable>> {
         // Its parts have limits, too, but one after the other.
         let claiming = timeout(CALL_LIMIT, self.claim_slot(user, claim));
-        claiming
-            .map(|claimed| claimed.unwrap_or(Err(Unavailable)))
-            .boxed_local()
+        claiming.map(|claimed| claimed.unwrap_or(Err(Unavailable))).boxed_local()
     }
 
-    fn renew<'a>(
-        &'a self,
-        renewals: &'a [Renewal],
-    ) -> LocalBoxFuture<'a, Vec<Result<Renewed, Unavailable>>> {
+    fn renew<'a>(&'a self, renewals: &'a [Renewal]) -> LocalBoxFuture<'a, Vec<Result<Renewed, Unavailable>>> {
         let renew = async |renewal: &Renewal| {
-            let Renewal {
-                user,
-                device,
-                holder,
-            } = renewal;
-            let renewed = self
-                .scripts
-                .renew(&self.commands, user, *device, holder)
-                .await;
+            let Renewal { user, device, holder } = renewal;
+            let renewed = self.scripts.renew(&self.commands, user, *device, holder).await;
             if let Ok(Renewed::Kept { other: Some(other) }) = &renewed {
                 self.presence.note(other.instance, Instant::now());
             }
@@ -567,11 +518,7 @@ impl Backplane for Redis {
         connection: ConnectionId,
     ) -> LocalBoxFuture<'a, ()> {
         async move {
-            if let Err(error) = self
-                .scripts
-                .release(&self.commands, user, device, connection)
-                .await
-            {
+            if let Err(error) = self.scripts.release(&self.commands, user, device, connection).await {
                 debug!(%error, "a release failed; the lease will end");
             }
         }
@@ -582,22 +529,11 @@ impl Backplane for Redis {
         self.lanes.unsubscribe(self.names.lane(user, lane));
     }
 
-    fn publish(
-        &self,
-        user: &UserId,
-        lane: Device,
-        envelope: Envelope,
-        since: Instant,
-    ) -> Published {
+    fn publish(&self, user: &UserId, lane: Device, envelope: Envelope, since: Instant) -> Published {
         let stream = match &envelope {
-            Envelope::Parcel {
-                parcel: Parcel::Frame(bytes),
-                ..
-            } => bytes
-                .first()
-                .copied()
-                .map(StreamId)
-                .filter(|stream| !stream.is_reliable()),
+            Envelope::Parcel { parcel: Parcel::Frame(bytes), .. } => {
+                bytes.first().copied().map(StreamId).filter(|stream| !stream.is_reliable())
+            }
             Envelope::Parcel { .. }
             | Envelope::Claimed { .. }
             | Envelope::Released { .. }
@@ -605,29 +541,18 @@ impl Backplane for Redis {
             | Envelope::ServerMessage { .. }
             | Envelope::Disconnect { .. } => None,
         };
-        self.publisher.publish(
-            self.names.lane(user, lane),
-            envelope.encode(),
-            stream,
-            since,
-        )
+        self.publisher.publish(self.names.lane(user, lane), envelope.encode(), stream, since)
     }
 
-    fn room<'a>(
-        &'a self,
-        user: &'a UserId,
-    ) -> LocalBoxFuture<'a, Result<RoomSnapshot, Unavailable>> {
+    fn room<'a>(&'a self, user: &'a UserId) -> LocalBoxFuture<'a, Result<RoomSnapshot, Unavailable>> {
         async move {
             if !self.is_up.get() {
                 return Err(Unavailable);
             }
-            self.scripts
-                .room(&self.commands, user)
-                .await
-                .map_err(|error| {
-                    debug!(%error, "a room could not be read");
-                    Unavailable
-                })
+            self.scripts.room(&self.commands, user).await.map_err(|error| {
+                debug!(%error, "a room could not be read");
+                Unavailable
+            })
         }
         .boxed_local()
     }

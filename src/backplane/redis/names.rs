@@ -18,19 +18,13 @@ impl Names {
     /// Names that begin with `prefix`.
     #[must_use]
     pub(super) fn new(prefix: &str) -> Self {
-        Self {
-            prefix: prefix.to_owned(),
-        }
+        Self { prefix: prefix.to_owned() }
     }
 
     /// The hash of a room.
     #[must_use]
     pub(super) fn room(&self, user: &UserId) -> String {
-        format!(
-            "{}:{{{}}}",
-            self.prefix,
-            utf8_percent_encode(user.as_str(), ENCODED)
-        )
+        format!("{}:{{{}}}", self.prefix, utf8_percent_encode(user.as_str(), ENCODED))
     }
 
     /// The lane of a device.
@@ -67,9 +61,6 @@ mod tests {
         let names = Names::new("duo");
         let user = UserId::new("a{b}:*\né-_9").unwrap();
         assert_eq!(names.room(&user), "duo:{a%7Bb%7D%3A%2A%0A%C3%A9-_9}");
-        assert_eq!(
-            names.lane(&user, Device::Mobile),
-            "duo:{a%7Bb%7D%3A%2A%0A%C3%A9-_9}:mobile"
-        );
+        assert_eq!(names.lane(&user, Device::Mobile), "duo:{a%7Bb%7D%3A%2A%0A%C3%A9-_9}:mobile");
     }
 }

@@ -24,16 +24,9 @@ struct Announcement(Uuid, u64, String, u64, bool);
 /// The bytes of an announcement.
 #[must_use]
 pub(super) fn announce(info: &InstanceInfo) -> Bytes {
-    let announcement = Announcement(
-        info.instance.0,
-        info.connections,
-        info.version.clone(),
-        info.started_at,
-        info.draining,
-    );
-    rmp_serde::to_vec(&announcement)
-        .map(Bytes::from)
-        .unwrap_or_default()
+    let announcement =
+        Announcement(info.instance.0, info.connections, info.version.clone(), info.started_at, info.draining);
+    rmp_serde::to_vec(&announcement).map(Bytes::from).unwrap_or_default()
 }
 
 struct Seen {
@@ -52,32 +45,15 @@ impl Presence {
         let Announcement(instance, connections, version, started_at, draining) =
             rmp_serde::from_slice(bytes).ok()?;
         let instance = InstanceId(instance);
-        let info = Some(InstanceInfo {
-            instance,
-            connections,
-            version,
-            started_at,
-            draining,
-        });
-        let before = self.0.borrow_mut().insert(
-            instance,
-            Seen {
-                info,
-                last: now,
-                silent: false,
-            },
-        );
+        let info = Some(InstanceInfo { instance, connections, version, started_at, draining });
+        let before = self.0.borrow_mut().insert(instance, Seen { info, last: now, silent: false });
         before.is_some_and(|seen| seen.silent).then_some(instance)
     }
 
     /// A slot names this instance: if it is never heard of, it will count as silent.
     pub(super) fn note(&self, instance: InstanceId, now: Instant) {
         if instance != InstanceId::UNKNOWN {
-            self.0.borrow_mut().entry(instance).or_insert(Seen {
-                info: None,
-                last: now,
-                silent: false,
-            });
+            self.0.borrow_mut().entry(instance).or_insert(Seen { info: None, last: now, silent: false });
         }
     }
 
@@ -104,20 +80,12 @@ impl Presence {
 
     /// True for an instance that has become silent.
     pub(super) fn is_silent(&self, instance: InstanceId) -> bool {
-        self.0
-            .borrow()
-            .get(&instance)
-            .is_some_and(|seen| seen.silent)
+        self.0.borrow().get(&instance).is_some_and(|seen| seen.silent)
     }
 
     /// Those that are there.
     pub(super) fn list(&self) -> Vec<InstanceInfo> {
-        self.0
-            .borrow()
-            .values()
-            .filter(|seen| !seen.silent)
-            .filter_map(|seen| seen.info.clone())
-            .collect()
+        self.0.borrow().values().filter(|seen| !seen.silent).filter_map(|seen| seen.info.clone()).collect()
     }
 }
 
@@ -129,27 +97,15 @@ mod tests {
     fn an_instance_is_silent_after_five_seconds_and_heard_again() {
         let (presence, start) = (Presence::default(), Instant::now());
         let instance = InstanceId(Uuid::from_u128(7));
-        let info = InstanceInfo {
-            instance,
-            connections: 3,
-            version: "1".into(),
-            started_at: 9,
-            draining: false,
-        };
+        let info =
+            InstanceInfo { instance, connections: 3, version: "1".into(), started_at: 9, draining: false };
         assert_eq!(presence.on_announcement(&announce(&info), start), None);
         assert_eq!(presence.list(), std::slice::from_ref(&info));
-        assert!(
-            presence
-                .sweep(start + SILENT_AFTER - Duration::from_millis(1))
-                .is_empty()
-        );
+        assert!(presence.sweep(start + SILENT_AFTER - Duration::from_millis(1)).is_empty());
         assert_eq!(presence.sweep(start + SILENT_AFTER), [instance]);
         assert!(presence.is_silent(instance) && presence.list().is_empty());
         let later = start + SILENT_AFTER;
-        assert_eq!(
-            presence.on_announcement(&announce(&info), later),
-            Some(instance)
-        );
+        assert_eq!(presence.on_announcement(&announce(&info), later), Some(instance));
         assert!(!presence.is_silent(instance));
     }
 
@@ -165,9 +121,6 @@ mod tests {
 
     #[test]
     fn no_bytes_break_it() {
-        assert_eq!(
-            Presence::default().on_announcement(b"\xff\x00nonsense", Instant::now()),
-            None
-        );
+        assert_eq!(Presence::default().on_announcement(b"\xff\x00nonsense", Instant::now()), None);
     }
 }

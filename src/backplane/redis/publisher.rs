@@ -70,12 +70,7 @@ pub(super) struct Publisher {
 
 impl Publisher {
     /// A publisher that waits until it is told that Redis is there.
-    pub(super) fn new(
-        client: Client,
-        sharded: bool,
-        queue_bytes: usize,
-        metrics: Arc<Metrics>,
-    ) -> Rc<Self> {
+    pub(super) fn new(client: Client, sharded: bool, queue_bytes: usize, metrics: Arc<Metrics>) -> Rc<Self> {
         Rc::new(Self {
             client,
             sharded,
@@ -137,12 +132,10 @@ impl Publisher {
                 }
                 Published::Queued
             }
-            None => {
-                match outbox.push_reliable(Outgoing::Binary(envelope), None, self.queue_bytes) {
-                    Ok(()) => Published::Queued,
-                    Err(_) => Published::Full,
-                }
-            }
+            None => match outbox.push_reliable(Outgoing::Binary(envelope), None, self.queue_bytes) {
+                Ok(()) => Published::Queued,
+                Err(_) => Published::Full,
+            },
         };
         let after = outbox.waiting_bytes();
         waiting.bytes = waiting.bytes + after - before;
@@ -151,9 +144,7 @@ impl Publisher {
 
     fn may_leave(&self, now: Instant) -> bool {
         let in_flight = self.in_flight.borrow();
-        let is_stalled = in_flight
-            .front()
-            .is_some_and(|(_, left)| now.duration_since(*left) > STALLED);
+        let is_stalled = in_flight.front().is_some_and(|(_, left)| now.duration_since(*left) > STALLED);
         self.is_up.get()
             && !self.is_stuck.get()
             && !is_stalled
@@ -184,10 +175,7 @@ impl Publisher {
                 }
                 Some(due) => {
                     drop(waiting);
-                    if due
-                        .since
-                        .is_some_and(|since| now.duration_since(since) > STALE)
-                    {
+                    if due.since.is_some_and(|since| now.duration_since(since) > STALE) {
                         self.metrics.dropped(Dropped::Backplane, 1);
                         continue;
                     }
@@ -202,20 +190,14 @@ impl Publisher {
         let number = self.next.get();
         self.next.set(number + 1);
         let bytes = envelope.len();
-        self.in_flight
-            .borrow_mut()
-            .push_back((number, Instant::now()));
+        self.in_flight.borrow_mut().push_back((number, Instant::now()));
         self.in_flight_bytes.set(self.in_flight_bytes.get() + bytes);
         let publisher = Rc::clone(self);
         // Tasks of this thread begin in the order in which they were spawned, and a command takes its place in
         // fred's queue when it is first polled: the order of a lane is kept.
         tokio::task::spawn_local(async move {
             // Never a second try: it could arrive twice, or late.
-            let options = Options {
-                timeout: Some(STALE),
-                max_attempts: Some(1),
-                ..Options::default()
-            };
+            let options = Options { timeout: Some(STALE), max_attempts: Some(1), ..Options::default() };
             let client = publisher.client.with_options(&options);
             let heard = if publisher.sharded {
                 client.spublish::<u64, _, _>(&*lane, envelope).await

@@ -54,12 +54,7 @@ impl Scripts {
         keys: Vec<String>,
         arguments: Vec<Value>,
     ) -> Result<Value, Error> {
-        redirected(async || {
-            script
-                .evalsha_with_reload(client, keys.clone(), arguments.clone())
-                .await
-        })
-        .await
+        redirected(async || script.evalsha_with_reload(client, keys.clone(), arguments.clone()).await).await
     }
 
     /// See [`crate::relay::record::Record::claim`].
@@ -73,12 +68,7 @@ impl Scripts {
         claim: &Claim,
     ) -> Result<ClaimOutcome, Error> {
         let name = claim.client.as_ref().map_or("", ClientId::as_str);
-        let prefix = claimed_prefix(
-            claim.device,
-            claim.connection,
-            claim.instance,
-            claim.client.as_ref(),
-        );
+        let prefix = claimed_prefix(claim.device, claim.connection, claim.instance, claim.client.as_ref());
         let arguments: Vec<Value> = vec![
             claim.device.as_str().into(),
             claim.connection.to_string().into(),
@@ -89,15 +79,10 @@ impl Scripts {
             self.publish.into(),
             Value::Bytes(prefix),
         ];
-        let answer = self
-            .run(&self.claim, client, self.keys(user), arguments)
-            .await?;
+        let answer = self.run(&self.claim, client, self.keys(user), arguments).await?;
         match numbered(answer)? {
             (0, rest) => {
-                let retry_after_ms = rest
-                    .first()
-                    .and_then(Value::as_u64)
-                    .ok_or_else(unreadable)?;
+                let retry_after_ms = rest.first().and_then(Value::as_u64).ok_or_else(unreadable)?;
                 Ok(ClaimOutcome::TooManyEvictions { retry_after_ms })
             }
             (_, rest) => match rest.as_slice() {
@@ -122,11 +107,7 @@ impl Scripts {
         device: Device,
         mine: &Holder,
     ) -> Result<Renewed, Error> {
-        let envelope = Envelope::Claimed {
-            device,
-            holder: mine.clone(),
-        }
-        .encode();
+        let envelope = Envelope::Claimed { device, holder: mine.clone() }.encode();
         let arguments: Vec<Value> = vec![
             device.as_str().into(),
             mine.member.connection.to_string().into(),
@@ -137,36 +118,23 @@ impl Scripts {
             self.publish.into(),
             Value::Bytes(envelope),
         ];
-        let answer = self
-            .run(&self.renew, client, self.keys(user), arguments)
-            .await?;
+        let answer = self.run(&self.renew, client, self.keys(user), arguments).await?;
         match numbered(answer)? {
             (0, rest) => match rest.as_slice() {
                 [connection, generation, held] => {
-                    let connection = connection
-                        .as_str()
-                        .and_then(|id| id.parse().ok())
-                        .map(ConnectionId);
+                    let connection = connection.as_str().and_then(|id| id.parse().ok()).map(ConnectionId);
                     let generation = generation.as_u64().map(Generation);
                     let (Some(connection), Some(generation)) = (connection, generation) else {
                         return Err(unreadable());
                     };
                     let holder = holder(held)?.map(|held| held.holder);
-                    Ok(Renewed::Overwritten {
-                        by: Member {
-                            connection,
-                            generation,
-                        },
-                        holder,
-                    })
+                    Ok(Renewed::Overwritten { by: Member { connection, generation }, holder })
                 }
                 _ => Err(unreadable()),
             },
             (_, rest) => {
                 let other = rest.first().ok_or_else(unreadable)?;
-                Ok(Renewed::Kept {
-                    other: holder(other)?.map(|held| held.holder),
-                })
+                Ok(Renewed::Kept { other: holder(other)?.map(|held| held.holder) })
             }
         }
     }
@@ -188,9 +156,7 @@ impl Scripts {
             self.publish.into(),
             Value::Bytes(released_prefix(device, connection)),
         ];
-        self.run(&self.release, client, self.keys(user), arguments)
-            .await
-            .map(|_| ())
+        self.run(&self.release, client, self.keys(user), arguments).await.map(|_| ())
     }
 
     /// Who holds the slots; leases in milliseconds from now.
@@ -205,10 +171,7 @@ impl Scripts {
             return Err(unreadable());
         };
         let left = |held: Option<Held>| {
-            held.map(|held| Held {
-                lease_ends: held.lease_ends.saturating_sub(now),
-                ..held
-            })
+            held.map(|held| Held { lease_ends: held.lease_ends.saturating_sub(now), ..held })
         };
         Ok([left(holder(desktop)?), left(holder(mobile)?)])
     }
@@ -227,10 +190,7 @@ fn numbered(answer: Value) -> Result<(u64, Vec<Value>), Error> {
         return Err(unreadable());
     }
     let rest = answer.split_off(1);
-    let number = answer
-        .first()
-        .and_then(Value::as_u64)
-        .ok_or_else(unreadable)?;
+    let number = answer.first().and_then(Value::as_u64).ok_or_else(unreadable)?;
     Ok((number, rest))
 }
 
@@ -250,14 +210,7 @@ fn holder(value: &Value) -> Result<Option<Held>, Error> {
         };
         let generation = Generation(parts.next()?.parse().ok()?);
         let lease_ends = parts.next()?.parse().ok()?;
-        let holder = Holder {
-            member: Member {
-                connection,
-                generation,
-            },
-            instance,
-            client,
-        };
+        let holder = Holder { member: Member { connection, generation }, instance, client };
         Some(Held { holder, lease_ends })
     };
     parse().map(Some).ok_or_else(unreadable)

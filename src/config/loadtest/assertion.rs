@@ -25,11 +25,7 @@ pub struct Figure {
 }
 
 const fn figure(name: &'static str, unit: Unit, meaning: &'static str) -> Figure {
-    Figure {
-        name,
-        unit,
-        meaning,
-    }
+    Figure { name, unit, meaning }
 }
 
 /// Every figure that a run may have.
@@ -40,117 +36,37 @@ pub const FIGURES: &[Figure] = &[
     figure("p999", Unit::Time, "latency, 99.9th percentile"),
     figure("max", Unit::Time, "latency, largest"),
     figure("mean", Unit::Time, "latency, mean"),
-    figure(
-        "age_end_p99",
-        Unit::Time,
-        "age of frames on arrival, p99 of the last tenth",
-    ),
+    figure("age_end_p99", Unit::Time, "age of frames on arrival, p99 of the last tenth"),
     figure("lag_p99", Unit::Time, "how late this generator sent, p99"),
     figure("sent", Unit::Count, "frames sent"),
     figure("delivered", Unit::Count, "frames that arrived"),
     figure("rate", Unit::Count, "frames that arrived, a second"),
-    figure(
-        "superseded",
-        Unit::Count,
-        "volatile frames that a newer one replaced",
-    ),
+    figure("superseded", Unit::Count, "volatile frames that a newer one replaced"),
     figure("lost", Unit::Count, "reliable frames that never arrived"),
-    figure(
-        "vanished",
-        Unit::Count,
-        "last volatile frames that never arrived, nor a newer one",
-    ),
-    figure(
-        "out_of_order",
-        Unit::Count,
-        "frames that arrived after a newer one",
-    ),
+    figure("vanished", Unit::Count, "last volatile frames that never arrived, nor a newer one"),
+    figure("out_of_order", Unit::Count, "frames that arrived after a newer one"),
     figure("duplicates", Unit::Count, "frames that arrived twice"),
-    figure(
-        "wrong_user",
-        Unit::Count,
-        "frames that reached someone else",
-    ),
-    figure(
-        "unsent",
-        Unit::Count,
-        "frames due while their sender had no connection",
-    ),
-    figure(
-        "silence",
-        Unit::Time,
-        "longest time in which a receiver heard nothing",
-    ),
-    figure(
-        "connected",
-        Unit::Count,
-        "connections open at the same time, at most",
-    ),
+    figure("wrong_user", Unit::Count, "frames that reached someone else"),
+    figure("unsent", Unit::Count, "frames due while their sender had no connection"),
+    figure("silence", Unit::Time, "longest time in which a receiver heard nothing"),
+    figure("connected", Unit::Count, "connections open at the same time, at most"),
     figure("welcomed", Unit::Count, "handshakes that were welcomed"),
     figure("refused", Unit::Count, "handshakes that were refused"),
     figure("failed", Unit::Count, "handshakes that failed otherwise"),
-    figure(
-        "reconnects",
-        Unit::Count,
-        "connections that moved or came back",
-    ),
-    figure(
-        "handshake_p50",
-        Unit::Time,
-        "from the due time of a handshake to its welcome, median",
-    ),
+    figure("reconnects", Unit::Count, "connections that moved or came back"),
+    figure("handshake_p50", Unit::Time, "from the due time of a handshake to its welcome, median"),
     figure("handshake_p99", Unit::Time, "the same, 99th percentile"),
-    figure(
-        "told_p50",
-        Unit::Time,
-        "from a takeover's handshake until the old socket was told, median",
-    ),
+    figure("told_p50", Unit::Time, "from a takeover's handshake until the old socket was told, median"),
     figure("told_p99", Unit::Time, "the same, 99th percentile"),
-    figure(
-        "none_left",
-        Unit::Count,
-        "simultaneous takeovers that left nobody",
-    ),
-    figure(
-        "one_left",
-        Unit::Count,
-        "simultaneous takeovers that left exactly one",
-    ),
-    figure(
-        "both_left",
-        Unit::Count,
-        "simultaneous takeovers that left both",
-    ),
-    figure(
-        "cpu_per_frame",
-        Unit::Time,
-        "the instances' CPU for each delivered frame",
-    ),
-    figure(
-        "cpu_per_handshake",
-        Unit::Time,
-        "the instances' CPU for each handshake (storm)",
-    ),
-    figure(
-        "redis_cpu_per_frame",
-        Unit::Time,
-        "Redis's CPU for each delivered frame",
-    ),
-    figure(
-        "redis_commands_per_frame",
-        Unit::Count,
-        "Redis commands for each delivered frame",
-    ),
-    figure(
-        "rss_per_connection",
-        Unit::Bytes,
-        "what the instances' memory grew by for each connection",
-    ),
-    figure(
-        "rss",
-        Unit::Bytes,
-        "the instances' largest memory, together",
-    ),
+    figure("none_left", Unit::Count, "simultaneous takeovers that left nobody"),
+    figure("one_left", Unit::Count, "simultaneous takeovers that left exactly one"),
+    figure("both_left", Unit::Count, "simultaneous takeovers that left both"),
+    figure("cpu_per_frame", Unit::Time, "the instances' CPU for each delivered frame"),
+    figure("cpu_per_handshake", Unit::Time, "the instances' CPU for each handshake (storm)"),
+    figure("redis_cpu_per_frame", Unit::Time, "Redis's CPU for each delivered frame"),
+    figure("redis_commands_per_frame", Unit::Count, "Redis commands for each delivered frame"),
+    figure("rss_per_connection", Unit::Bytes, "what the instances' memory grew by for each connection"),
+    figure("rss", Unit::Bytes, "the instances' largest memory, together"),
 ];
 
 /// How a figure is compared.
@@ -233,18 +149,10 @@ impl Assertion {
             .find(|(sign, _)| rest.starts_with(sign))
             .ok_or_else(|| format!("{text:?} has no comparison (one of < <= > >= = !=)"))?;
         let name = name.trim();
-        let figure = FIGURES
-            .iter()
-            .find(|figure| figure.name == name)
-            .ok_or_else(|| unknown(name))?;
+        let figure = FIGURES.iter().find(|figure| figure.name == name).ok_or_else(|| unknown(name))?;
         let limit = quantity(rest.split_at(sign.len()).1.trim(), figure.unit)
             .map_err(|problem| format!("{text:?}: {problem}"))?;
-        Ok(Self {
-            text: text.to_owned(),
-            figure: *figure,
-            comparison,
-            limit,
-        })
+        Ok(Self { text: text.to_owned(), figure: *figure, comparison, limit })
     }
 }
 
@@ -265,21 +173,11 @@ fn unknown(name: &str) -> String {
 
 /// A number with its unit, in seconds, bytes or as it stands.
 fn quantity(text: &str, unit: Unit) -> Result<f64, String> {
-    let end = text
-        .find(|c: char| !c.is_ascii_digit() && c != '.')
-        .unwrap_or(text.len());
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, suffix) = text.split_at(end);
-    let number: f64 = number
-        .parse()
-        .map_err(|_| format!("{text:?} is not a number"))?;
+    let number: f64 = number.parse().map_err(|_| format!("{text:?} is not a number"))?;
     let factors: &[(&str, f64)] = match unit {
-        Unit::Time => &[
-            ("ns", 1e-9),
-            ("us", 1e-6),
-            ("µs", 1e-6),
-            ("ms", 1e-3),
-            ("s", 1.0),
-        ],
+        Unit::Time => &[("ns", 1e-9), ("us", 1e-6), ("µs", 1e-6), ("ms", 1e-3), ("s", 1.0)],
         Unit::Bytes => &[
             ("", 1.0),
             ("B", 1.0),

@@ -17,20 +17,12 @@ use secrecy::SecretString;
 use url::Url;
 
 pub use self::assertion::{Assertion, FIGURES, Figure, Unit};
-pub use self::options::{
-    Direction, Link, LoadOptions, Output, Placement, Scenario, StreamSet, TokenSource,
-};
+pub use self::options::{Direction, Link, LoadOptions, Output, Placement, Scenario, StreamSet, TokenSource};
 use super::Mistake;
 use super::read::truth;
 
 /// One flag: name, value's name, default, help, heading.
-struct Flag(
-    &'static str,
-    &'static str,
-    Option<&'static str>,
-    &'static str,
-    &'static str,
-);
+struct Flag(&'static str, &'static str, Option<&'static str>, &'static str, &'static str);
 
 const TARGETS: &str = "Targets";
 const LOAD: &str = "Load";
@@ -53,13 +45,7 @@ const FLAGS: &[Flag] = &[
         "The instances' metrics, such as http://127.0.0.1:9091/metrics; repeatable",
         TARGETS,
     ),
-    Flag(
-        "redis-url",
-        "URL",
-        None,
-        "Read CPU, commands and memory of this Redis with INFO",
-        TARGETS,
-    ),
+    Flag("redis-url", "URL", None, "Read CPU, commands and memory of this Redis with INFO", TARGETS),
     Flag(
         "source",
         "ADDRESS",
@@ -67,27 +53,9 @@ const FLAGS: &[Flag] = &[
         "Connect from these addresses in turn, or from networks such as 127.0.0.8/29",
         TARGETS,
     ),
-    Flag(
-        "users",
-        "N",
-        Some("100"),
-        "Users, each with a desktop and a mobile",
-        LOAD,
-    ),
-    Flag(
-        "fps",
-        "N",
-        Some("30"),
-        "Frames a second from each sender and stream",
-        LOAD,
-    ),
-    Flag(
-        "frame-bytes",
-        "N",
-        Some("300"),
-        "Size of a frame, its stream id included",
-        LOAD,
-    ),
+    Flag("users", "N", Some("100"), "Users, each with a desktop and a mobile", LOAD),
+    Flag("fps", "N", Some("30"), "Frames a second from each sender and stream", LOAD),
+    Flag("frame-bytes", "N", Some("300"), "Size of a frame, its stream id included", LOAD),
     Flag(
         "stream",
         "ID",
@@ -95,13 +63,7 @@ const FLAGS: &[Flag] = &[
         "Stream ids: 0-127 volatile, 128-255 reliable, hexadecimal too; repeatable [default: 1; rolling: 1,128]",
         LOAD,
     ),
-    Flag(
-        "direction",
-        "WAY",
-        None,
-        "both, to-mobile or to-desktop [default: both; slow: to-mobile]",
-        LOAD,
-    ),
+    Flag("direction", "WAY", None, "both, to-mobile or to-desktop [default: both; slow: to-mobile]", LOAD),
     Flag(
         "placement",
         "PLACE",
@@ -109,34 +71,10 @@ const FLAGS: &[Flag] = &[
         "A user's two sockets: cross (two instances), same, or mixed",
         LOAD,
     ),
-    Flag(
-        "duration",
-        "TIME",
-        Some("20s"),
-        "How long is measured",
-        LOAD,
-    ),
-    Flag(
-        "warmup",
-        "TIME",
-        Some("2s"),
-        "How long before that everything runs unmeasured",
-        LOAD,
-    ),
-    Flag(
-        "connect-rate",
-        "N",
-        Some("500"),
-        "Connections opened a second",
-        LOAD,
-    ),
-    Flag(
-        "rate",
-        "N",
-        Some("100"),
-        "storm: handshakes a second; overwrite: takeovers a second",
-        LOAD,
-    ),
+    Flag("duration", "TIME", Some("20s"), "How long is measured", LOAD),
+    Flag("warmup", "TIME", Some("2s"), "How long before that everything runs unmeasured", LOAD),
+    Flag("connect-rate", "N", Some("500"), "Connections opened a second", LOAD),
+    Flag("rate", "N", Some("100"), "storm: handshakes a second; overwrite: takeovers a second", LOAD),
     Flag(
         "link",
         "BYTES",
@@ -172,21 +110,9 @@ const FLAGS: &[Flag] = &[
         "The demo's identity provider, such as demo:http://127.0.0.1:3000",
         SIGN_IN,
     ),
-    Flag(
-        "signing-key",
-        "FILE",
-        None,
-        "Sign tokens (RS256) with this private key, PKCS #8 in PEM",
-        SIGN_IN,
-    ),
+    Flag("signing-key", "FILE", None, "Sign tokens (RS256) with this private key, PKCS #8 in PEM", SIGN_IN),
     Flag("issuer", "ISSUER", None, "iss of signed tokens", SIGN_IN),
-    Flag(
-        "audience",
-        "AUDIENCE",
-        None,
-        "aud of signed tokens",
-        SIGN_IN,
-    ),
+    Flag("audience", "AUDIENCE", None, "aud of signed tokens", SIGN_IN),
     Flag("kid", "KID", None, "kid of signed tokens", SIGN_IN),
     Flag(
         "emulator",
@@ -202,48 +128,12 @@ const FLAGS: &[Flag] = &[
         "A command that prints one token a line for the uids that it gets as arguments",
         SIGN_IN,
     ),
-    Flag(
-        "user-prefix",
-        "TEXT",
-        Some("load"),
-        "What the uids begin with",
-        SIGN_IN,
-    ),
-    Flag(
-        "json",
-        "FILE",
-        None,
-        "Write the figures as JSON, - for standard output",
-        RESULT,
-    ),
-    Flag(
-        "report",
-        "FILE",
-        None,
-        "Write one self-contained HTML page",
-        RESULT,
-    ),
-    Flag(
-        "assert",
-        "DEMANDS",
-        None,
-        "Exit with 1 unless all hold, such as 'p99<20ms,lost=0'",
-        RESULT,
-    ),
-    Flag(
-        "threads",
-        "N",
-        Some("1"),
-        "Threads that users are spread over",
-        PROCESS,
-    ),
-    Flag(
-        "progress",
-        "BOOL",
-        None,
-        "Show progress bars [default: on a terminal]",
-        PROCESS,
-    ),
+    Flag("user-prefix", "TEXT", Some("load"), "What the uids begin with", SIGN_IN),
+    Flag("json", "FILE", None, "Write the figures as JSON, - for standard output", RESULT),
+    Flag("report", "FILE", None, "Write one self-contained HTML page", RESULT),
+    Flag("assert", "DEMANDS", None, "Exit with 1 unless all hold, such as 'p99<20ms,lost=0'", RESULT),
+    Flag("threads", "N", Some("1"), "Threads that users are spread over", PROCESS),
+    Flag("progress", "BOOL", None, "Show progress bars [default: on a terminal]", PROCESS),
 ];
 
 /// The command with its flags.
@@ -254,26 +144,20 @@ pub(super) fn command() -> clap::Command {
         .default_value("stream")
         .value_parser(PossibleValuesParser::new(names))
         .help("What is done");
-    let flags = FLAGS
-        .iter()
-        .map(|Flag(name, value, default, help, heading)| {
-            let default = default.map(|text| format!(" [default: {text}]"));
-            let arg = Arg::new(*name)
-                .long(*name)
-                .value_name(*value)
-                .help(format!("{help}{}", default.unwrap_or_default()))
-                .help_heading(*heading)
-                .allow_negative_numbers(true)
-                .action(ArgAction::Append);
-            if *value == "BOOL" {
-                arg.num_args(0..=1).default_missing_value("true")
-            } else {
-                arg
-            }
-        });
-    let figures = FIGURES.iter().fold(String::new(), |text, figure| {
-        format!("{text}\n  {:<24} {}", figure.name, figure.meaning)
+    let flags = FLAGS.iter().map(|Flag(name, value, default, help, heading)| {
+        let default = default.map(|text| format!(" [default: {text}]"));
+        let arg = Arg::new(*name)
+            .long(*name)
+            .value_name(*value)
+            .help(format!("{help}{}", default.unwrap_or_default()))
+            .help_heading(*heading)
+            .allow_negative_numbers(true)
+            .action(ArgAction::Append);
+        if *value == "BOOL" { arg.num_args(0..=1).default_missing_value("true") } else { arg }
     });
+    let figures = FIGURES
+        .iter()
+        .fold(String::new(), |text, figure| format!("{text}\n  {:<24} {}", figure.name, figure.meaning));
     let scenarios = Scenario::ALL.iter().fold(String::new(), |text, scenario| {
         format!("{text}\n  {:<10} {}", scenario.as_str(), scenario.meaning())
     });
@@ -299,10 +183,7 @@ struct Given<'a> {
 
 impl Given<'_> {
     fn mistake(&mut self, name: &str, problem: impl Into<String>) {
-        self.mistakes.push(Mistake {
-            setting: format!("--{name}"),
-            problem: problem.into(),
-        });
+        self.mistakes.push(Mistake { setting: format!("--{name}"), problem: problem.into() });
     }
 
     /// The last value, or the default.
@@ -319,20 +200,11 @@ impl Given<'_> {
 
     /// Every value, split at commas.
     fn texts(&self, name: &str) -> Vec<String> {
-        let split = |text: &String| {
-            text.split(',')
-                .map(|part| part.trim().to_owned())
-                .collect::<Vec<_>>()
-        };
+        let split = |text: &String| text.split(',').map(|part| part.trim().to_owned()).collect::<Vec<_>>();
         let given: Vec<String> = self
             .matches
             .get_many::<String>(name)
-            .map(|values| {
-                values
-                    .flat_map(split)
-                    .filter(|part| !part.is_empty())
-                    .collect()
-            })
+            .map(|values| values.flat_map(split).filter(|part| !part.is_empty()).collect())
             .unwrap_or_default();
         if given.is_empty() {
             return self.text(name).iter().flat_map(split).collect();
@@ -341,11 +213,7 @@ impl Given<'_> {
     }
 
     /// The checked value; `None` when nothing was given or after a mistake.
-    fn checked<T>(
-        &mut self,
-        name: &str,
-        check: impl FnOnce(&str) -> Result<T, String>,
-    ) -> Option<T> {
+    fn checked<T>(&mut self, name: &str, check: impl FnOnce(&str) -> Result<T, String>) -> Option<T> {
         let text = self.text(name)?;
         match check(text.trim()) {
             Ok(value) => Some(value),
@@ -373,10 +241,7 @@ impl Given<'_> {
 /// # Errors
 /// Every mistake in them.
 pub(super) fn read(matches: &ArgMatches) -> Result<LoadOptions, Vec<Mistake>> {
-    let mut given = Given {
-        matches,
-        mistakes: Vec::new(),
-    };
+    let mut given = Given { matches, mistakes: Vec::new() };
     let options = read_all(&mut given);
     match options {
         Some(options) if given.mistakes.is_empty() => Ok(options),
@@ -396,9 +261,7 @@ fn read_all(given: &mut Given<'_>) -> Option<LoadOptions> {
     let users = given.checked("users", number(1, 1_000_000));
     let fps = given.checked("fps", |text| match text.parse::<f64>() {
         Ok(fps) if (0.01..=1000.0).contains(&fps) => Ok(fps),
-        _ => Err(format!(
-            "must be a number from 0.01 to 1000, but is {text:?}"
-        )),
+        _ => Err(format!("must be a number from 0.01 to 1000, but is {text:?}")),
     });
     let frame_bytes = given.checked("frame-bytes", number(LoadOptions::SMALLEST_FRAME, 1 << 24));
     let streams = streams(given, scenario);
@@ -417,22 +280,11 @@ fn read_all(given: &mut Given<'_>) -> Option<LoadOptions> {
         _ => Direction::Both,
     });
     let placement = given.checked("placement", |text| {
-        named(
-            text,
-            &[
-                ("cross", Placement::Cross),
-                ("same", Placement::Same),
-                ("mixed", Placement::Mixed),
-            ],
-        )
+        named(text, &[("cross", Placement::Cross), ("same", Placement::Same), ("mixed", Placement::Mixed)])
     });
     let duration = given.checked("duration", |text| {
         time(text).and_then(|time| {
-            if time.is_zero() {
-                Err("must be longer than nothing".to_owned())
-            } else {
-                Ok(time)
-            }
+            if time.is_zero() { Err("must be longer than nothing".to_owned()) } else { Ok(time) }
         })
     });
     let warmup = given.checked("warmup", time);
@@ -448,9 +300,7 @@ fn read_all(given: &mut Given<'_>) -> Option<LoadOptions> {
         if text.len() <= 32 && text.chars().all(plain) {
             Ok(text.to_owned())
         } else {
-            Err(format!(
-                "must be at most 32 of A-Z a-z 0-9 - _, but is {text:?}"
-            ))
+            Err(format!("must be at most 32 of A-Z a-z 0-9 - _, but is {text:?}"))
         }
     });
     let json = given.text("json").map(|text| match text.as_str() {
@@ -485,11 +335,7 @@ fn read_all(given: &mut Given<'_>) -> Option<LoadOptions> {
         warmup: warmup?,
         connect_rate: connect_rate?,
         rate: rate?,
-        link: Link {
-            bytes_per_second: link_rate.unwrap_or(half),
-            receive_buffer: receive_buffer?,
-            maxseg,
-        },
+        link: Link { bytes_per_second: link_rate.unwrap_or(half), receive_buffer: receive_buffer?, maxseg },
         roll_command,
         tokens: tokens?,
         user_prefix: user_prefix?,
@@ -529,34 +375,20 @@ fn tokens(given: &mut Given<'_>, first: Option<&Url>) -> Option<TokenSource> {
     let mut sources = Vec::new();
     let demo = |text: &str| match text.strip_prefix("demo:") {
         Some(rest) => url(rest, &["http", "https"]),
-        None => Err(format!(
-            "must be demo:URL, such as demo:http://127.0.0.1:3000, but is {text:?}"
-        )),
+        None => Err(format!("must be demo:URL, such as demo:http://127.0.0.1:3000, but is {text:?}")),
     };
     sources.extend(given.checked("tokens", demo).map(TokenSource::Demo));
     let emulator = given.checked("emulator", |text| url(text, &["http", "https"]));
     sources.extend(emulator.map(TokenSource::Emulator));
     sources.extend(given.text("token-command").map(TokenSource::Command));
-    let (issuer, audience, kid) = (
-        given.text("issuer"),
-        given.text("audience"),
-        given.text("kid"),
-    );
+    let (issuer, audience, kid) = (given.text("issuer"), given.text("audience"), given.text("kid"));
     match given.text("signing-key") {
         Some(path) => {
             let (Some(issuer), Some(audience), Some(kid)) = (issuer, audience, kid) else {
-                given.mistake(
-                    "signing-key",
-                    "needs --issuer, --audience and --kid beside it",
-                );
+                given.mistake("signing-key", "needs --issuer, --audience and --kid beside it");
                 return None;
             };
-            sources.push(TokenSource::SigningKey {
-                path: path.into(),
-                issuer,
-                audience,
-                kid,
-            });
+            sources.push(TokenSource::SigningKey { path: path.into(), issuer, audience, kid });
         }
         None => {
             for (name, value) in [("issuer", issuer), ("audience", audience), ("kid", kid)] {
@@ -570,21 +402,14 @@ fn tokens(given: &mut Given<'_>, first: Option<&Url>) -> Option<TokenSource> {
         return None;
     }
     if sources.len() > 1 {
-        given.mistake(
-            "tokens",
-            "only one of --tokens, --signing-key, --emulator and --token-command",
-        );
+        given.mistake("tokens", "only one of --tokens, --signing-key, --emulator and --token-command");
         return None;
     }
     if let Some(source) = sources.pop() {
         return Some(source);
     }
     let mut origin = first?.clone();
-    let scheme = if origin.scheme() == "wss" {
-        "https"
-    } else {
-        "http"
-    };
+    let scheme = if origin.scheme() == "wss" { "https" } else { "http" };
     origin.set_scheme(scheme).ok()?;
     Some(TokenSource::Demo(origin))
 }
@@ -592,10 +417,7 @@ fn tokens(given: &mut Given<'_>, first: Option<&Url>) -> Option<TokenSource> {
 fn url(text: &str, schemes: &[&str]) -> Result<Url, String> {
     let url = Url::parse(text).map_err(|error| format!("{text:?} is not a URL ({error})"))?;
     if !schemes.contains(&url.scheme()) || url.host_str().is_none_or(str::is_empty) {
-        return Err(format!(
-            "{text:?} must be {}://HOST…",
-            schemes.join(":// or ")
-        ));
+        return Err(format!("{text:?} must be {}://HOST…", schemes.join(":// or ")));
     }
     if !url.username().is_empty() || url.password().is_some() {
         return Err("must not hold a user or a password".to_owned());
@@ -620,28 +442,20 @@ fn number(least: usize, most: usize) -> impl Fn(&str) -> Result<usize, String> {
             .parse()
             .ok()
             .filter(|number| (least..=most).contains(number))
-            .ok_or_else(|| {
-                format!("must be a whole number from {least} to {most}, but is {text:?}")
-            })
+            .ok_or_else(|| format!("must be a whole number from {least} to {most}, but is {text:?}"))
     }
 }
 
 fn named<T: Copy>(text: &str, names: &[(&str, T)]) -> Result<T, String> {
-    names
-        .iter()
-        .find(|(name, _)| *name == text)
-        .map(|(_, value)| *value)
-        .ok_or_else(|| {
-            let names: Vec<_> = names.iter().map(|(name, _)| *name).collect();
-            format!("must be one of {}, but is {text:?}", names.join(", "))
-        })
+    names.iter().find(|(name, _)| *name == text).map(|(_, value)| *value).ok_or_else(|| {
+        let names: Vec<_> = names.iter().map(|(name, _)| *name).collect();
+        format!("must be one of {}, but is {text:?}", names.join(", "))
+    })
 }
 
 /// `20s`, `500ms`, `1.5m`, `1h`.
 fn time(text: &str) -> Result<Duration, String> {
-    let end = text
-        .find(|c: char| c.is_ascii_alphabetic())
-        .unwrap_or(text.len());
+    let end = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
     let (number, unit) = text.split_at(end);
     let factor = match unit {
         "ms" => 0.001,
@@ -649,9 +463,7 @@ fn time(text: &str) -> Result<Duration, String> {
         "m" | "min" => 60.0,
         "h" => 3600.0,
         _ => {
-            return Err(format!(
-                "must be a time such as 500ms, 20s, 5m or 1h, but is {text:?}"
-            ));
+            return Err(format!("must be a time such as 500ms, 20s, 5m or 1h, but is {text:?}"));
         }
     };
     number

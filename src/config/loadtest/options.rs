@@ -27,14 +27,8 @@ pub enum Scenario {
 
 impl Scenario {
     /// All of them, in the order of the help.
-    pub const ALL: [Self; 6] = [
-        Self::Stream,
-        Self::Idle,
-        Self::Storm,
-        Self::Overwrite,
-        Self::Slow,
-        Self::Rolling,
-    ];
+    pub const ALL: [Self; 6] =
+        [Self::Stream, Self::Idle, Self::Storm, Self::Overwrite, Self::Slow, Self::Rolling];
 
     /// The name on the command line.
     #[must_use]

@@ -5,22 +5,12 @@ use std::ffi::OsString;
 use super::*;
 use crate::config::{Command, Machine, Stop, load};
 
-const MACHINE: Machine = Machine {
-    terminal: false,
-    cores: 1,
-    ipv6: false,
-};
+const MACHINE: Machine = Machine { terminal: false, cores: 1, ipv6: false };
 
 fn load_on(arguments: &[&str]) -> Result<LoadOptions, Stop> {
-    let arguments = ["duorelay", "loadtest"]
-        .iter()
-        .chain(arguments)
-        .map(OsString::from);
+    let arguments = ["duorelay", "loadtest"].iter().chain(arguments).map(OsString::from);
     // Settings of an instance in the environment are not the load tester's.
-    let environment = [
-        ("PORT".into(), "not a port".into()),
-        ("DUORELAY_WORKERS".into(), "x".into()),
-    ];
+    let environment = [("PORT".into(), "not a port".into()), ("DUORELAY_WORKERS".into(), "x".into())];
     match load(arguments, environment, MACHINE)?.command {
         Command::Loadtest(options) => Ok(*options),
         other @ (Command::Serve(_) | Command::Demo(_) | Command::Health(_)) => panic!("{other:?}"),
@@ -34,9 +24,7 @@ fn options(arguments: &[&str]) -> LoadOptions {
 fn mistakes(arguments: &[&str]) -> Vec<String> {
     let stop = load_on(arguments).unwrap_err();
     assert_eq!(stop.exit_code(), 2);
-    let Stop::Mistakes(mistakes) = stop else {
-        panic!("{stop}")
-    };
+    let Stop::Mistakes(mistakes) = stop else { panic!("{stop}") };
     mistakes.iter().map(ToString::to_string).collect()
 }
 
@@ -44,25 +32,11 @@ fn mistakes(arguments: &[&str]) -> Vec<String> {
 fn without_flags_it_streams_against_a_demo_on_this_machine() {
     let options = options(&[]);
     assert_eq!(options.scenario, Scenario::Stream);
-    assert_eq!(
-        options.urls,
-        [Url::parse("ws://127.0.0.1:3000/ws").unwrap()]
-    );
-    let TokenSource::Demo(url) = &options.tokens else {
-        panic!("{:?}", options.tokens)
-    };
-    assert_eq!(
-        (url.scheme(), url.host_str(), url.port()),
-        ("http", Some("127.0.0.1"), Some(3000))
-    );
-    assert_eq!(
-        (options.users, options.frame_bytes, options.threads),
-        (100, 300, 1)
-    );
-    assert_eq!(
-        (options.duration, options.warmup),
-        (Duration::from_secs(20), Duration::from_secs(2))
-    );
+    assert_eq!(options.urls, [Url::parse("ws://127.0.0.1:3000/ws").unwrap()]);
+    let TokenSource::Demo(url) = &options.tokens else { panic!("{:?}", options.tokens) };
+    assert_eq!((url.scheme(), url.host_str(), url.port()), ("http", Some("127.0.0.1"), Some(3000)));
+    assert_eq!((options.users, options.frame_bytes, options.threads), (100, 300, 1));
+    assert_eq!((options.duration, options.warmup), (Duration::from_secs(20), Duration::from_secs(2)));
     assert_eq!(options.streams, StreamSet(vec![1]));
 }
 
@@ -96,56 +70,20 @@ fn lists_are_repeated_flags_or_commas() {
 fn scenarios_have_their_own_defaults() {
     let slow = options(&["slow", "--fps", "30", "--frame-bytes", "300"]);
     assert_eq!(slow.direction, Direction::ToMobile);
-    assert_eq!(
-        (
-            slow.link.bytes_per_second,
-            slow.link.receive_buffer,
-            slow.link.maxseg
-        ),
-        (4500, 2304, None)
-    );
+    assert_eq!((slow.link.bytes_per_second, slow.link.receive_buffer, slow.link.maxseg), (4500, 2304, None));
     assert_eq!(options(&["rolling"]).streams, StreamSet(vec![1, 0x80]));
-    assert_eq!(
-        options(&["rolling", "--stream", "2"]).streams,
-        StreamSet(vec![2])
-    );
+    assert_eq!(options(&["rolling", "--stream", "2"]).streams, StreamSet(vec![2]));
 }
 
 #[test]
 fn every_source_of_tokens_can_be_named_once() {
-    let key = [
-        "--signing-key",
-        "k.pem",
-        "--issuer",
-        "i",
-        "--audience",
-        "a",
-        "--kid",
-        "k",
-    ];
-    assert!(matches!(
-        options(&key).tokens,
-        TokenSource::SigningKey { .. }
-    ));
-    assert!(matches!(
-        options(&["--emulator", "http://127.0.0.1:9099"]).tokens,
-        TokenSource::Emulator(_)
-    ));
-    assert_eq!(
-        options(&["--token-command", "./t"]).tokens,
-        TokenSource::Command("./t".to_owned())
-    );
-    assert!(matches!(
-        options(&["--tokens", "demo:http://h:1"]).tokens,
-        TokenSource::Demo(_)
-    ));
-    assert!(
-        mistakes(&["--token-command", "./t", "--tokens", "demo:http://h:1"])[0]
-            .contains("only one of")
-    );
-    assert!(
-        mistakes(&["--signing-key", "k.pem"])[0].contains("needs --issuer, --audience and --kid")
-    );
+    let key = ["--signing-key", "k.pem", "--issuer", "i", "--audience", "a", "--kid", "k"];
+    assert!(matches!(options(&key).tokens, TokenSource::SigningKey { .. }));
+    assert!(matches!(options(&["--emulator", "http://127.0.0.1:9099"]).tokens, TokenSource::Emulator(_)));
+    assert_eq!(options(&["--token-command", "./t"]).tokens, TokenSource::Command("./t".to_owned()));
+    assert!(matches!(options(&["--tokens", "demo:http://h:1"]).tokens, TokenSource::Demo(_)));
+    assert!(mistakes(&["--token-command", "./t", "--tokens", "demo:http://h:1"])[0].contains("only one of"));
+    assert!(mistakes(&["--signing-key", "k.pem"])[0].contains("needs --issuer, --audience and --kid"));
     assert!(mistakes(&["--kid", "k"])[0].contains("only for --signing-key"));
 }
 
@@ -184,10 +122,7 @@ fn all_mistakes_are_told_together() {
         "a b",
         "--progress=maybe",
     ]);
-    let names: Vec<_> = lines
-        .iter()
-        .map(|line| line.split(':').next().unwrap())
-        .collect();
+    let names: Vec<_> = lines.iter().map(|line| line.split(':').next().unwrap()).collect();
     for name in [
         "url",
         "users",
@@ -206,10 +141,7 @@ fn all_mistakes_are_told_together() {
         "user-prefix",
         "progress",
     ] {
-        assert!(
-            names.contains(&format!("--{name}").as_str()),
-            "{name}: {lines:?}"
-        );
+        assert!(names.contains(&format!("--{name}").as_str()), "{name}: {lines:?}");
     }
     assert_eq!(lines.len(), 16, "{lines:?}");
 }
@@ -229,20 +161,14 @@ fn placement_spreads_users_over_all_instances() {
 
 #[test]
 fn help_lists_scenarios_figures_and_defaults() {
-    let Err(Stop::CommandLine(help)) = load_on(&["--help"]) else {
-        panic!()
-    };
+    let Err(Stop::CommandLine(help)) = load_on(&["--help"]) else { panic!() };
     let help = help.render().to_string();
     let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
     for scenario in Scenario::ALL {
         assert!(help.contains(scenario.meaning()), "{}", scenario.as_str());
     }
     for figure in FIGURES {
-        assert!(
-            help.contains(&format!(" {} {}", figure.name, figure.meaning)),
-            "{}",
-            figure.name
-        );
+        assert!(help.contains(&format!(" {} {}", figure.name, figure.meaning)), "{}", figure.name);
     }
     assert!(help.contains("[default: ws://127.0.0.1:3000/ws]"));
 }

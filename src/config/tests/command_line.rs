@@ -6,10 +6,7 @@ use crate::config::table::Fallback;
 #[test]
 fn flags_are_named_after_their_variables() {
     for setting in ALL {
-        let name = setting
-            .variable
-            .strip_prefix("DUORELAY_")
-            .unwrap_or(setting.variable);
+        let name = setting.variable.strip_prefix("DUORELAY_").unwrap_or(setting.variable);
         assert_eq!(setting.flag, name.to_lowercase().replace('_', "-"));
     }
 }
@@ -34,27 +31,14 @@ fn variables_are_those_of_the_contract() {
 fn empty_values_count_as_not_given() {
     let environment: Vec<_> = ALL.iter().map(|setting| (setting.variable, "  ")).collect();
     let lines = mistakes(&[], &environment);
-    assert!(
-        lines.len() == 1 && lines[0].starts_with("FIREBASE_PROJECT_ID: is missing"),
-        "{lines:?}"
-    );
-    assert!(
-        config(&[("DUORELAY_ADMIN_TOKEN", "")])
-            .admin_token
-            .is_none()
-    );
+    assert!(lines.len() == 1 && lines[0].starts_with("FIREBASE_PROJECT_ID: is missing"), "{lines:?}");
+    assert!(config(&[("DUORELAY_ADMIN_TOKEN", "")]).admin_token.is_none());
 }
 
 #[test]
 fn flag_wins_over_variable_and_an_empty_flag_hides_it() {
-    let environment = [
-        PROJECT,
-        ("DUORELAY_WORKERS", "2"),
-        ("DUORELAY_ADMIN_TOKEN", "abc"),
-    ];
-    let Command::Serve(config) =
-        launch(&["--workers", "3", "--admin-token="], &environment).command
-    else {
+    let environment = [PROJECT, ("DUORELAY_WORKERS", "2"), ("DUORELAY_ADMIN_TOKEN", "abc")];
+    let Command::Serve(config) = launch(&["--workers", "3", "--admin-token="], &environment).command else {
         panic!()
     };
     assert_eq!(config.workers, 3);
@@ -66,10 +50,7 @@ fn flag_wins_over_variable_and_an_empty_flag_hides_it() {
 #[test]
 fn mistakes_in_flags_name_flag_and_variable() {
     assert_eq!(
-        mistakes(
-            &["serve", "--port", "x", "--drain-seconds", "-1"],
-            &[PROJECT]
-        ),
+        mistakes(&["serve", "--port", "x", "--drain-seconds", "-1"], &[PROJECT]),
         [
             "PORT (--port): must be a port from 0 (any free one) to 65535, but is \"x\"",
             "DUORELAY_DRAIN_SECONDS (--drain-seconds): must be a whole number from 0 to 86400, but is \"-1\"",
@@ -81,11 +62,7 @@ fn mistakes_in_flags_name_flag_and_variable() {
 fn unknown_variables_get_a_warning_and_a_suggestion() {
     let notices = |name, value| launch(&[], &[PROJECT, (name, value)]).notices;
     for (name, value, suggestion) in [
-        (
-            "DUORELAY_MAX_CONECTIONS",
-            "5",
-            Some("DUORELAY_MAX_CONNECTIONS"),
-        ),
+        ("DUORELAY_MAX_CONECTIONS", "5", Some("DUORELAY_MAX_CONNECTIONS")),
         ("DUORELAY_REDIS_URL", "x", Some("REDIS_URL")),
         ("DUORELAY_PORT", "4000", Some("PORT")),
         ("DUORELAY_PORT", "tcp://10.0.0.1:80", None),
@@ -93,18 +70,11 @@ fn unknown_variables_get_a_warning_and_a_suggestion() {
         ("DUORELAY_SERVICE_HOST", "10.0.0.1", None),
         ("DUORELAY_COLOUR", "blue", None),
     ] {
-        assert_eq!(
-            notices(name, value),
-            [Notice::UnknownVariable {
-                name: name.to_owned(),
-                suggestion
-            }]
-        );
+        assert_eq!(notices(name, value), [Notice::UnknownVariable { name: name.to_owned(), suggestion }]);
     }
     let line = notices("DUORELAY_MAX_CONECTIONS", "5")[0].to_string();
     assert!(
-        line.contains("DUORELAY_MAX_CONECTIONS")
-            && line.ends_with("did you mean DUORELAY_MAX_CONNECTIONS?")
+        line.contains("DUORELAY_MAX_CONECTIONS") && line.ends_with("did you mean DUORELAY_MAX_CONNECTIONS?")
     );
     assert_eq!(notices("SOMETHING_ELSE", "1"), []);
 }
@@ -129,39 +99,22 @@ fn demo_has_the_shared_settings_and_ignores_the_others() {
     ];
     let options = demo(&["--drain-seconds=1"], &environment);
     assert_eq!(options.listen.port(), 4000);
-    assert_eq!(
-        (options.limits.message_bytes, options.times.drain),
-        (99, Duration::from_secs(1))
-    );
+    assert_eq!((options.limits.message_bytes, options.times.drain), (99, Duration::from_secs(1)));
     assert_eq!(
         launch(&["demo"], &environment).notices,
-        [
-            Notice::IgnoredByDemo("FIREBASE_PROJECT_ID"),
-            Notice::IgnoredByDemo("REDIS_URL")
-        ]
+        [Notice::IgnoredByDemo("FIREBASE_PROJECT_ID"), Notice::IgnoredByDemo("REDIS_URL")]
     );
     assert_eq!(demo(&[], &[]).listen.port(), 3000);
     for flag in ["--redis-prefix=a", "--firebase-project-id=a", "--issuer=a"] {
-        assert!(
-            matches!(
-                load_on(MACHINE, &["demo", flag], &[]),
-                Err(Stop::CommandLine(_))
-            ),
-            "{flag}"
-        );
+        assert!(matches!(load_on(MACHINE, &["demo", flag], &[]), Err(Stop::CommandLine(_))), "{flag}");
     }
 }
 
 #[test]
 fn demo_joins_others_only_by_its_flag_and_under_its_own_prefix() {
-    let environment = [
-        ("REDIS_URL", "redis://real"),
-        ("DUORELAY_REDIS_PREFIX", "duo"),
-    ];
+    let environment = [("REDIS_URL", "redis://real"), ("DUORELAY_REDIS_PREFIX", "duo")];
     assert!(demo(&[], &environment).redis.is_none());
-    let redis = demo(&["--redis-url=redis://demo"], &environment)
-        .redis
-        .unwrap();
+    let redis = demo(&["--redis-url=redis://demo"], &environment).redis.unwrap();
     assert_eq!(redis.url.expose_secret(), "redis://demo");
     assert_eq!(redis.prefix, "duo-demo");
     assert_eq!(
@@ -176,11 +129,7 @@ fn demo_joins_others_only_by_its_flag_and_under_its_own_prefix() {
 fn no_variable_turns_serve_into_demo() {
     for setting in ALL {
         if let Ok(launch) = load_on(MACHINE, &["serve"], &[PROJECT, (setting.variable, "demo")]) {
-            assert!(
-                matches!(launch.command, Command::Serve(_)),
-                "{}",
-                setting.variable
-            );
+            assert!(matches!(launch.command, Command::Serve(_)), "{}", setting.variable);
         }
     }
 }
@@ -195,10 +144,7 @@ fn health_asks_where_the_instance_of_the_same_environment_listens() {
     assert_eq!(asks(&["health"], &[]), live("[::]:3000"));
     assert_eq!(asks(&["health"], &[("PORT", "4000")]), live("[::]:4000"));
     assert_eq!(
-        asks(
-            &["health", "--ready"],
-            &[("DUORELAY_LISTEN", "10.0.0.1:5000")]
-        ),
+        asks(&["health", "--ready"], &[("DUORELAY_LISTEN", "10.0.0.1:5000")]),
         ("10.0.0.1:5000".to_owned(), "/healthz/ready")
     );
     assert_eq!(asks(&["health", "--port=6000"], &[]), live("[::]:6000"));
@@ -207,15 +153,10 @@ fn health_asks_where_the_instance_of_the_same_environment_listens() {
 #[test]
 fn serve_is_the_default_command() {
     for arguments in [&[][..], &["serve"][..], &["--workers", "1"][..]] {
-        assert!(
-            matches!(launch(arguments, &[PROJECT]).command, Command::Serve(_)),
-            "{arguments:?}"
-        );
+        assert!(matches!(launch(arguments, &[PROJECT]).command, Command::Serve(_)), "{arguments:?}");
     }
     assert!(matches!(
-        load([], [(PROJECT.0.into(), PROJECT.1.into())], MACHINE)
-            .unwrap()
-            .command,
+        load([], [(PROJECT.0.into(), PROJECT.1.into())], MACHINE).unwrap().command,
         Command::Serve(_)
     ));
 }
@@ -223,8 +164,7 @@ fn serve_is_the_default_command() {
 #[test]
 fn a_switch_needs_no_value() {
     let emulator = ("FIREBASE_AUTH_EMULATOR_HOST", "127.0.0.1:9099");
-    let Command::Serve(config) =
-        launch(&["--check-revoked", "--workers=1"], &[PROJECT, emulator]).command
+    let Command::Serve(config) = launch(&["--check-revoked", "--workers=1"], &[PROJECT, emulator]).command
     else {
         panic!()
     };
@@ -242,13 +182,7 @@ fn exit_codes_are_0_for_help_and_2_for_a_bad_command_line() {
         (&["--no-such-flag"][..], 2),
         (&["serve", "--port"][..], 2),
     ] {
-        assert_eq!(
-            load_on(MACHINE, arguments, &[PROJECT])
-                .unwrap_err()
-                .exit_code(),
-            code,
-            "{arguments:?}"
-        );
+        assert_eq!(load_on(MACHINE, arguments, &[PROJECT]).unwrap_err().exit_code(), code, "{arguments:?}");
     }
 }
 
@@ -257,10 +191,8 @@ fn help_names_each_variable_and_default_on_one_line() {
     let serve = help("serve");
     for setting in ALL {
         let env = format!("[env: {}]", setting.variable);
-        let line = serve
-            .lines()
-            .find(|line| line.contains(&env))
-            .unwrap_or_else(|| panic!("{env} in {serve}"));
+        let line =
+            serve.lines().find(|line| line.contains(&env)).unwrap_or_else(|| panic!("{env} in {serve}"));
         match setting.fallback {
             Fallback::Value(text) | Fallback::Words(text) => {
                 assert!(line.contains(&format!("[default: {text}]")), "{line}")
@@ -268,11 +200,7 @@ fn help_names_each_variable_and_default_on_one_line() {
             Fallback::Nothing => {}
         }
         assert!(line.contains(setting.help), "{line}");
-        assert_eq!(
-            help("demo").contains(&env),
-            setting.group.is_for_demo(),
-            "{env}"
-        );
+        assert_eq!(help("demo").contains(&env), setting.group.is_for_demo(), "{env}");
     }
 }
 
@@ -282,27 +210,17 @@ fn no_secret_is_in_help_in_debug_or_in_a_mistake() {
     let environment = [
         ("DUORELAY_ADMIN_TOKEN", "hunter2-admin"),
         ("REDIS_URL", "redis://user:hunter2-redis@redis.example.com"),
-        (
-            "GOOGLE_APPLICATION_CREDENTIALS",
-            account.path().to_str().unwrap(),
-        ),
+        ("GOOGLE_APPLICATION_CREDENTIALS", account.path().to_str().unwrap()),
         ("DUORELAY_CHECK_REVOKED", "true"),
     ];
     let launched = launch(&[], &environment);
     let debug = format!("{launched:?} {launched:#?}");
-    assert!(
-        !debug.contains("hunter2") && !debug.contains("PRIVATE KEY"),
-        "{debug}"
-    );
+    assert!(!debug.contains("hunter2") && !debug.contains("PRIVATE KEY"), "{debug}");
 
-    for arguments in [
-        &["--help"][..],
-        &["serve", "--help"],
-        &["serve", "--admin-token=hunter2-flag", "--help"],
-    ] {
-        let Err(Stop::CommandLine(error)) = load_on(MACHINE, arguments, &environment) else {
-            panic!()
-        };
+    for arguments in
+        [&["--help"][..], &["serve", "--help"], &["serve", "--admin-token=hunter2-flag", "--help"]]
+    {
+        let Err(Stop::CommandLine(error)) = load_on(MACHINE, arguments, &environment) else { panic!() };
         assert!(!error.render().to_string().contains("hunter2"));
     }
     let mut with_a_mistake = environment.to_vec();

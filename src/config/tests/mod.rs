@@ -13,28 +13,12 @@ use super::table::ALL;
 use super::*;
 use crate::auth::settings::Issuer;
 
-const MACHINE: Machine = Machine {
-    terminal: false,
-    cores: 6,
-    ipv6: true,
-};
+const MACHINE: Machine = Machine { terminal: false, cores: 6, ipv6: true };
 const PROJECT: (&str, &str) = ("FIREBASE_PROJECT_ID", "my-project");
 
-fn load_on(
-    machine: Machine,
-    arguments: &[&str],
-    environment: &[(&str, &str)],
-) -> Result<Launch, Stop> {
-    let arguments = std::iter::once("duorelay")
-        .chain(arguments.iter().copied())
-        .map(OsString::from);
-    load(
-        arguments,
-        environment
-            .iter()
-            .map(|(name, value)| (name.into(), value.into())),
-        machine,
-    )
+fn load_on(machine: Machine, arguments: &[&str], environment: &[(&str, &str)]) -> Result<Launch, Stop> {
+    let arguments = std::iter::once("duorelay").chain(arguments.iter().copied()).map(OsString::from);
+    load(arguments, environment.iter().map(|(name, value)| (name.into(), value.into())), machine)
 }
 
 fn launch(arguments: &[&str], environment: &[(&str, &str)]) -> Launch {
@@ -43,9 +27,7 @@ fn launch(arguments: &[&str], environment: &[(&str, &str)]) -> Launch {
 
 /// `duorelay` with nothing but a project and these variables.
 fn config(environment: &[(&str, &str)]) -> Config {
-    let environment: Vec<_> = std::iter::once(PROJECT)
-        .chain(environment.iter().copied())
-        .collect();
+    let environment: Vec<_> = std::iter::once(PROJECT).chain(environment.iter().copied()).collect();
     match launch(&[], &environment).command {
         Command::Serve(config) => *config,
         other => panic!("{other:?}"),
@@ -53,9 +35,7 @@ fn config(environment: &[(&str, &str)]) -> Config {
 }
 
 fn demo(arguments: &[&str], environment: &[(&str, &str)]) -> DemoOptions {
-    let arguments: Vec<_> = std::iter::once("demo")
-        .chain(arguments.iter().copied())
-        .collect();
+    let arguments: Vec<_> = std::iter::once("demo").chain(arguments.iter().copied()).collect();
     match launch(&arguments, environment).command {
         Command::Demo(options) => *options,
         other => panic!("{other:?}"),
@@ -142,41 +122,22 @@ fn defaults_are_those_of_the_contract() {
     );
     assert_eq!(config.log, LogFormat::Json);
     assert_eq!(config.log_filter, "info");
-    let Issuer::Firebase {
-        project_id,
-        jwks_url: None,
-    } = config.auth.issuer
-    else {
-        panic!()
-    };
+    let Issuer::Firebase { project_id, jwks_url: None } = config.auth.issuer else { panic!() };
     assert_eq!(project_id, "my-project");
 }
 
 #[test]
 fn redis_prefix_defaults_to_duo() {
     let redis = config(&[("REDIS_URL", "redis://127.0.0.1")]).redis.unwrap();
-    assert_eq!(
-        (redis.url.expose_secret(), redis.prefix.as_str()),
-        ("redis://127.0.0.1", "duo")
-    );
+    assert_eq!((redis.url.expose_secret(), redis.prefix.as_str()), ("redis://127.0.0.1", "duo"));
 }
 
 #[test]
 fn logs_are_pretty_on_a_terminal_only() {
-    let terminal = Machine {
-        terminal: true,
-        ..MACHINE
-    };
+    let terminal = Machine { terminal: true, ..MACHINE };
+    assert_eq!(load_on(terminal, &[], &[PROJECT]).unwrap().log().unwrap().0, LogFormat::Pretty);
     assert_eq!(
-        load_on(terminal, &[], &[PROJECT]).unwrap().log().unwrap().0,
-        LogFormat::Pretty
-    );
-    assert_eq!(
-        load_on(terminal, &[], &[PROJECT, ("LOG_FORMAT", "gcp")])
-            .unwrap()
-            .log()
-            .unwrap()
-            .0,
+        load_on(terminal, &[], &[PROJECT, ("LOG_FORMAT", "gcp")]).unwrap().log().unwrap().0,
         LogFormat::Gcp
     );
     assert_eq!(config(&[("LOG_FORMAT", "pretty")]).log, LogFormat::Pretty);
@@ -212,17 +173,10 @@ fn every_variable_and_every_flag_has_its_effect() {
     for (variable, value) in effects {
         let by_variable = config(&[(variable, value)]);
         assert_ne!(format!("{by_variable:?}"), base, "{variable}");
-        let setting = ALL
-            .iter()
-            .find(|setting| setting.variable == variable)
-            .unwrap();
+        let setting = ALL.iter().find(|setting| setting.variable == variable).unwrap();
         let flag = format!("--{}={value}", setting.flag);
         let by_flag = launch(&["serve", &flag], &[PROJECT]).command;
-        assert_eq!(
-            format!("{by_flag:?}"),
-            format!("Serve({by_variable:?})"),
-            "{variable}"
-        );
+        assert_eq!(format!("{by_flag:?}"), format!("Serve({by_variable:?})"), "{variable}");
     }
 }
 
@@ -256,24 +210,12 @@ fn all_mistakes_are_told_together_with_their_variables() {
         ("RUST_LOG", "duorelay=loud"),
     ];
     let lines = mistakes(&[], &environment);
-    for (variable, _) in environment
-        .iter()
-        .filter(|(variable, _)| *variable != "DUORELAY_ISSUER")
-    {
-        let of_it = lines
-            .iter()
-            .filter(|line| line.starts_with(&format!("{variable}: ")))
-            .count();
+    for (variable, _) in environment.iter().filter(|(variable, _)| *variable != "DUORELAY_ISSUER") {
+        let of_it = lines.iter().filter(|line| line.starts_with(&format!("{variable}: "))).count();
         assert_eq!(of_it, 1, "{variable} in {lines:#?}");
     }
-    for missing in [
-        "DUORELAY_AUDIENCE: is missing",
-        "DUORELAY_JWKS_URL: is missing",
-    ] {
-        assert!(
-            lines.iter().any(|line| line.starts_with(missing)),
-            "{missing} in {lines:#?}"
-        );
+    for missing in ["DUORELAY_AUDIENCE: is missing", "DUORELAY_JWKS_URL: is missing"] {
+        assert!(lines.iter().any(|line| line.starts_with(missing)), "{missing} in {lines:#?}");
     }
     assert!(lines.iter().all(|line| !line.contains('\n')), "{lines:#?}");
 
@@ -285,38 +227,20 @@ fn all_mistakes_are_told_together_with_their_variables() {
 #[test]
 fn listen_wins_over_port_except_over_a_port_flag() {
     let listen = ("DUORELAY_LISTEN", "127.0.0.1:5000");
-    assert_eq!(
-        config(&[("PORT", "4000"), listen]).listen.to_string(),
-        "127.0.0.1:5000"
-    );
+    assert_eq!(config(&[("PORT", "4000"), listen]).listen.to_string(), "127.0.0.1:5000");
     for (arguments, expected) in [
         (&["--port=4000"][..], "[::]:4000"),
-        (
-            &["--port=4000", "--listen=127.0.0.2:6000"][..],
-            "127.0.0.2:6000",
-        ),
+        (&["--port=4000", "--listen=127.0.0.2:6000"][..], "127.0.0.2:6000"),
     ] {
-        let Command::Serve(config) = launch(arguments, &[PROJECT, listen]).command else {
-            panic!()
-        };
+        let Command::Serve(config) = launch(arguments, &[PROJECT, listen]).command else { panic!() };
         assert_eq!(config.listen.to_string(), expected);
     }
 }
 
 #[test]
 fn port_listens_on_ipv4_where_there_is_no_ipv6() {
-    let launch = load_on(
-        Machine {
-            ipv6: false,
-            ..MACHINE
-        },
-        &[],
-        &[PROJECT, ("PORT", "8080")],
-    )
-    .unwrap();
-    let Command::Serve(config) = launch.command else {
-        panic!()
-    };
+    let launch = load_on(Machine { ipv6: false, ..MACHINE }, &[], &[PROJECT, ("PORT", "8080")]).unwrap();
+    let Command::Serve(config) = launch.command else { panic!() };
     assert_eq!(config.listen.to_string(), "0.0.0.0:8080");
 }
 
@@ -324,10 +248,7 @@ fn port_listens_on_ipv4_where_there_is_no_ipv6() {
 fn admin_port_must_differ_from_the_public_port() {
     assert!(mistake("PORT", "9091").starts_with("DUORELAY_ADMIN_LISTEN: must differ"));
     config(&[("DUORELAY_LISTEN", "127.0.0.2:9091")]);
-    config(&[
-        ("DUORELAY_LISTEN", "127.0.0.1:0"),
-        ("DUORELAY_ADMIN_LISTEN", "127.0.0.1:0"),
-    ]);
+    config(&[("DUORELAY_LISTEN", "127.0.0.1:0"), ("DUORELAY_ADMIN_LISTEN", "127.0.0.1:0")]);
 }
 
 #[test]
@@ -339,24 +260,9 @@ fn zero_is_no_limit_for_counts_and_lifetime() {
         ("DUORELAY_MAX_LIFETIME_SECONDS", "0"),
         ("DUORELAY_DRAIN_SECONDS", "0"),
     ]);
-    let Limits {
-        max_connections,
-        messages_per_second,
-        handshakes_per_second_per_ip,
-        ..
-    } = config.limits;
-    assert_eq!(
-        (
-            max_connections,
-            messages_per_second,
-            handshakes_per_second_per_ip
-        ),
-        (None, None, None)
-    );
-    assert_eq!(
-        (config.times.max_lifetime, config.times.drain),
-        (None, Duration::ZERO)
-    );
+    let Limits { max_connections, messages_per_second, handshakes_per_second_per_ip, .. } = config.limits;
+    assert_eq!((max_connections, messages_per_second, handshakes_per_second_per_ip), (None, None, None));
+    assert_eq!((config.times.max_lifetime, config.times.drain), (None, Duration::ZERO));
 }
 
 #[test]
@@ -405,26 +311,17 @@ fn redis_urls_are_checked_and_never_repeated() {
         "redis+unix:///hunter2",
     ] {
         let line = mistake("REDIS_URL", bad);
-        assert!(
-            line.starts_with("REDIS_URL: ") && !line.contains("hunter2"),
-            "{line}"
-        );
+        assert!(line.starts_with("REDIS_URL: ") && !line.contains("hunter2"), "{line}");
     }
 }
 
 #[test]
 fn origins_are_written_as_browsers_write_them() {
-    let text = " https://App.Example.com , http://localhost:8080,https://a.example:443/,capacitor://localhost,";
+    let text =
+        " https://App.Example.com , http://localhost:8080,https://a.example:443/,capacitor://localhost,";
     assert_eq!(
-        config(&[("DUORELAY_ALLOWED_ORIGINS", text)])
-            .allowed_origins
-            .unwrap(),
-        [
-            "https://app.example.com",
-            "http://localhost:8080",
-            "https://a.example",
-            "capacitor://localhost"
-        ]
+        config(&[("DUORELAY_ALLOWED_ORIGINS", text)]).allowed_origins.unwrap(),
+        ["https://app.example.com", "http://localhost:8080", "https://a.example", "capacitor://localhost"]
     );
     for bad in [
         "null",
@@ -436,27 +333,15 @@ fn origins_are_written_as_browsers_write_them() {
         "file:///",
         ",",
     ] {
-        assert!(
-            mistake("DUORELAY_ALLOWED_ORIGINS", bad).contains("list"),
-            "{bad}"
-        );
+        assert!(mistake("DUORELAY_ALLOWED_ORIGINS", bad).contains("list"), "{bad}");
     }
-    assert!(
-        !mistake("DUORELAY_ALLOWED_ORIGINS", "https://user:hunter2@a.example").contains("hunter2")
-    );
+    assert!(!mistake("DUORELAY_ALLOWED_ORIGINS", "https://user:hunter2@a.example").contains("hunter2"));
 }
 
 #[test]
 fn trusted_proxies_are_networks_or_addresses() {
-    let config = config(&[(
-        "DUORELAY_TRUSTED_PROXIES",
-        "10.1.2.3/8, 192.0.2.7,2001:db8::1/32",
-    )]);
-    let texts: Vec<_> = config
-        .trusted_proxies
-        .iter()
-        .map(ToString::to_string)
-        .collect();
+    let config = config(&[("DUORELAY_TRUSTED_PROXIES", "10.1.2.3/8, 192.0.2.7,2001:db8::1/32")]);
+    let texts: Vec<_> = config.trusted_proxies.iter().map(ToString::to_string).collect();
     assert_eq!(texts, ["10.0.0.0/8", "192.0.2.7/32", "2001:db8::/32"]);
     assert!(mistake("DUORELAY_TRUSTED_PROXIES", "10.0.0.0/33").contains("10.0.0.0/33"));
 }

@@ -7,11 +7,7 @@ use crate::auth::settings::Revocation;
 fn nobody_to_sign_in_is_a_mistake_that_helps() {
     let lines = mistakes(&[], &[]);
     assert_eq!(lines.len(), 1, "{lines:?}");
-    for word in [
-        "FIREBASE_PROJECT_ID: is missing",
-        "DUORELAY_ISSUER",
-        "duorelay demo",
-    ] {
+    for word in ["FIREBASE_PROJECT_ID: is missing", "DUORELAY_ISSUER", "duorelay demo"] {
         assert!(lines[0].contains(word), "{word}");
     }
 }
@@ -19,10 +15,7 @@ fn nobody_to_sign_in_is_a_mistake_that_helps() {
 #[test]
 fn project_defaults_to_the_credentials_file() {
     let file = file(r#"{"type": "service_account", "project_id": "from-file"}"#);
-    let credentials = (
-        "GOOGLE_APPLICATION_CREDENTIALS",
-        file.path().to_str().unwrap(),
-    );
+    let credentials = ("GOOGLE_APPLICATION_CREDENTIALS", file.path().to_str().unwrap());
     let project = |environment: &[(&str, &str)]| match launch(&[], environment).command {
         Command::Serve(config) => match config.auth.issuer {
             Issuer::Firebase { project_id, .. } => project_id,
@@ -36,24 +29,16 @@ fn project_defaults_to_the_credentials_file() {
 
 #[test]
 fn a_bad_credentials_file_is_a_mistake_that_repeats_nothing_of_it() {
-    for content in [
-        "hunter2",
-        r#"{"private_key": "hunter2"}"#,
-        r#"{"project_id": 5, "private_key": "hunter2"}"#,
-        "[]",
-    ] {
+    for content in
+        ["hunter2", r#"{"private_key": "hunter2"}"#, r#"{"project_id": 5, "private_key": "hunter2"}"#, "[]"]
+    {
         let file = file(content);
         let path = file.path().to_str().unwrap();
         let line = mistake("GOOGLE_APPLICATION_CREDENTIALS", path);
-        assert!(
-            line.starts_with("GOOGLE_APPLICATION_CREDENTIALS: ") && line.contains(path),
-            "{line}"
-        );
+        assert!(line.starts_with("GOOGLE_APPLICATION_CREDENTIALS: ") && line.contains(path), "{line}");
         assert!(!line.contains("hunter2"), "{line}");
     }
-    assert!(
-        mistake("GOOGLE_APPLICATION_CREDENTIALS", "/does/not/exist").contains("cannot be read")
-    );
+    assert!(mistake("GOOGLE_APPLICATION_CREDENTIALS", "/does/not/exist").contains("cannot be read"));
 }
 
 #[test]
@@ -61,90 +46,46 @@ fn revocation_checks_take_the_whole_service_account() {
     let account = service_account();
     let config = config(&[
         ("DUORELAY_CHECK_REVOKED", "true"),
-        (
-            "GOOGLE_APPLICATION_CREDENTIALS",
-            account.path().to_str().unwrap(),
-        ),
+        ("GOOGLE_APPLICATION_CREDENTIALS", account.path().to_str().unwrap()),
     ]);
-    let Some(Revocation::Google(account)) = config.auth.revocation else {
-        panic!()
-    };
+    let Some(Revocation::Google(account)) = config.auth.revocation else { panic!() };
     assert_eq!(account.project_id, "from-file");
-    assert_eq!(
-        account.client_email,
-        "relay@from-file.iam.gserviceaccount.com"
-    );
+    assert_eq!(account.client_email, "relay@from-file.iam.gserviceaccount.com");
     assert_eq!(account.private_key_id.as_deref(), Some("key-1"));
     assert_eq!(account.token_uri, "https://oauth2.googleapis.com/token");
-    assert!(
-        account
-            .private_key
-            .expose_secret()
-            .starts_with("-----BEGIN PRIVATE KEY-----")
-    );
+    assert!(account.private_key.expose_secret().starts_with("-----BEGIN PRIVATE KEY-----"));
 }
 
 #[test]
 fn revocation_checks_name_all_that_is_missing() {
-    let file = file(
-        r#"{"project_id": "from-file", "private_key": "hunter2", "token_uri": "http://example.com"}"#,
-    );
+    let file =
+        file(r#"{"project_id": "from-file", "private_key": "hunter2", "token_uri": "http://example.com"}"#);
     let path = file.path().to_str().unwrap();
-    let lines = mistakes(
-        &[],
-        &[
-            ("GOOGLE_APPLICATION_CREDENTIALS", path),
-            ("DUORELAY_CHECK_REVOKED", "1"),
-        ],
-    );
+    let lines = mistakes(&[], &[("GOOGLE_APPLICATION_CREDENTIALS", path), ("DUORELAY_CHECK_REVOKED", "1")]);
     assert_eq!(lines.len(), 3, "{lines:#?}");
     for word in ["client_email", "private_key", "token_uri"] {
-        assert!(
-            lines.iter().any(|line| line.contains(word)),
-            "{word} in {lines:#?}"
-        );
+        assert!(lines.iter().any(|line| line.contains(word)), "{word} in {lines:#?}");
     }
     assert!(!lines.concat().contains("hunter2"));
-    assert!(
-        mistake("DUORELAY_CHECK_REVOKED", "true").contains("needs GOOGLE_APPLICATION_CREDENTIALS")
-    );
+    assert!(mistake("DUORELAY_CHECK_REVOKED", "true").contains("needs GOOGLE_APPLICATION_CREDENTIALS"));
 }
 
 #[test]
 fn emulator_warns_and_is_refused_beside_credentials() {
     let emulator = ("FIREBASE_AUTH_EMULATOR_HOST", "127.0.0.1:9099");
-    let launch = launch(
-        &[],
-        &[PROJECT, emulator, ("DUORELAY_CHECK_REVOKED", "true")],
-    );
+    let launch = launch(&[], &[PROJECT, emulator, ("DUORELAY_CHECK_REVOKED", "true")]);
     assert_eq!(launch.notices, [Notice::UnsignedTokens]);
-    let Command::Serve(config) = launch.command else {
-        panic!()
-    };
-    let Issuer::Emulator { project_id, host } = config.auth.issuer else {
-        panic!()
-    };
-    assert_eq!(
-        (project_id.as_str(), host.as_str()),
-        ("my-project", "127.0.0.1:9099")
-    );
+    let Command::Serve(config) = launch.command else { panic!() };
+    let Issuer::Emulator { project_id, host } = config.auth.issuer else { panic!() };
+    assert_eq!((project_id.as_str(), host.as_str()), ("my-project", "127.0.0.1:9099"));
     assert!(matches!(config.auth.revocation, Some(Revocation::Emulator)));
 
     let account = service_account();
-    let credentials = (
-        "GOOGLE_APPLICATION_CREDENTIALS",
-        account.path().to_str().unwrap(),
-    );
+    let credentials = ("GOOGLE_APPLICATION_CREDENTIALS", account.path().to_str().unwrap());
     let lines = mistakes(&[], &[emulator, credentials]);
-    assert!(
-        lines.len() == 1 && lines[0].starts_with("FIREBASE_AUTH_EMULATOR_HOST: is refused"),
-        "{lines:?}"
-    );
+    assert!(lines.len() == 1 && lines[0].starts_with("FIREBASE_AUTH_EMULATOR_HOST: is refused"), "{lines:?}");
     for bad in ["127.0.0.1", "http://127.0.0.1:9099", "host:0", ":9099"] {
-        assert!(
-            mistake("FIREBASE_AUTH_EMULATOR_HOST", bad).contains("HOST:PORT"),
-            "{bad}"
-        );
+        assert!(mistake("FIREBASE_AUTH_EMULATOR_HOST", bad).contains("HOST:PORT"), "{bad}");
     }
 }
 
@@ -153,64 +94,30 @@ fn another_issuer_needs_audience_and_keys() {
     let issuer = ("DUORELAY_ISSUER", "https://id.example.com");
     let audience = ("DUORELAY_AUDIENCE", "relay");
     let keys = ("DUORELAY_JWKS_URL", "https://id.example.com/keys");
-    let Command::Serve(config) = launch(&[], &[issuer, audience, keys]).command else {
-        panic!()
-    };
-    let Issuer::OpenId {
-        issuer: iss,
-        audience: aud,
-        jwks_url,
-    } = config.auth.issuer
-    else {
-        panic!()
-    };
-    assert_eq!(
-        (iss.as_str(), aud.as_str(), jwks_url.as_str()),
-        (issuer.1, audience.1, keys.1)
-    );
+    let Command::Serve(config) = launch(&[], &[issuer, audience, keys]).command else { panic!() };
+    let Issuer::OpenId { issuer: iss, audience: aud, jwks_url } = config.auth.issuer else { panic!() };
+    assert_eq!((iss.as_str(), aud.as_str(), jwks_url.as_str()), (issuer.1, audience.1, keys.1));
 
     let first_words = |environment: &[(&str, &str)]| {
         let lines = mistakes(&[], environment);
-        lines
-            .iter()
-            .map(|line| line.split(':').next().unwrap().to_owned())
-            .collect::<Vec<_>>()
+        lines.iter().map(|line| line.split(':').next().unwrap().to_owned()).collect::<Vec<_>>()
     };
-    assert_eq!(
-        first_words(&[issuer]),
-        ["DUORELAY_AUDIENCE", "DUORELAY_JWKS_URL"]
-    );
-    assert_eq!(
-        first_words(&[issuer, audience, keys, PROJECT]),
-        ["DUORELAY_ISSUER"]
-    );
+    assert_eq!(first_words(&[issuer]), ["DUORELAY_AUDIENCE", "DUORELAY_JWKS_URL"]);
+    assert_eq!(first_words(&[issuer, audience, keys, PROJECT]), ["DUORELAY_ISSUER"]);
     assert_eq!(first_words(&[audience, PROJECT]), ["DUORELAY_ISSUER"]);
     let emulator = ("FIREBASE_AUTH_EMULATOR_HOST", "127.0.0.1:9099");
-    assert_eq!(
-        first_words(&[issuer, audience, keys, emulator]),
-        ["FIREBASE_AUTH_EMULATOR_HOST"]
-    );
-    assert_eq!(
-        first_words(&[PROJECT, keys, emulator]),
-        ["DUORELAY_JWKS_URL"]
-    );
+    assert_eq!(first_words(&[issuer, audience, keys, emulator]), ["FIREBASE_AUTH_EMULATOR_HOST"]);
+    assert_eq!(first_words(&[PROJECT, keys, emulator]), ["DUORELAY_JWKS_URL"]);
     let check = ("DUORELAY_CHECK_REVOKED", "true");
-    assert_eq!(
-        first_words(&[issuer, audience, keys, check]),
-        ["DUORELAY_CHECK_REVOKED"]
-    );
+    assert_eq!(first_words(&[issuer, audience, keys, check]), ["DUORELAY_CHECK_REVOKED"]);
 }
 
 #[test]
 fn keys_come_over_tls_except_from_this_machine() {
-    for good in [
-        "https://keys.example.com/jwks",
-        "http://127.0.0.1:1/k",
-        "http://localhost/k",
-        "http://[::1]:8080/k",
-    ] {
-        let Issuer::Firebase { jwks_url, .. } = config(&[("DUORELAY_JWKS_URL", good)]).auth.issuer
-        else {
+    for good in
+        ["https://keys.example.com/jwks", "http://127.0.0.1:1/k", "http://localhost/k", "http://[::1]:8080/k"]
+    {
+        let Issuer::Firebase { jwks_url, .. } = config(&[("DUORELAY_JWKS_URL", good)]).auth.issuer else {
             panic!()
         };
         assert_eq!(jwks_url.as_deref(), Some(good));
@@ -223,9 +130,6 @@ fn keys_come_over_tls_except_from_this_machine() {
         "https://u:hunter2@k",
     ] {
         let line = mistake("DUORELAY_JWKS_URL", bad);
-        assert!(
-            line.starts_with("DUORELAY_JWKS_URL: ") && !line.contains("hunter2"),
-            "{line}"
-        );
+        assert!(line.starts_with("DUORELAY_JWKS_URL: ") && !line.contains("hunter2"), "{line}");
     }
 }

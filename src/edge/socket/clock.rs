@@ -23,30 +23,20 @@ impl Socket {
                 self.on_open_clock(now, cx)?;
                 if self.seat.with_outbox(|outbox| outbox.is_closing()) {
                     self.held = None;
-                    let slow = self
-                        .seat
-                        .with_outbox(|outbox| outbox.is_empty_but_goodbye());
+                    let slow = self.seat.with_outbox(|outbox| outbox.is_empty_but_goodbye());
                     let limit = if slow { CLOSE_LIMIT } else { GOODBYE_LIMIT };
-                    self.state = State::Goodbye {
-                        until: now + limit,
-                        forced: slow,
-                    };
+                    self.state = State::Goodbye { until: now + limit, forced: slow };
                 }
                 Ok(())
             }
-            State::Goodbye { until, .. }
-            | State::Closing { until, .. }
-            | State::Broken { until }
+            State::Goodbye { until, .. } | State::Closing { until, .. } | State::Broken { until }
                 if now < until =>
             {
                 Ok(())
             }
             State::Goodbye { forced: false, .. } => {
                 self.seat.with_outbox(|outbox| outbox.forget_waiting());
-                self.state = State::Goodbye {
-                    until: now + CLOSE_LIMIT,
-                    forced: true,
-                };
+                self.state = State::Goodbye { until: now + CLOSE_LIMIT, forced: true };
                 Ok(())
             }
             State::Goodbye { forced: true, .. } => Err(End::Reset),
@@ -62,22 +52,14 @@ impl Socket {
         let is_reading = self.held.is_none() && self.auth.is_none();
         if silent >= heartbeat * 2 && is_reading {
             self.hub.leave(&self.seat);
-            self.seat
-                .with_outbox(|outbox| outbox.close_now(None, Close::NoHeartbeat));
+            self.seat.with_outbox(|outbox| outbox.close_now(None, Close::NoHeartbeat));
             return Ok(());
         }
         if silent >= heartbeat && !self.pinged {
             self.pinged = true;
             self.flushed = false;
             let ping = Message::Ping(Bytes::new());
-            let written = self.codec.write(
-                &mut Io {
-                    stream: &mut self.stream,
-                    cx,
-                    read: false,
-                },
-                ping,
-            );
+            let written = self.codec.write(&mut Io { stream: &mut self.stream, cx, read: false }, ping);
             would_block(written).map_err(|_| End::Close)?;
         }
         if now >= self.expires && self.settings.enforce_expiry {
@@ -86,23 +68,13 @@ impl Socket {
         }
         if !self.told_expiring && self.expires.saturating_duration_since(now) <= EXPIRING_AHEAD {
             self.told_expiring = true;
-            self.hub.control(
-                &self.seat,
-                &ServerMessage::Expiring {
-                    expires_at: self.expires_at,
-                },
-            );
+            self.hub.control(&self.seat, &ServerMessage::Expiring { expires_at: self.expires_at });
         }
         self.check_revocation(now, cx);
         let drain = self.seat.drain();
         match (self.leaving, drain) {
             (Leaving::At(Some(at)), None) if now >= at => {
-                self.ask_to_reconnect(
-                    ReconnectReason::Lifetime,
-                    now,
-                    now,
-                    now + self.settings.leave_within,
-                );
+                self.ask_to_reconnect(ReconnectReason::Lifetime, now, now, now + self.settings.leave_within);
             }
             (Leaving::At(_), Some(drain)) => {
                 self.ask_to_reconnect(ReconnectReason::Draining, now, drain.at, drain.deadline);
@@ -119,8 +91,7 @@ impl Socket {
             return;
         };
         if revocation.check.is_none() && now >= revocation.next {
-            let (verifier, identity) =
-                (self.settings.verifier.clone(), revocation.identity.clone());
+            let (verifier, identity) = (self.settings.verifier.clone(), revocation.identity.clone());
             let check = async move { verifier.check(&identity).await };
             revocation.check = Some(self.settings.verify_on.spawn(check));
         }
@@ -138,26 +109,15 @@ impl Socket {
         }
     }
 
-    fn ask_to_reconnect(
-        &mut self,
-        reason: ReconnectReason,
-        now: Instant,
-        at: Instant,
-        deadline: Instant,
-    ) {
+    fn ask_to_reconnect(&mut self, reason: ReconnectReason, now: Instant, at: Instant, deadline: Instant) {
         let deadline = match self.seat.protocol {
             Protocol::V1 => deadline,
             // It cannot be asked: it is closed when its turn comes.
             Protocol::Classic => at,
         };
-        let ms = |at: Instant| {
-            u64::try_from(at.saturating_duration_since(now).as_millis()).unwrap_or(u64::MAX)
-        };
-        let message = ServerMessage::Reconnect {
-            reason,
-            in_ms: ms(at),
-            deadline_ms: ms(deadline),
-        };
+        let ms =
+            |at: Instant| u64::try_from(at.saturating_duration_since(now).as_millis()).unwrap_or(u64::MAX);
+        let message = ServerMessage::Reconnect { reason, in_ms: ms(at), deadline_ms: ms(deadline) };
         self.hub.control(&self.seat, &message);
         self.leaving = Leaving::Told { deadline };
         if deadline <= now {
@@ -167,9 +127,9 @@ impl Socket {
 
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         match self.state {
-            State::Goodbye { until, .. }
-            | State::Closing { until, .. }
-            | State::Broken { until } => Some(until),
+            State::Goodbye { until, .. } | State::Closing { until, .. } | State::Broken { until } => {
+                Some(until)
+            }
             State::Open => {
                 let heartbeat = self.hub.settings().heartbeat;
                 let is_reading = self.held.is_none() && self.auth.is_none();
@@ -179,11 +139,7 @@ impl Socket {
                     (true, false) => None,
                 };
                 let expiry = match (self.told_expiring, self.settings.enforce_expiry) {
-                    (false, _) => Some(
-                        self.expires
-                            .checked_sub(EXPIRING_AHEAD)
-                            .unwrap_or(self.expires),
-                    ),
+                    (false, _) => Some(self.expires.checked_sub(EXPIRING_AHEAD).unwrap_or(self.expires)),
                     (true, true) => Some(self.expires),
                     (true, false) => None,
                 };
@@ -195,15 +151,9 @@ impl Socket {
                     Some(Held::Rate(_, until) | Held::Marker(_, until)) => Some(*until),
                     None => None,
                 };
-                let checked = self
-                    .revocation
-                    .as_ref()
-                    .filter(|revocation| revocation.check.is_none());
+                let checked = self.revocation.as_ref().filter(|revocation| revocation.check.is_none());
                 let checked = checked.map(|revocation| revocation.next);
-                [beat, expiry, leaving, held, checked]
-                    .into_iter()
-                    .flatten()
-                    .min()
+                [beat, expiry, leaving, held, checked].into_iter().flatten().min()
             }
         }
     }
@@ -222,9 +172,7 @@ pub(super) fn deadline_of(expires_at: u64, now: Instant) -> Instant {
 }
 
 pub(super) fn since_epoch() -> Duration {
-    std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .unwrap_or_default()
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default()
 }
 
 pub(super) fn unix_ms() -> u64 {

@@ -11,9 +11,7 @@ use crate::metrics::Dropped;
 use crate::relay::close::Close;
 use crate::relay::ids::StreamId;
 use crate::relay::limits::Verdict;
-use crate::relay::protocol::{
-    ClientMessage, EMPTY_FRAME, MessageError, Parcel, Protocol, ServerMessage,
-};
+use crate::relay::protocol::{ClientMessage, EMPTY_FRAME, MessageError, Parcel, Protocol, ServerMessage};
 use crate::relay::refusal::Refusal;
 
 use super::clock::{deadline_of, unix_ms};
@@ -27,13 +25,9 @@ impl Socket {
                 // The codec answers with the same code; what waits for this client is of no use any more.
                 let code = frame.as_ref().map_or(1005, |frame| frame.code.into());
                 self.hub.leave(&self.seat);
-                self.seat
-                    .with_outbox(|outbox| outbox.close_now(None, Close::Answer(code)));
+                self.seat.with_outbox(|outbox| outbox.close_now(None, Close::Answer(code)));
                 self.hub.metrics().closed(code);
-                self.state = State::Closing {
-                    until: now + GOODBYE_LIMIT,
-                    reset: false,
-                };
+                self.state = State::Closing { until: now + GOODBYE_LIMIT, reset: false };
                 self.flushed = false;
                 return;
             }
@@ -87,9 +81,7 @@ impl Socket {
 
     fn process(&mut self, message: Message, now: Instant) {
         match (message, self.seat.protocol) {
-            (Message::Binary(bytes), Protocol::V1) if bytes.is_empty() => {
-                self.on_error(&EMPTY_FRAME, now)
-            }
+            (Message::Binary(bytes), Protocol::V1) if bytes.is_empty() => self.on_error(&EMPTY_FRAME, now),
             (Message::Binary(bytes), Protocol::V1) => self.forward(Parcel::Frame(bytes), now),
             (Message::Text(text), Protocol::V1) => self.on_text(&text, now),
             (Message::Binary(bytes), Protocol::Classic) => {
@@ -97,22 +89,10 @@ impl Socket {
                     std::borrow::Cow::Borrowed(_) => bytes,
                     std::borrow::Cow::Owned(text) => Bytes::from(text),
                 };
-                self.forward(
-                    Parcel::Text {
-                        text,
-                        label: self.seat.label(),
-                    },
-                    now,
-                );
+                self.forward(Parcel::Text { text, label: self.seat.label() }, now);
             }
             (Message::Text(text), Protocol::Classic) => {
-                self.forward(
-                    Parcel::Text {
-                        text: text.into(),
-                        label: self.seat.label(),
-                    },
-                    now,
-                );
+                self.forward(Parcel::Text { text: text.into(), label: self.seat.label() }, now);
             }
             (Message::Close(_) | Message::Ping(_) | Message::Pong(_) | Message::Frame(_), _) => {}
         }
@@ -122,20 +102,10 @@ impl Socket {
         match ClientMessage::parse(text) {
             Ok(ClientMessage::Send { data, id }) => {
                 let data = Bytes::copy_from_slice(data.as_bytes());
-                self.forward(
-                    Parcel::Send {
-                        data,
-                        id,
-                        label: self.seat.label(),
-                    },
-                    now,
-                );
+                self.forward(Parcel::Send { data, id, label: self.seat.label() }, now);
             }
             Ok(ClientMessage::Ping { id }) => {
-                let pong = ServerMessage::Pong {
-                    id: id.as_deref(),
-                    time: unix_ms(),
-                };
+                let pong = ServerMessage::Pong { id: id.as_deref(), time: unix_ms() };
                 self.hub.control(&self.seat, &pong);
             }
             Ok(ClientMessage::Auth { token }) => {
@@ -156,29 +126,16 @@ impl Socket {
                 self.held = Some(Held::Marker(parcel, now + MARKER_LIMIT));
                 return;
             }
-            Sent::Absent => (
-                "peer_absent",
-                "nobody holds the other slot: the message was dropped",
-            ),
-            Sent::Refused => (
-                "backplane_unavailable",
-                "the way to the other device is blocked: the message was dropped",
-            ),
+            Sent::Absent => ("peer_absent", "nobody holds the other slot: the message was dropped"),
+            Sent::Refused => {
+                ("backplane_unavailable", "the way to the other device is blocked: the message was dropped")
+            }
         };
         let (code, detail) = failed;
         match parcel {
             Parcel::Frame(bytes) => {
-                let stream = bytes
-                    .first()
-                    .copied()
-                    .map(StreamId)
-                    .filter(|stream| stream.is_reliable());
-                let due = |stream| {
-                    self.faults
-                        .get_or_insert_default()
-                        .absent
-                        .is_due(stream, now)
-                };
+                let stream = bytes.first().copied().map(StreamId).filter(|stream| stream.is_reliable());
+                let due = |stream| self.faults.get_or_insert_default().absent.is_due(stream, now);
                 if stream.is_some_and(due) {
                     self.tell_error(&MessageError::new(code, detail));
                 }
@@ -198,14 +155,7 @@ impl Socket {
 
     fn tell_error(&mut self, error: &MessageError) {
         let MessageError { code, detail, id } = error;
-        self.hub.control(
-            &self.seat,
-            &ServerMessage::Error {
-                code,
-                detail,
-                id: id.as_deref(),
-            },
-        );
+        self.hub.control(&self.seat, &ServerMessage::Error { code, detail, id: id.as_deref() });
     }
 
     pub(super) fn on_verified(&mut self, verified: Result<Identity, Refusal>, now: Instant) {
@@ -219,13 +169,9 @@ impl Socket {
                     revocation.identity = identity.clone();
                 }
                 let expires_at = identity.expires_at;
-                self.hub
-                    .control(&self.seat, &ServerMessage::Authenticated { expires_at });
+                self.hub.control(&self.seat, &ServerMessage::Authenticated { expires_at });
             }
-            Ok(_) => self.on_error(
-                &MessageError::new("wrong_user", "the token is another user's"),
-                now,
-            ),
+            Ok(_) => self.on_error(&MessageError::new("wrong_user", "the token is another user's"), now),
             Err(refusal) => {
                 let error = MessageError::new(refusal.code(), refusal.detail());
                 if refusal.status() == 503 {

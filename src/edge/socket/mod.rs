@@ -162,20 +162,14 @@ impl Socket {
             .max_write_buffer_size(usize::MAX)
             .max_message_size(Some(settings.message_bytes))
             .max_frame_size(Some(settings.message_bytes));
-        let codec =
-            WebSocketContext::from_partially_read(early.to_vec(), Role::Server, Some(config));
+        let codec = WebSocketContext::from_partially_read(early.to_vec(), Role::Server, Some(config));
         let now = Instant::now();
         // Sockets that came together do not leave together.
-        let lifetime = settings
-            .max_lifetime
-            .map(|life| now + life.mul_f64(0.9 + 0.1 * fastrand::f64()));
-        let revocation = settings.verifier.checks_revocation().then(|| {
-            Box::new(Revocation {
-                identity: identity.clone(),
-                next: next_check(now),
-                check: None,
-            })
-        });
+        let lifetime = settings.max_lifetime.map(|life| now + life.mul_f64(0.9 + 0.1 * fastrand::f64()));
+        let revocation = settings
+            .verifier
+            .checks_revocation()
+            .then(|| Box::new(Revocation { identity: identity.clone(), next: next_check(now), check: None }));
         let rate = Rate::new(hub.settings().limits.messages_per_second);
         Self {
             hub,
@@ -205,9 +199,7 @@ impl Socket {
         let end = std::future::poll_fn(|cx| self.poll(cx, sleep.as_mut())).await;
         // In this order: leave the room, then let the socket go; telling other instances goes on beside.
         self.hub.leave(&self.seat);
-        self.hub
-            .metrics()
-            .disconnected(self.seat.device, self.seat.protocol);
+        self.hub.metrics().disconnected(self.seat.device, self.seat.protocol);
         match end {
             End::Close => {}
             End::Reset => self.stream.reset_on_drop(),
@@ -271,10 +263,7 @@ impl Socket {
                 };
                 batch += due.message.len() + 1;
                 if let Some(since) = due.since {
-                    self.hub
-                        .metrics()
-                        .relay_seconds
-                        .observe(now.saturating_duration_since(since));
+                    self.hub.metrics().relay_seconds.observe(now.saturating_duration_since(since));
                 }
                 self.encode(cx, due.message)?;
             }
@@ -300,24 +289,13 @@ impl Socket {
             },
         };
         self.flushed = false;
-        let written = self.codec.write(
-            &mut Io {
-                stream: &mut self.stream,
-                cx,
-                read: false,
-            },
-            message,
-        );
+        let written = self.codec.write(&mut Io { stream: &mut self.stream, cx, read: false }, message);
         would_block(written).map(|_| ()).map_err(|_| End::Close)
     }
 
     /// True when everything has left.
     fn flush(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
-        let flushed = self.codec.flush(&mut Io {
-            stream: &mut self.stream,
-            cx,
-            read: false,
-        });
+        let flushed = self.codec.flush(&mut Io { stream: &mut self.stream, cx, read: false });
         self.flushed = would_block(flushed).map_err(|_| End::Close)?;
         Ok(self.flushed)
     }
@@ -325,29 +303,12 @@ impl Socket {
     /// Sends the close frame; the client's answer is awaited for a while.
     fn close(&mut self, cx: &mut Context<'_>, now: Instant, close: Close) -> Result<(), End> {
         let reset = matches!(close, Close::TooSlow | Close::NoHeartbeat);
-        let limit = if matches!(close, Close::Restart) {
-            GOODBYE_LIMIT
-        } else {
-            CLOSE_LIMIT
-        };
-        self.state = State::Closing {
-            until: now + limit,
-            reset,
-        };
+        let limit = if matches!(close, Close::Restart) { GOODBYE_LIMIT } else { CLOSE_LIMIT };
+        self.state = State::Closing { until: now + limit, reset };
         self.hub.metrics().closed(close.code());
-        let frame = CloseFrame {
-            code: CloseCode::from(close.code()),
-            reason: close.reason().into(),
-        };
+        let frame = CloseFrame { code: CloseCode::from(close.code()), reason: close.reason().into() };
         self.flushed = false;
-        let closed = self.codec.close(
-            &mut Io {
-                stream: &mut self.stream,
-                cx,
-                read: false,
-            },
-            Some(frame),
-        );
+        let closed = self.codec.close(&mut Io { stream: &mut self.stream, cx, read: false }, Some(frame));
         self.flushed = would_block(closed).map_err(|_| End::Close)?;
         Ok(())
     }
@@ -376,11 +337,7 @@ impl Socket {
         if self.held.is_some() && !self.retry_held(now) {
             return Ok(false);
         }
-        let mut io = Io {
-            stream: &mut self.stream,
-            cx,
-            read: false,
-        };
+        let mut io = Io { stream: &mut self.stream, cx, read: false };
         let read = self.codec.read(&mut io);
         if io.read {
             self.last_byte = now;
@@ -398,12 +355,7 @@ impl Socket {
         }
     }
 
-    fn on_read_error(
-        &mut self,
-        error: &Error,
-        cx: &mut Context<'_>,
-        now: Instant,
-    ) -> Result<bool, End> {
+    fn on_read_error(&mut self, error: &Error, cx: &mut Context<'_>, now: Instant) -> Result<bool, End> {
         let close = match error {
             Error::Protocol(tungstenite::error::ProtocolError::ResetWithoutClosingHandshake) => {
                 return Err(End::Close);
@@ -421,19 +373,13 @@ impl Socket {
         }
         // Its bytes are read on: closing a TCP socket with unread bytes would reset it, and the close frame
         // with the reason could be lost (RFC 1122 section 4.2.2.13).
-        self.state = State::Broken {
-            until: now + GOODBYE_LIMIT,
-        };
+        self.state = State::Broken { until: now + GOODBYE_LIMIT };
         Ok(true)
     }
 
     fn discard(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
         let mut scratch = [0; 4096];
-        let mut io = Io {
-            stream: &mut self.stream,
-            cx,
-            read: false,
-        };
+        let mut io = Io { stream: &mut self.stream, cx, read: false };
         match io.read(&mut scratch) {
             Ok(0) => Err(End::Close),
             Ok(_) => Ok(true),
@@ -446,9 +392,5 @@ impl Socket {
 /// The room's name for classic clients: the e-mail address, or the uid where the token has none.
 #[must_use]
 pub fn label_of(identity: &Identity) -> std::sync::Arc<str> {
-    identity
-        .email
-        .as_ref()
-        .map_or(identity.user.as_str(), |email| email.as_str())
-        .into()
+    identity.email.as_ref().map_or(identity.user.as_str(), |email| email.as_str()).into()
 }

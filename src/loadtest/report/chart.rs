@@ -48,14 +48,8 @@ const BOTTOM: f64 = 28.0;
 impl Chart<'_> {
     /// The chart with its legend; nothing when there are no values.
     pub(super) fn svg(&self) -> String {
-        let values = || {
-            self.series
-                .iter()
-                .flat_map(|series| &series.points)
-                .filter_map(|(_, y)| *y)
-        };
-        let (Some(most), Some(least)) = (values().reduce(f64::max), values().reduce(f64::min))
-        else {
+        let values = || self.series.iter().flat_map(|series| &series.points).filter_map(|(_, y)| *y);
+        let (Some(most), Some(least)) = (values().reduce(f64::max), values().reduce(f64::min)) else {
             return String::new();
         };
         let mut html = String::new();
@@ -65,12 +59,7 @@ impl Chart<'_> {
     }
 
     fn write(&self, html: &mut String, axis: &Axis) -> std::fmt::Result {
-        let xs = || {
-            self.series
-                .iter()
-                .flat_map(|series| &series.points)
-                .map(|(x, _)| *x)
-        };
+        let xs = || self.series.iter().flat_map(|series| &series.points).map(|(x, _)| *x);
         let first = xs().reduce(f64::min).unwrap_or(0.0);
         let last = xs().reduce(f64::max).unwrap_or(1.0);
         let x = |at: f64| LEFT + (at - first) / (last - first).max(1e-9) * (WIDTH - LEFT - RIGHT);
@@ -91,11 +80,7 @@ impl Chart<'_> {
         )?;
         for value in &axis.ticks {
             let y = y(*value);
-            write!(
-                html,
-                "<path class=grid d='M{LEFT} {y:.1}H{}'/>",
-                WIDTH - RIGHT
-            )?;
+            write!(html, "<path class=grid d='M{LEFT} {y:.1}H{}'/>", WIDTH - RIGHT)?;
             write!(
                 html,
                 "<text x={} y={:.1} text-anchor=end>{}</text>",
@@ -104,11 +89,7 @@ impl Chart<'_> {
                 escape(&(self.value)(*value))
             )?;
         }
-        for (at, text) in self
-            .ticks
-            .iter()
-            .filter(|(at, _)| (first..=last).contains(at))
-        {
+        for (at, text) in self.ticks.iter().filter(|(at, _)| (first..=last).contains(at)) {
             write!(
                 html,
                 "<text x={:.1} y={} text-anchor=middle>{}</text>",
@@ -122,13 +103,7 @@ impl Chart<'_> {
             let mut pen_down = false;
             for (at, value) in &series.points {
                 if let Some(value) = value {
-                    write!(
-                        path,
-                        "{}{:.1} {:.1}",
-                        if pen_down { 'L' } else { 'M' },
-                        x(*at),
-                        y(*value)
-                    )?;
+                    write!(path, "{}{:.1} {:.1}", if pen_down { 'L' } else { 'M' }, x(*at), y(*value))?;
                 }
                 pen_down = value.is_some();
             }
@@ -150,9 +125,8 @@ impl Chart<'_> {
         };
         let xs: Vec<f64> = series.points.iter().map(|(at, _)| *at).collect();
         for (index, at) in xs.iter().enumerate() {
-            let middle = |other: Option<&f64>, edge: f64| {
-                other.map_or(edge, |other| f64::midpoint(x(*at), x(*other)))
-            };
+            let middle =
+                |other: Option<&f64>, edge: f64| other.map_or(edge, |other| f64::midpoint(x(*at), x(*other)));
             let left = middle(index.checked_sub(1).and_then(|before| xs.get(before)), LEFT);
             let right = middle(xs.get(index + 1), WIDTH - RIGHT);
             write!(
@@ -164,12 +138,7 @@ impl Chart<'_> {
             )?;
             for series in &self.series {
                 if let Some((_, Some(value))) = series.points.get(index) {
-                    write!(
-                        html,
-                        "\n{} {}",
-                        escape(&series.name),
-                        escape(&(self.value)(*value))
-                    )?;
+                    write!(html, "\n{} {}", escape(&series.name), escape(&(self.value)(*value)))?;
                 }
             }
             html.push_str("</title></rect>");
@@ -196,12 +165,7 @@ impl Axis {
                     .map(|index| f64::from(index) * step)
                     .take_while(|tick| *tick <= steps * step * 1.001)
                     .collect();
-                Self {
-                    scale,
-                    from: 0.0,
-                    to: steps * step,
-                    ticks,
-                }
+                Self { scale, from: 0.0, to: steps * step, ticks }
             }
             Scale::Log => {
                 let from = least.max(1e-9).log10().floor();
@@ -212,12 +176,7 @@ impl Axis {
                     ticks.push(10_f64.powf(at));
                     at += 1.0;
                 }
-                Self {
-                    scale,
-                    from,
-                    to,
-                    ticks,
-                }
+                Self { scale, from, to, ticks }
             }
         }
     }
@@ -235,9 +194,7 @@ impl Axis {
 /// The next of 1, 2, 5 times a power of ten.
 fn round_step(step: f64) -> f64 {
     let power = 10_f64.powf(step.log10().floor());
-    let factor = [1.0, 2.0, 5.0]
-        .into_iter()
-        .find(|factor| step <= factor * power * 1.0001);
+    let factor = [1.0, 2.0, 5.0].into_iter().find(|factor| step <= factor * power * 1.0001);
     factor.unwrap_or(10.0) * power
 }
 
@@ -256,13 +213,9 @@ mod tests {
 
     #[test]
     fn axes_end_at_round_numbers_above_the_largest_value() {
-        for (most, to, ticks) in [
-            (10.0, 10.0, 3),
-            (100.0, 100.0, 3),
-            (7.0, 8.0, 5),
-            (0.0, 5e-13, 2),
-            (1234.0, 1500.0, 4),
-        ] {
+        for (most, to, ticks) in
+            [(10.0, 10.0, 3), (100.0, 100.0, 3), (7.0, 8.0, 5), (0.0, 5e-13, 2), (1234.0, 1500.0, 4)]
+        {
             let axis = Axis::over(Scale::Linear, 0.0, most);
             assert!(
                 (axis.to - to).abs() < to * 1e-6 && axis.ticks.len() == ticks,
@@ -284,12 +237,7 @@ mod tests {
             note: "",
             series: vec![Series {
                 name: "a&b".to_owned(),
-                points: vec![
-                    (0.0, Some(1.0)),
-                    (1.0, None),
-                    (2.0, Some(2.0)),
-                    (3.0, Some(1.0)),
-                ],
+                points: vec![(0.0, Some(1.0)), (1.0, None), (2.0, Some(2.0)), (3.0, Some(1.0))],
             }],
             scale: Scale::Linear,
             ticks: vec![],
@@ -297,26 +245,9 @@ mod tests {
             value: &|value| value.to_string(),
         };
         let svg = chart.svg();
-        let line = svg
-            .split("class='line s0' d='")
-            .nth(1)
-            .unwrap()
-            .split('\'')
-            .next()
-            .unwrap();
-        assert_eq!(
-            (line.matches('M').count(), line.matches('L').count()),
-            (2, 1),
-            "{line}"
-        );
+        let line = svg.split("class='line s0' d='").nth(1).unwrap().split('\'').next().unwrap();
+        assert_eq!((line.matches('M').count(), line.matches('L').count()), (2, 1), "{line}");
         assert!(svg.contains("&lt;b&gt;") && svg.contains("a&amp;b") && !svg.contains("<b><b>"));
-        assert_eq!(
-            Chart {
-                series: vec![],
-                ..chart
-            }
-            .svg(),
-            ""
-        );
+        assert_eq!(Chart { series: vec![], ..chart }.svg(), "");
     }
 }

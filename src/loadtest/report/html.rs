@@ -35,24 +35,18 @@ const FIRST: [&str; 15] = [
 pub(in super::super) fn text(report: &Report<'_>) -> String {
     let options = report.options;
     let scenario = options.scenario.as_str();
-    let cut = if report.interrupted {
-        ", interrupted"
-    } else {
-        ""
-    };
-    let started = report
-        .started
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs());
+    let cut = if report.interrupted { ", interrupted" } else { "" };
+    let started = report.started.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let when = format!(
         "{} UTC, {:.1} s measured{cut}, duorelay {}",
         utc(started),
         report.measured.as_secs_f64(),
         env!("CARGO_PKG_VERSION")
     );
-    let notes = report.hints().iter().fold(String::new(), |html, hint| {
-        format!("{html}<p class=bad>{}</p>", escape(hint))
-    });
+    let notes = report
+        .hints()
+        .iter()
+        .fold(String::new(), |html, hint| format!("{html}<p class=bad>{}</p>", escape(hint)));
     let title = format!("duorelay load test: {scenario}");
     let parts = [
         ("{{title}}", escape(&title)),
@@ -66,9 +60,7 @@ pub(in super::super) fn text(report: &Report<'_>) -> String {
         ("{{events}}", events(report)),
     ];
     let page = include_str!("report.html").to_owned();
-    parts
-        .into_iter()
-        .fold(page, |page, (name, part)| page.replace(name, &part))
+    parts.into_iter().fold(page, |page, (name, part)| page.replace(name, &part))
 }
 
 fn cards(report: &Report<'_>) -> String {
@@ -94,11 +86,7 @@ fn verdicts(report: &Report<'_>) -> String {
     }
     let mut html = "<h2>Demands</h2><table>".to_owned();
     for verdict in &report.verdicts {
-        let (class, word) = if verdict.holds {
-            ("good", "holds")
-        } else {
-            ("bad", "broken")
-        };
+        let (class, word) = if verdict.holds { ("good", "holds") } else { ("bad", "broken") };
         let value = verdict.value_in_words();
         let demand = escape(&verdict.demand);
         html.push_str(&format!(
@@ -145,19 +133,13 @@ fn charts(report: &Report<'_>) -> String {
         Scenario::Overwrite => u64::MAX,
         _ => report.measured.as_secs().max(1),
     };
-    let points = results
-        .points
-        .iter()
-        .take_while(|point| point.second < whole);
+    let points = results.points.iter().take_while(|point| point.second < whole);
     let points: Vec<Point> = points.cloned().collect();
     let step = points.len().div_ceil(POINTS).max(1);
     let chunks: Vec<&[Point]> = points.chunks(step).collect();
     let mean = |name: &str, of: &dyn Fn(&Point) -> u64| Series {
         name: name.to_owned(),
-        points: chunks
-            .iter()
-            .map(|chunk| (second(chunk), Some(average(chunk, of))))
-            .collect(),
+        points: chunks.iter().map(|chunk| (second(chunk), Some(average(chunk, of)))).collect(),
     };
     let largest = |name: &str, of: &dyn Fn(&Point) -> Option<f64>| Series {
         name: name.to_owned(),
@@ -166,25 +148,14 @@ fn charts(report: &Report<'_>) -> String {
             .map(|chunk| (second(chunk), chunk.iter().filter_map(of).reduce(f64::max)))
             .collect(),
     };
-    let end = points
-        .last()
-        .map_or(1.0, |point| second(std::slice::from_ref(point)));
+    let end = points.last().map_or(1.0, |point| second(std::slice::from_ref(point)));
     let timeline = |title: &'static str,
                     note: &'static str,
                     series: Vec<Series>,
                     scale,
                     value: &dyn Fn(f64) -> String| {
         let at = |at: f64| format!("second {at:.0}");
-        Chart {
-            title,
-            note,
-            series,
-            scale,
-            ticks: seconds(end),
-            at: &at,
-            value,
-        }
-        .svg()
+        Chart { title, note, series, scale, ticks: seconds(end), at: &at, value }.svg()
     };
     let what = match scenario {
         Scenario::Stream | Scenario::Slow | Scenario::Rolling => "from due to arrived",
@@ -192,59 +163,19 @@ fn charts(report: &Report<'_>) -> String {
         Scenario::Overwrite => "from the new handshake until the old socket was told",
     };
     let mut html = percentiles(report, what);
-    let latency = vec![
-        largest("p50", &|p| p.p50),
-        largest("p99", &|p| p.p99),
-        largest("max", &|p| p.max),
-    ];
+    let latency = vec![largest("p50", &|p| p.p50), largest("p99", &|p| p.p99), largest("max", &|p| p.max)];
     html += &timeline("Latency over time", what, latency, Scale::Log, &words::time);
     if scenario.streams() {
-        let rate = vec![
-            mean("sent", &|p| p.sent),
-            mean("delivered", &|p| p.delivered),
-        ];
-        html += &timeline(
-            "Rate",
-            "frames a second",
-            rate,
-            Scale::Linear,
-            &words::count,
-        );
-        let drops = vec![
-            mean("superseded", &|p| p.superseded),
-            mean("lost", &|p| p.lost),
-        ];
-        html += &timeline(
-            "Drops",
-            "frames a second",
-            drops,
-            Scale::Linear,
-            &words::count,
-        );
+        let rate = vec![mean("sent", &|p| p.sent), mean("delivered", &|p| p.delivered)];
+        html += &timeline("Rate", "frames a second", rate, Scale::Linear, &words::count);
+        let drops = vec![mean("superseded", &|p| p.superseded), mean("lost", &|p| p.lost)];
+        html += &timeline("Drops", "frames a second", drops, Scale::Linear, &words::count);
     } else if scenario != Scenario::Idle {
         let rate = vec![mean("welcomed", &|p| p.welcomed)];
-        html += &timeline(
-            "Rate",
-            "handshakes a second",
-            rate,
-            Scale::Linear,
-            &words::count,
-        );
+        html += &timeline("Rate", "handshakes a second", rate, Scale::Linear, &words::count);
     }
-    html += &timeline(
-        "Memory",
-        "resident",
-        resources(report, memory),
-        Scale::Linear,
-        &words::bytes,
-    );
-    html += &timeline(
-        "CPU",
-        "cores",
-        cores(resources(report, cpu)),
-        Scale::Linear,
-        &words::count,
-    );
+    html += &timeline("Memory", "resident", resources(report, memory), Scale::Linear, &words::bytes);
+    html += &timeline("CPU", "cores", cores(resources(report, cpu)), Scale::Linear, &words::count);
     html
 }
 
@@ -261,14 +192,9 @@ fn percentiles(report: &Report<'_>, what: &str) -> String {
     Chart {
         title: "Latency percentiles",
         note: what,
-        series: vec![Series {
-            name: "latency".to_owned(),
-            points: points.collect(),
-        }],
+        series: vec![Series { name: "latency".to_owned(), points: points.collect() }],
         scale: Scale::Log,
-        ticks: [0.0, 50.0, 90.0, 99.0, 99.9, 99.99, 99.999]
-            .map(tick)
-            .into(),
+        ticks: [0.0, 50.0, 90.0, 99.0, 99.9, 99.99, 99.999].map(tick).into(),
         at: &at,
         value: &words::time,
     }
@@ -286,41 +212,25 @@ fn average(chunk: &[Point], of: &dyn Fn(&Point) -> u64) -> f64 {
 }
 
 fn seconds(end: f64) -> Vec<(f64, String)> {
-    let step = [1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0, 3600.0]
-        .into_iter()
-        .find(|step| end / step <= 10.0);
+    let step =
+        [1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0, 3600.0].into_iter().find(|step| end / step <= 10.0);
     let step = step.unwrap_or(36_000.0);
-    (0..=10)
-        .map(|index| f64::from(index) * step)
-        .map(|at| (at, format!("{at:.0} s")))
-        .collect()
+    (0..=10).map(|index| f64::from(index) * step).map(|at| (at, format!("{at:.0} s"))).collect()
 }
 
 /// One line for each instance and one for Redis, as far as they told.
 fn resources(report: &Report<'_>, of: impl Fn(&Reading, usize) -> Option<f64>) -> Vec<Series> {
     let readings = &report.results.readings;
     let count = report.options.metrics.len();
-    let names = report
-        .options
-        .metrics
-        .iter()
-        .map(|url| url.authority().to_owned());
+    let names = report.options.metrics.iter().map(|url| url.authority().to_owned());
     let names = names.chain(report.options.redis.is_some().then(|| "Redis".to_owned()));
     let step = readings.len().div_ceil(POINTS).max(1);
     let line = |(index, name): (usize, String)| Series {
         name,
-        points: readings
-            .iter()
-            .step_by(step)
-            .map(|(at, reading)| (*at, of(reading, index)))
-            .collect(),
+        points: readings.iter().step_by(step).map(|(at, reading)| (*at, of(reading, index))).collect(),
     };
     // More lines than colours say nothing; Redis is always shown.
-    names
-        .enumerate()
-        .filter(|(index, _)| *index < 5 || *index == count)
-        .map(line)
-        .collect()
+    names.enumerate().filter(|(index, _)| *index < 5 || *index == count).map(line).collect()
 }
 
 fn memory(reading: &Reading, index: usize) -> Option<f64> {
@@ -340,17 +250,13 @@ fn cpu(reading: &Reading, index: usize) -> Option<f64> {
 /// From seconds of CPU so far to the cores used since the reading before.
 fn cores(series: Vec<Series>) -> Vec<Series> {
     let used = |pair: &[(f64, Option<f64>)]| match pair {
-        [(from, Some(before)), (to, Some(after))] => (
-            *to,
-            Some(((after - before) / (to - from).max(1e-3)).max(0.0)),
-        ),
+        [(from, Some(before)), (to, Some(after))] => {
+            (*to, Some(((after - before) / (to - from).max(1e-3)).max(0.0)))
+        }
         [_, (to, _)] => (*to, None),
         _ => (0.0, None),
     };
-    let line = |line: Series| Series {
-        points: line.points.windows(2).map(used).collect(),
-        name: line.name,
-    };
+    let line = |line: Series| Series { points: line.points.windows(2).map(used).collect(), name: line.name };
     series.into_iter().map(line).collect()
 }
 
@@ -362,18 +268,9 @@ fn utc(unix: u64) -> String {
     let day = day - (365 * year + year / 4 - year / 100);
     let month = (5 * day + 2) / 153;
     let day = day - (153 * month + 2) / 5 + 1;
-    let (year, month) = if month < 10 {
-        (year, month + 3)
-    } else {
-        (year + 1, month - 9)
-    };
+    let (year, month) = if month < 10 { (year, month + 3) } else { (year + 1, month - 9) };
     let year = year + era * 400;
-    format!(
-        "{year}-{month:02}-{day:02} {:02}:{:02}:{:02}",
-        second / 3600,
-        second / 60 % 60,
-        second % 60
-    )
+    format!("{year}-{month:02}-{day:02} {:02}:{:02}:{:02}", second / 3600, second / 60 % 60, second % 60)
 }
 
 #[cfg(test)]
@@ -397,18 +294,9 @@ mod tests {
     fn cores_are_the_slope_of_cpu_seconds() {
         let series = vec![Series {
             name: "a".to_owned(),
-            points: vec![
-                (0.0, Some(1.0)),
-                (1.0, Some(1.5)),
-                (3.0, Some(3.5)),
-                (4.0, None),
-                (5.0, Some(9.0)),
-            ],
+            points: vec![(0.0, Some(1.0)), (1.0, Some(1.5)), (3.0, Some(3.5)), (4.0, None), (5.0, Some(9.0))],
         }];
         let points = cores(series).remove(0).points;
-        assert_eq!(
-            points,
-            [(1.0, Some(0.5)), (3.0, Some(1.0)), (4.0, None), (5.0, None)]
-        );
+        assert_eq!(points, [(1.0, Some(0.5)), (3.0, Some(1.0)), (4.0, None), (5.0, None)]);
     }
 }

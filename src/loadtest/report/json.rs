@@ -11,11 +11,8 @@ use super::Report;
 pub(in super::super) fn text(report: &Report<'_>) -> String {
     let options = report.options;
     let total = &report.results.total;
-    let figures: Map<String, Value> = report
-        .figures
-        .iter()
-        .map(|(name, value)| ((*name).to_owned(), json!(value)))
-        .collect();
+    let figures: Map<String, Value> =
+        report.figures.iter().map(|(name, value)| ((*name).to_owned(), json!(value))).collect();
     let timeline: Vec<Value> = report
         .results
         .points
@@ -45,9 +42,10 @@ pub(in super::super) fn text(report: &Report<'_>) -> String {
                     })
                 })
                 .collect();
-            let redis = reading.redis.as_ref().map(|redis| {
-                json!({"cpu": redis.cpu, "commands": redis.commands, "memory": redis.memory})
-            });
+            let redis = reading
+                .redis
+                .as_ref()
+                .map(|redis| json!({"cpu": redis.cpu, "commands": redis.commands, "memory": redis.memory}));
             json!({"at": at, "instances": instances, "redis": redis})
         })
         .collect();

@@ -46,22 +46,13 @@ impl Report<'_> {
     fn events(&self) -> Vec<(String, u64)> {
         let total = &self.results.total;
         let mut events = Vec::new();
-        for (kind, counts) in [
-            ("refused", &total.refused),
-            ("failed", &total.failed),
-            ("error", &total.errors),
-        ] {
-            events.extend(
-                counts
-                    .iter()
-                    .map(|(what, count)| (format!("{kind}: {what}"), *count)),
-            );
+        for (kind, counts) in
+            [("refused", &total.refused), ("failed", &total.failed), ("error", &total.errors)]
+        {
+            events.extend(counts.iter().map(|(what, count)| (format!("{kind}: {what}"), *count)));
         }
         events.extend(
-            total
-                .closes
-                .iter()
-                .map(|(code, count)| (format!("closed by the relay: {code}"), *count)),
+            total.closes.iter().map(|(code, count)| (format!("closed by the relay: {code}"), *count)),
         );
         events
     }

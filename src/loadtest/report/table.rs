@@ -14,25 +14,13 @@ pub(in super::super) fn text(report: &Report<'_>) -> String {
 }
 
 fn write(text: &mut String, report: &Report<'_>) -> std::fmt::Result {
-    let cut = if report.interrupted {
-        ", interrupted"
-    } else {
-        ""
-    };
+    let cut = if report.interrupted { ", interrupted" } else { "" };
     let scenario = report.options.scenario.as_str();
-    writeln!(
-        text,
-        "\n{scenario}, {:.1} s measured{cut}",
-        report.measured.as_secs_f64()
-    )?;
+    writeln!(text, "\n{scenario}, {:.1} s measured{cut}", report.measured.as_secs_f64())?;
     for figure in FIGURES {
         if let Some(value) = report.figures.get(figure.name) {
             let value = words::figure(figure.unit, *value);
-            writeln!(
-                text,
-                "  {:<24} {value:>12}  {}",
-                figure.name, figure.meaning
-            )?;
+            writeln!(text, "  {:<24} {value:>12}  {}", figure.name, figure.meaning)?;
         }
     }
     for (what, count) in report.events() {
@@ -43,12 +31,7 @@ fn write(text: &mut String, report: &Report<'_>) -> std::fmt::Result {
     }
     for verdict in &report.verdicts {
         let word = if verdict.holds { "holds " } else { "BROKEN" };
-        writeln!(
-            text,
-            "  {word} {} ({})",
-            verdict.demand,
-            verdict.value_in_words()
-        )?;
+        writeln!(text, "  {word} {} ({})", verdict.demand, verdict.value_in_words())?;
     }
     Ok(())
 }

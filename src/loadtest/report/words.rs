@@ -49,11 +49,7 @@ pub(super) fn count(count: f64) -> String {
         }
         text.push(digit);
     }
-    if count < 0.0 {
-        format!("-{text}")
-    } else {
-        text
-    }
+    if count < 0.0 { format!("-{text}") } else { text }
 }
 
 /// By its unit.
@@ -82,12 +78,9 @@ mod tests {
         ] {
             assert_eq!(time(value), text);
         }
-        for (value, text) in [
-            (999.0, "999 B"),
-            (3500.0, "3.50 KB"),
-            (14_200_000.0, "14.2 MB"),
-            (2e9, "2.00 GB"),
-        ] {
+        for (value, text) in
+            [(999.0, "999 B"), (3500.0, "3.50 KB"), (14_200_000.0, "14.2 MB"), (2e9, "2.00 GB")]
+        {
             assert_eq!(bytes(value), text);
         }
         for (value, text) in [

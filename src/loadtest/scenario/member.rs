@@ -54,12 +54,7 @@ impl Member {
             Device::Mobile => mobile,
         };
         let slow = options.scenario == Scenario::Slow && device == Device::Mobile;
-        let flows = options
-            .streams
-            .0
-            .iter()
-            .map(|id| (*id, Flow::default()))
-            .collect();
+        let flows = options.streams.0.iter().map(|id| (*id, Flow::default())).collect();
         Self {
             shard: shard.clone(),
             user: user.clone(),
@@ -82,20 +77,12 @@ impl Member {
     }
 
     fn who(&self) -> Who<'_> {
-        Who {
-            user: &self.user,
-            device: self.device,
-            client: &self.client,
-            link: self.link,
-        }
+        Who { user: &self.user, device: self.device, client: &self.client, link: self.link }
     }
 
     /// Connects for the first time; false when that takes too long.
     pub(super) async fn connect(&self) -> bool {
-        let Some(socket) = self
-            .shard
-            .connect_patiently(self.who(), self.place.get(), FIRST_LIMIT)
-            .await
+        let Some(socket) = self.shard.connect_patiently(self.who(), self.place.get(), FIRST_LIMIT).await
         else {
             return false;
         };
@@ -160,11 +147,7 @@ impl Member {
         };
         self.heard(now);
         let measured = flow.is_measured(frame.sequence);
-        let missing = if frame.stream >= 0x80 {
-            &mut tally.lost
-        } else {
-            &mut tally.superseded
-        };
+        let missing = if frame.stream >= 0x80 { &mut tally.lost } else { &mut tally.superseded };
         match flow.arrive(frame.sequence) {
             Arrival::Newest { skipped } => *missing += skipped.cast_signed(),
             Arrival::Late if measured => {
@@ -188,19 +171,14 @@ impl Member {
         if let Some((begin, end)) = self.shard.window() {
             let last = self.last_arrival.get().unwrap_or(begin).max(begin);
             let silence = now.min(end).saturating_duration_since(last);
-            self.longest_silence
-                .set(self.longest_silence.get().max(silence));
+            self.longest_silence.set(self.longest_silence.get().max(silence));
         }
         self.last_arrival.set(Some(now));
     }
 
     /// Frames that were sent and have not arrived, and will be counted as lost.
     pub(super) fn outstanding(&self) -> u64 {
-        self.flows
-            .borrow()
-            .iter()
-            .map(|(_, flow)| flow.outstanding())
-            .sum()
+        self.flows.borrow().iter().map(|(_, flow)| flow.outstanding()).sum()
     }
 
     /// Counts what is known only at the end: `listens` when something was sent to it.
@@ -241,11 +219,7 @@ impl Member {
                     sleep(at.saturating_duration_since(Instant::now())).await;
                     self.replace(deadline).await;
                     // The relay closes the old socket when its slot is claimed; a deadline for one that does not.
-                    let _ = timeout_at(
-                        deadline.max(Instant::now() + Duration::from_secs(1)),
-                        reading,
-                    )
-                    .await;
+                    let _ = timeout_at(deadline.max(Instant::now() + Duration::from_secs(1)), reading).await;
                 }
                 Next::Ended if self.shard.ending.get() => return,
                 Next::Ended => {
@@ -263,10 +237,7 @@ impl Member {
         self.moving.set(true);
         let limit = deadline.saturating_duration_since(Instant::now());
         let place = self.place.get() + 1;
-        let next = self
-            .shard
-            .connect_patiently(self.who(), place, limit.max(Duration::from_secs(1)))
-            .await;
+        let next = self.shard.connect_patiently(self.who(), place, limit.max(Duration::from_secs(1))).await;
         self.moving.set(false);
         let next = next.map(Rc::new);
         if let Some(socket) = &next {
@@ -294,20 +265,13 @@ impl Member {
                         };
                     }
                     Heard::Error { code } => {
-                        *self
-                            .shard
-                            .tally
-                            .borrow_mut()
-                            .errors
-                            .entry(code)
-                            .or_default() += 1;
+                        *self.shard.tally.borrow_mut().errors.entry(code).or_default() += 1;
                     }
                     Heard::Welcome {} | Heard::Overwritten {} | Heard::Pong {} | Heard::Other => {}
                 },
                 Ok(_) => {}
                 Err(ended) => {
-                    self.shard
-                        .ended((!self.shard.ending.get()).then_some(ended.code));
+                    self.shard.ended((!self.shard.ending.get()).then_some(ended.code));
                     return Next::Ended;
                 }
             }

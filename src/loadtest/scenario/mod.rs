@@ -13,9 +13,7 @@ use crate::config::Scenario;
 /// Runs this thread's share of the scenario to its end, or until the run is stopped.
 pub(super) async fn run(shard: &Rc<Shard>) {
     match shard.options().scenario {
-        Scenario::Stream | Scenario::Idle | Scenario::Slow | Scenario::Rolling => {
-            stream::run(shard).await
-        }
+        Scenario::Stream | Scenario::Idle | Scenario::Slow | Scenario::Rolling => stream::run(shard).await,
         Scenario::Storm => storm::run(shard).await,
         Scenario::Overwrite => overwrite::run(shard).await,
     }

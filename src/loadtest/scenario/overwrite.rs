@@ -39,10 +39,7 @@ pub(super) async fn run(shard: &Rc<Shard>) {
 
 async fn pace(shard: &Rc<Shard>, takeovers: &mut JoinSet<()>, start: Instant) -> io::Result<()> {
     let mut alarm = Alarm::new()?;
-    let mut beat = Beat::new(
-        start + shard.options().warmup,
-        shard.share(shard.options().rate),
-    );
+    let mut beat = Beat::new(start + shard.options().warmup, shard.share(shard.options().rate));
     for user in &shard.users {
         alarm.until(beat.next()).await?;
         takeovers.spawn_local(take_over(shard.clone(), user.clone()));
@@ -53,12 +50,7 @@ async fn pace(shard: &Rc<Shard>, takeovers: &mut JoinSet<()>, start: Instant) ->
 async fn take_over(shard: Rc<Shard>, user: User) {
     let [here, there] = shard.options().places(user.number as usize);
     let connect = async |client: &str, place, due| {
-        let who = Who {
-            user: &user,
-            device: Device::Desktop,
-            client,
-            link: None,
-        };
+        let who = Who { user: &user, device: Device::Desktop, client, link: None };
         shard.connect(who, place, due).await.ok()
     };
     let Some(old) = connect("a", here, Instant::now()).await else {
@@ -68,18 +60,9 @@ async fn take_over(shard: Rc<Shard>, user: User) {
     let (told, new) = tokio::join!(told(&old, ANSWER_LIMIT), connect("b", there, due));
     shard.ended(None);
     match told {
-        Some(at) => shard
-            .tally
-            .borrow_mut()
-            .told
-            .record(at.saturating_duration_since(due)),
+        Some(at) => shard.tally.borrow_mut().told.record(at.saturating_duration_since(due)),
         None if new.is_some() => {
-            *shard
-                .tally
-                .borrow_mut()
-                .failed
-                .entry("never told of a takeover".to_owned())
-                .or_default() += 1;
+            *shard.tally.borrow_mut().failed.entry("never told of a takeover".to_owned()).or_default() += 1;
         }
         None => {}
     }
@@ -95,33 +78,20 @@ async fn race(shard: &Shard, user: &User, here: usize, there: usize) {
     let due = Instant::now();
     let deadline = due + ANSWER_LIMIT + SETTLE;
     let contender = async |client: &'static str, place| {
-        let who = Who {
-            user,
-            device: Device::Desktop,
-            client,
-            link: None,
-        };
+        let who = Who { user, device: Device::Desktop, client, link: None };
         let Ok(socket) = shard.connect(who, place, due).await else {
             return None;
         };
         let told = told(&socket, SETTLE).await;
         if let Some(at) = told {
-            shard
-                .tally
-                .borrow_mut()
-                .told
-                .record(at.saturating_duration_since(due));
+            shard.tally.borrow_mut().told.record(at.saturating_duration_since(due));
         }
         let alive = told.is_none() && timeout_at(deadline, answers(&socket)).await == Ok(true);
         Some((socket, alive))
     };
     let contenders: [_; 2] = tokio::join!(contender("c", here), contender("d", there)).into();
     if contenders.iter().all(Option::is_some) {
-        let left = contenders
-            .iter()
-            .flatten()
-            .filter(|(_, alive)| *alive)
-            .count();
+        let left = contenders.iter().flatten().filter(|(_, alive)| *alive).count();
         let mut tally = shard.tally.borrow_mut();
         if let Some(count) = tally.left.get_mut(left) {
             *count += 1;
@@ -154,10 +124,7 @@ async fn told(socket: &Socket, limit: Duration) -> Option<Instant> {
 
 /// Whether the relay answers a ping.
 async fn answers(socket: &Socket) -> bool {
-    if socket
-        .send(Message::Text(r#"{"type":"ping"}"#.into()))
-        .is_err()
-    {
+    if socket.send(Message::Text(r#"{"type":"ping"}"#.into())).is_err() {
         return false;
     }
     loop {
@@ -165,10 +132,7 @@ async fn answers(socket: &Socket) -> bool {
             Ok(Message::Text(text)) => match Heard::read(&text) {
                 Heard::Pong {} => return true,
                 Heard::Overwritten {} => return false,
-                Heard::Welcome {}
-                | Heard::Reconnect { .. }
-                | Heard::Error { .. }
-                | Heard::Other => {}
+                Heard::Welcome {} | Heard::Reconnect { .. } | Heard::Error { .. } | Heard::Other => {}
             },
             Ok(_) => {}
             Err(_) => return false,

@@ -32,12 +32,7 @@ pub(super) async fn run(shard: &Rc<Shard>) {
     while let Ok(Some(_)) = timeout_at(deadline, attempts.join_next()).await {}
 }
 
-async fn pace(
-    shard: &Rc<Shard>,
-    attempts: &mut JoinSet<()>,
-    start: Instant,
-    end: Instant,
-) -> io::Result<()> {
+async fn pace(shard: &Rc<Shard>, attempts: &mut JoinSet<()>, start: Instant, end: Instant) -> io::Result<()> {
     let mut alarm = Alarm::new()?;
     let mut beat = Beat::new(start, shard.share(shard.options().rate));
     // Every user's desktop once, then every user's mobile, so that no slot is fought over.
@@ -67,12 +62,7 @@ async fn come_and_go(shard: Rc<Shard>, user: User, device: Device, due: Instant)
         Device::Desktop => desktop,
         Device::Mobile => mobile,
     };
-    let who = Who {
-        user: &user,
-        device,
-        client: &client,
-        link: None,
-    };
+    let who = Who { user: &user, device, client: &client, link: None };
     // What comes of it is counted there.
     let Ok(socket) = shard.connect(who, place, due).await else {
         return;

@@ -31,12 +31,7 @@ pub(super) async fn run(shard: &Rc<Shard>) {
         () = shard.stopped() => return,
     };
     if let Err(error) = connected {
-        *shard
-            .tally
-            .borrow_mut()
-            .failed
-            .entry(error.to_string())
-            .or_default() += 1;
+        *shard.tally.borrow_mut().failed.entry(error.to_string()).or_default() += 1;
     }
     let Some(start) = shard.ready().await else {
         return;
@@ -104,12 +99,7 @@ fn senders(shard: &Shard, pairs: &[[Rc<Member>; 2]]) -> Vec<Rc<Member>> {
 }
 
 /// Sends by the clock: one timer, whose beats go round the senders.
-async fn pace(
-    shard: &Shard,
-    senders: &[Rc<Member>],
-    start: Instant,
-    end: Instant,
-) -> io::Result<()> {
+async fn pace(shard: &Shard, senders: &[Rc<Member>], start: Instant, end: Instant) -> io::Result<()> {
     let mut alarm = Alarm::new()?;
     if senders.is_empty() {
         alarm.until(end).await?;
@@ -118,10 +108,7 @@ async fn pace(
     let options = shard.options();
     let measured_from = start + options.warmup;
     #[expect(clippy::cast_precision_loss, reason = "users and threads are few")]
-    let (count, offset) = (
-        senders.len() as f64,
-        shard.index as f64 / options.threads as f64,
-    );
+    let (count, offset) = (senders.len() as f64, shard.index as f64 / options.threads as f64);
     // Threads take their turns between each other's.
     let offset = Duration::from_secs_f64(offset / options.fps / count);
     let mut late = 0;

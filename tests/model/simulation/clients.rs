@@ -143,9 +143,7 @@ impl Simulation {
 
     pub(super) fn blame(&self, index: usize, what: &str) {
         let at = self.network.now.get() / 1000;
-        self.wrong
-            .borrow_mut()
-            .push(format!("at {at} ms, socket {index}: {what}"));
+        self.wrong.borrow_mut().push(format!("at {at} ms, socket {index}: {what}"));
     }
 
     /// Every client of an instance that runs reads what waits for it.
@@ -264,17 +262,12 @@ impl Simulation {
         let winner = message["by"]["connection"].as_str().unwrap_or_default();
         let sockets = self.sockets.borrow();
         let socket = &sockets[index];
-        let is_true = self
-            .network
-            .claims
-            .borrow()
-            .iter()
-            .any(|(user, device, member)| {
-                *user == self.users[socket.user]
-                    && *device == socket.device
-                    && member.connection.to_string() == winner
-                    && member.generation == Generation(generation)
-            });
+        let is_true = self.network.claims.borrow().iter().any(|(user, device, member)| {
+            *user == self.users[socket.user]
+                && *device == socket.device
+                && member.connection.to_string() == winner
+                && member.generation == Generation(generation)
+        });
         let is_fair = is_true && generation > socket.generation;
         drop(sockets);
         if !is_fair {

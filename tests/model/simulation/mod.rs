@@ -75,9 +75,7 @@ fn number(bytes: &[u8]) -> u32 {
 
 impl Simulation {
     fn start_instance(self: &Rc<Self>) -> usize {
-        let id = InstanceId(Uuid::from_u128(
-            self.network.nodes.borrow().len() as u128 + 0xa,
-        ));
+        let id = InstanceId(Uuid::from_u128(self.network.nodes.borrow().len() as u128 + 0xa));
         let node = self.network.start(id, |simulated, node| {
             let settings = HubSettings {
                 instance: id,
@@ -119,9 +117,7 @@ impl Simulation {
 
     fn alive(&self) -> Vec<usize> {
         let nodes = self.network.nodes.borrow();
-        (0..nodes.len())
-            .filter(|node| !nodes[*node].is_dead)
-            .collect()
+        (0..nodes.len()).filter(|node| !nodes[*node].is_dead).collect()
     }
 
     fn any<T: Copy>(&self, of: &[T]) -> Option<T> {
@@ -144,11 +140,7 @@ impl Simulation {
             0..12 => self.join(),
             12..17 => {
                 let all: Vec<usize> = (0..self.sockets.borrow().len()).collect();
-                let leaver = if self.network.chance(4) {
-                    self.any(&all)
-                } else {
-                    self.any(&open)
-                };
+                let leaver = if self.network.chance(4) { self.any(&all) } else { self.any(&open) };
                 if let Some(index) = leaver {
                     self.leave(index, 0);
                 }
@@ -176,8 +168,7 @@ impl Simulation {
         }
         let it = Rc::clone(self);
         let pause = 1 + self.network.below(SECOND / 4);
-        self.network
-            .after(pause, None, Box::new(move || it.act(trouble)));
+        self.network.after(pause, None, Box::new(move || it.act(trouble)));
     }
 
     async fn run_until(self: &Rc<Self>, until: u64) {
@@ -247,21 +238,16 @@ impl Simulation {
         }
         let subscribed = self.network.subscribed.borrow().clone();
         if subscribed != expected {
-            self.wrong
-                .borrow_mut()
-                .push(format!("subscribed {subscribed:?}, needed {expected:?}"));
+            self.wrong.borrow_mut().push(format!("subscribed {subscribed:?}, needed {expected:?}"));
         }
         for node in self.alive() {
             let rooms = self.hub(node).map_or(0, |hub| hub.room_count());
-            let needed: std::collections::BTreeSet<_> = expected
-                .iter()
-                .filter(|(at, ..)| *at == node)
-                .map(|(_, user, _)| user)
-                .collect();
+            let needed: std::collections::BTreeSet<_> =
+                expected.iter().filter(|(at, ..)| *at == node).map(|(_, user, _)| user).collect();
             if rooms != needed.len() {
-                self.wrong.borrow_mut().push(format!(
-                    "instance {node} has {rooms} rooms, {needed:?} are needed"
-                ));
+                self.wrong
+                    .borrow_mut()
+                    .push(format!("instance {node} has {rooms} rooms, {needed:?} are needed"));
             }
         }
     }
@@ -277,18 +263,13 @@ impl Simulation {
                 let Some((peer, _)) = peer.as_ref().filter(|_| state == State::Open) else {
                     continue;
                 };
-                sockets
-                    .iter()
-                    .position(|it| it.connection.to_string() == *peer)
+                sockets.iter().position(|it| it.connection.to_string() == *peer)
             };
             awaited.extend(to.map(|to| (index, to)));
         }
         let before = |index: usize, to: usize| -> u32 {
             let sockets = self.sockets.borrow();
-            let last = sockets[to]
-                .last
-                .iter()
-                .filter(|((from, _), _)| *from == index);
+            let last = sockets[to].last.iter().filter(|((from, _), _)| *from == index);
             last.map(|(_, count)| *count).max().unwrap_or(0)
         };
         let known: Vec<u32> = awaited.iter().map(|(it, to)| before(*it, *to)).collect();
@@ -309,20 +290,13 @@ impl Simulation {
 
 /// Runs one history.
 fn simulate(seed: u64) -> Result<(usize, u64), Vec<String>> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_time()
-        .start_paused(true)
-        .build()
-        .unwrap();
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     let history = async move {
         let network = Network::new(seed);
         let trouble = [0, 100, 40, 15][usize::try_from(network.below(4)).unwrap()];
-        network
-            .losses
-            .set([0, 0, 100, 20][usize::try_from(network.below(4)).unwrap()]);
-        network
-            .delay
-            .set([2_000, 20_000, 150_000][usize::try_from(network.below(3)).unwrap()]);
+        network.losses.set([0, 0, 100, 20][usize::try_from(network.below(4)).unwrap()]);
+        network.delay.set([2_000, 20_000, 150_000][usize::try_from(network.below(3)).unwrap()]);
         let users = (0..1 + network.below(3)).map(|n| UserId::new(&format!("user-{n}")).unwrap());
         let it = Rc::new(Simulation {
             users: users.collect(),
@@ -340,21 +314,12 @@ fn simulate(seed: u64) -> Result<(usize, u64), Vec<String>> {
         it.run_until(it.ends + RECOVERY).await;
         it.settled();
         it.exchange().await;
-        let read: u64 = it
-            .sockets
-            .borrow()
-            .iter()
-            .map(|it| u64::from(it.sent))
-            .sum();
+        let read: u64 = it.sockets.borrow().iter().map(|it| u64::from(it.sent)).sum();
         let sockets = it.sockets.borrow().len();
         let wrong = it.wrong.take();
         // Sockets hold seats, which hold rooms, which hold seats.
         it.sockets.borrow_mut().clear();
-        if wrong.is_empty() {
-            Ok((sockets, read))
-        } else {
-            Err(wrong)
-        }
+        if wrong.is_empty() { Ok((sockets, read)) } else { Err(wrong) }
     };
     LocalSet::new().block_on(&runtime, history)
 }
@@ -377,10 +342,7 @@ fn random_histories_of_whole_hubs_keep_every_invariant() {
                 frames += sent;
             }
             Err(wrong) => {
-                println!(
-                    "DUORELAY_SIMULATION_SEED={seed} fails:\n{}",
-                    wrong.join("\n")
-                );
+                println!("DUORELAY_SIMULATION_SEED={seed} fails:\n{}", wrong.join("\n"));
                 failed.push(seed);
             }
         }

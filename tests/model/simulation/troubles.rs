@@ -36,9 +36,7 @@ impl Simulation {
             }
             nodes[node].is_cut_off = true;
             nodes[node].epoch += 1;
-            nodes[node]
-                .unheard_since
-                .get_or_insert(self.network.now.get());
+            nodes[node].unheard_since.get_or_insert(self.network.now.get());
         }
         let it = Rc::clone(self);
         let down = move || {
@@ -46,8 +44,7 @@ impl Simulation {
                 it.network.tell(node, Event::Down);
             }
         };
-        self.network
-            .after(self.network.below(2 * SECOND), Some(node), Box::new(down));
+        self.network.after(self.network.below(2 * SECOND), Some(node), Box::new(down));
         let it = Rc::clone(self);
         let up = move || {
             it.network.reconnect(node);
@@ -65,10 +62,7 @@ impl Simulation {
             it.unheard_since.get_or_insert(self.network.now.get());
             (it.hub, it.sink) = (None, None);
         }
-        self.network
-            .subscribed
-            .borrow_mut()
-            .retain(|(of, ..)| *of != node);
+        self.network.subscribed.borrow_mut().retain(|(of, ..)| *of != node);
         for socket in &mut *self.sockets.borrow_mut() {
             if socket.node == node && socket.state != State::Overwritten {
                 socket.state = State::Closed;
@@ -86,8 +80,7 @@ impl Simulation {
             self.network.after(0, Some(at), Box::new(look));
         }
         let it = Rc::clone(self);
-        self.network
-            .after(SECOND, None, Box::new(move || it.watch()));
+        self.network.after(SECOND, None, Box::new(move || it.watch()));
     }
 
     pub(super) fn look(&self, at: usize) {
@@ -99,18 +92,12 @@ impl Simulation {
             let nodes = self.network.nodes.borrow();
             let unheard = |since: Option<u64>| since.is_some_and(|since| since + 5 * SECOND < now);
             let others = nodes.iter().enumerate().filter(|(node, _)| *node != at);
-            others
-                .map(|(_, node)| (node.id, unheard(node.unheard_since)))
-                .collect()
+            others.map(|(_, node)| (node.id, unheard(node.unheard_since))).collect()
         };
         for (other, is_silent) in others {
             let is_news = {
                 let silent = &mut self.network.nodes.borrow_mut()[at].silent;
-                if is_silent {
-                    silent.insert(other)
-                } else {
-                    silent.remove(&other)
-                }
+                if is_silent { silent.insert(other) } else { silent.remove(&other) }
             };
             match (is_news, is_silent) {
                 (true, true) => self.network.tell(at, Event::Silent(other)),

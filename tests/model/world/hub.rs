@@ -5,8 +5,7 @@ use duorelay::relay::record::{Claimed, Holder, Renewed};
 use duorelay::relay::room::{Effect, Left, Room, Route};
 
 use super::{
-    Answer, Call, Message, Mutation, Phase, Seat, Setup, World, Wrong, connection_id, instance_of,
-    seat_of,
+    Answer, Call, Message, Mutation, Phase, Seat, Setup, World, Wrong, connection_id, instance_of, seat_of,
 };
 
 impl World {
@@ -49,20 +48,12 @@ impl World {
                     // Its socket ends soon after; that must change nothing.
                     let (device, _) = setup.seats[usize::from(seat)];
                     let mut ended = Vec::new();
-                    let left =
-                        self.instances[at]
-                            .room
-                            .on_left(device, connection_id(seat), &mut ended);
+                    let left = self.instances[at].room.on_left(device, connection_id(seat), &mut ended);
                     if left != Left::Overwritten || !ended.is_empty() {
                         self.blame(Wrong::Disturbed);
                     }
                 }
-                Effect::Peer {
-                    seat,
-                    member,
-                    connected,
-                    ..
-                } => {
+                Effect::Peer { seat, member, connected, .. } => {
                     let connection = self.connection_mut(seat);
                     let is_news = (connection.told == Some(member)) != connected;
                     connection.told = connected.then_some(member);
@@ -97,9 +88,8 @@ impl World {
     pub(super) fn leave(&mut self, setup: &Setup, seat: Seat) {
         let (device, at) = setup.seats[usize::from(seat)];
         self.connection_mut(seat).phase = Phase::Gone;
-        let left = self.with_room(setup, at, |room, effects| {
-            room.on_left(device, connection_id(seat), effects)
-        });
+        let left =
+            self.with_room(setup, at, |room, effects| room.on_left(device, connection_id(seat), effects));
         match left {
             Left::Current | Left::Claiming => {
                 self.instances[at].calls.push_back(Call::Release(seat));
@@ -184,13 +174,7 @@ impl World {
 
     /// An answer tells of a holder. One that is older than what was known when the question was asked
     /// tells that Redis has lost its data.
-    pub(super) fn learn_of_other(
-        &mut self,
-        at: usize,
-        device: Device,
-        other: &Holder,
-        asked: Generation,
-    ) {
+    pub(super) fn learn_of_other(&mut self, at: usize, device: Device, other: &Holder, asked: Generation) {
         if self.spent.flushes > 0 && self.instances[at].known[device as usize] <= asked {
             self.instances[at].known[device as usize] = other.member.generation;
         }
@@ -226,18 +210,13 @@ impl World {
                     self.blame(Wrong::Disturbed);
                 }
             }
-            Message::Frame {
-                mut from,
-                sender,
-                number,
-            } => {
+            Message::Frame { mut from, sender, number } => {
                 if setup.mutation == Some(Mutation::NoFence) {
                     let known = self.instances[at].known[lane.other() as usize];
                     from.generation = from.generation.max(known);
                 }
-                let to = self.with_room(setup, at, |room, effects| {
-                    room.on_lane(lane, from, effects).copied()
-                });
+                let to =
+                    self.with_room(setup, at, |room, effects| room.on_lane(lane, from, effects).copied());
                 if let Some(to) = to {
                     self.deliver(setup, at, sender, number, to);
                 }
@@ -255,9 +234,7 @@ impl World {
 
     pub(super) fn answered(&mut self, setup: &Setup, at: usize, answer: Answer) {
         match answer {
-            Answer::Claimed(seat, holder, claimed) => {
-                self.welcome(setup, at, seat, holder, claimed)
-            }
+            Answer::Claimed(seat, holder, claimed) => self.welcome(setup, at, seat, holder, claimed),
             Answer::Renewed(seat, asked, renewed) => {
                 let (device, _) = setup.seats[usize::from(seat)];
                 if self.connection(seat).phase == Phase::Open {
@@ -277,14 +254,7 @@ impl World {
         }
     }
 
-    pub(super) fn welcome(
-        &mut self,
-        setup: &Setup,
-        at: usize,
-        seat: Seat,
-        holder: Holder,
-        claimed: Claimed,
-    ) {
+    pub(super) fn welcome(&mut self, setup: &Setup, at: usize, seat: Seat, holder: Holder, claimed: Claimed) {
         let (device, _) = setup.seats[usize::from(seat)];
         if self.connection(seat).phase == Phase::Gone {
             return;
@@ -296,9 +266,8 @@ impl World {
             self.learn_of_other(at, device.other(), other, asked);
         }
         let silent = claimed.other.as_ref().map(|other| other.instance);
-        let silent = silent.filter(|id| {
-            instance_of(*id).is_some_and(|of| self.instances[at].silent.contains(&of))
-        });
+        let silent =
+            silent.filter(|id| instance_of(*id).is_some_and(|of| self.instances[at].silent.contains(&of)));
         let peer = self.with_room(setup, at, |room, effects| {
             room.on_claim_answered(device, holder, &claimed, effects);
             if let Some(silent) = silent {

@@ -100,15 +100,8 @@ pub(crate) enum Phase {
 pub(crate) enum Message {
     Claimed(Device, Holder),
     Released(Device, Member),
-    Frame {
-        from: Member,
-        sender: Seat,
-        number: u8,
-    },
-    Marker {
-        publisher: usize,
-        nonce: u64,
-    },
+    Frame { from: Member, sender: Seat, number: u8 },
+    Marker { publisher: usize, nonce: u64 },
 }
 
 /// What an instance asks of Redis.
@@ -176,11 +169,7 @@ pub(crate) struct Spent {
 impl Spent {
     /// Nothing has happened but claims, frames and renewals: then not one frame may be lost.
     pub(crate) fn is_calm(&self) -> bool {
-        let trouble = Self {
-            frames: 0,
-            renewals: 0,
-            ..self.clone()
-        };
+        let trouble = Self { frames: 0, renewals: 0, ..self.clone() };
         trouble == Self::default()
     }
 }
@@ -270,10 +259,7 @@ impl World {
     }
 
     pub(crate) fn member(&self, seat: Seat) -> Member {
-        Member {
-            connection: connection_id(seat),
-            generation: self.connection(seat).generation,
-        }
+        Member { connection: connection_id(seat), generation: self.connection(seat).generation }
     }
 
     /// Which way a connection could send now.

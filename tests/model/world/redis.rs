@@ -4,8 +4,7 @@ use duorelay::relay::ids::{Device, Generation};
 use duorelay::relay::record::{Claim, ClaimOutcome, Holder, Record};
 
 use super::{
-    Answer, Call, Instance, LEASE, Message, Mutation, Phase, Setup, World, Wrong, connection_id,
-    instance_id,
+    Answer, Call, Instance, LEASE, Message, Mutation, Phase, Setup, World, Wrong, connection_id, instance_id,
 };
 
 impl World {
@@ -25,11 +24,8 @@ impl World {
                 let (device, _) = setup.seats[usize::from(seat)];
                 self.claims += 1;
                 let forgets = setup.mutation == Some(Mutation::GenerationsForgotten);
-                let (now_us, known) = if forgets {
-                    (0, Generation::NONE)
-                } else {
-                    (self.clock * 1000 + self.claims, known)
-                };
+                let (now_us, known) =
+                    if forgets { (0, Generation::NONE) } else { (self.clock * 1000 + self.claims, known) };
                 let claim = Claim {
                     device,
                     connection: connection_id(seat),
@@ -41,11 +37,7 @@ impl World {
                     return;
                 };
                 self.connection_mut(seat).generation = claimed.generation;
-                let holder = Holder {
-                    member: self.member(seat),
-                    instance: instance_id(at),
-                    client: None,
-                };
+                let holder = Holder { member: self.member(seat), instance: instance_id(at), client: None };
                 self.hand_out(&Device::ALL, &Message::Claimed(device, holder.clone()));
                 self.answer(at, Answer::Claimed(seat, holder, claimed));
             }
@@ -55,9 +47,7 @@ impl World {
                     let other = self.record.holder(device.other(), self.clock).cloned();
                     self.record = Record::default();
                     if let Some(other) = other {
-                        let _ = self
-                            .record
-                            .renew(self.clock, LEASE, device.other(), &other.holder);
+                        let _ = self.record.renew(self.clock, LEASE, device.other(), &other.holder);
                     }
                 }
                 let (renewed, put_back) = self.record.renew(self.clock, LEASE, device, &holder);
@@ -79,9 +69,7 @@ impl World {
                     self.hand_out(&Device::ALL, &Message::Released(device, member));
                 }
                 let is_other = |connection| connection != connection_id(seat);
-                if before.is_some_and(|held| is_other(held.holder.member.connection))
-                    && released.is_some()
-                {
+                if before.is_some_and(|held| is_other(held.holder.member.connection)) && released.is_some() {
                     self.blame(Wrong::Disturbed);
                 }
             }
@@ -97,16 +85,9 @@ impl World {
     pub(super) fn crash(&mut self, setup: &Setup, at: usize) {
         let instance = &mut self.instances[at];
         // What has left already is still carried out.
-        let (calls, publishes) = (
-            std::mem::take(&mut instance.calls),
-            std::mem::take(&mut instance.publishes),
-        );
-        *instance = Instance {
-            crashed: true,
-            calls,
-            publishes,
-            ..Instance::default()
-        };
+        let (calls, publishes) =
+            (std::mem::take(&mut instance.calls), std::mem::take(&mut instance.publishes));
+        *instance = Instance { crashed: true, calls, publishes, ..Instance::default() };
         for (connection, (_, seat_at)) in self.connections.iter_mut().zip(&setup.seats) {
             if *seat_at == at && connection.phase != Phase::New {
                 connection.phase = Phase::Gone;
