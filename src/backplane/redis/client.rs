@@ -21,9 +21,12 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(2);
 const UNRESPONSIVE: Duration = Duration::from_secs(2);
 /// Commands that may wait in one client.
 const COMMANDS: usize = 8192;
-/// Messages that may wait between fred's reader and ours, which never waits itself. A slot costs some tens of
-/// bytes; fred's default of 32 loses bursts.
-const MESSAGES: usize = 16 * 1024;
+/// Messages that may wait between fred's reader and ours, which never waits itself: fred's default of 32 loses
+/// bursts.
+const MESSAGES: usize = 8 * 1024;
+/// The same for a client that is not subscribed: fred makes all its six queues of this length in advance, some
+/// megabytes for a subscriber.
+const NO_MESSAGES: usize = 32;
 
 /// Why the backplane cannot be used at all: no retry will help.
 #[derive(Debug, thiserror::Error)]
@@ -83,22 +86,35 @@ fn builder(config: &Config) -> Builder {
         })
         .set_performance_config(PerformanceConfig {
             default_command_timeout: CALL_LIMIT,
-            broadcast_channel_capacity: MESSAGES,
+            broadcast_channel_capacity: NO_MESSAGES,
             ..PerformanceConfig::default()
         });
     builder
 }
 
-/// A client that reconnects for ever once it is connected; commands meanwhile end by their time limit.
+/// What a worker's two clients are made after.
+#[derive(Clone)]
+pub struct Template {
+    /// For commands and publishes.
+    pub(super) commands: Client,
+    /// For what is subscribed.
+    pub(super) subscriber: Client,
+}
+
+/// Clients that reconnect for ever once they are connected; commands meanwhile end by their time limit.
 ///
 /// # Errors
 /// [`RedisError::Url`] when fred does not accept the configuration.
-pub fn template(config: &Config) -> Result<Client, RedisError> {
-    let mut builder = builder(config);
-    let mut policy = ReconnectPolicy::new_exponential(0, 50, 1000, 2);
-    policy.set_jitter(100);
-    let client = builder.set_policy(policy).build();
-    client.map_err(|error| RedisError::Url(error.details().to_owned()))
+pub fn template(config: &Config) -> Result<Template, RedisError> {
+    let build = |messages| {
+        let mut builder = builder(config);
+        let mut policy = ReconnectPolicy::new_exponential(0, 50, 1000, 2);
+        policy.set_jitter(100);
+        builder.with_performance_config(|performance| performance.broadcast_channel_capacity = messages);
+        let client = builder.set_policy(policy).build();
+        client.map_err(|error| RedisError::Url(error.details().to_owned()))
+    };
+    Ok(Template { commands: build(NO_MESSAGES)?, subscriber: build(MESSAGES)? })
 }
 
 /// Connects once. A server that is not there (yet) is no error: an instance starts without Redis and waits.

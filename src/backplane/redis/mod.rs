@@ -27,7 +27,7 @@ use tokio::sync::{broadcast, oneshot};
 use tokio::time::{MissedTickBehavior, timeout, timeout_at};
 use tracing::{debug, info, warn};
 
-pub use self::client::{RedisError, agree, check, config, template};
+pub use self::client::{RedisError, Template, agree, check, config, template};
 use self::lanes::Lanes;
 use self::names::Names;
 use self::presence::{Presence, announce};
@@ -64,8 +64,8 @@ pub type Announce = Arc<dyn Fn() -> InstanceInfo + Send + Sync>;
 /// What a worker's share of the backplane is made from.
 #[derive(Clone)]
 pub struct RedisSettings {
-    /// A client that is set up and not connected: each worker makes its own after it.
-    pub template: Client,
+    /// Clients that are set up and not connected: each worker makes its own after them.
+    pub template: Template,
     /// The first part of every key and channel.
     pub prefix: String,
     /// How long a slot is held without renewal.
@@ -106,7 +106,8 @@ impl Redis {
     /// Connects in the background, for ever; until then every claim is refused.
     #[must_use]
     pub fn start(settings: RedisSettings, worker: usize, sink: Sink) -> Rc<Self> {
-        let (commands, subscriber) = (settings.template.clone_new(), settings.template.clone_new());
+        let Template { commands, subscriber } = &settings.template;
+        let (commands, subscriber) = (commands.clone_new(), subscriber.clone_new());
         let sharded = commands.is_clustered();
         let names = Names::new(&settings.prefix);
         let lease_ms = u64::try_from(settings.lease.as_millis()).unwrap_or(u64::MAX);
