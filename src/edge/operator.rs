@@ -13,10 +13,11 @@ use http::{HeaderValue, StatusCode};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use tokio::time::timeout;
 use tracing::info;
 
 use super::http::{Edge, health_routes};
-use super::workers::Command;
+use super::workers::{Command, HAND_OVER_LIMIT};
 use crate::hub::InstanceInfo;
 use crate::relay::handshake;
 use crate::relay::ids::{ConnectionId, Device, Generation, InstanceId, UserId};
@@ -140,7 +141,8 @@ async fn message(
     request: Request,
 ) -> Result<Response, Refusal> {
     let user = user(&uid)?;
-    let body = to_bytes(request.into_body(), operator.message_bytes).await;
+    let body = timeout(HAND_OVER_LIMIT, to_bytes(request.into_body(), operator.message_bytes)).await;
+    let body = body.map_err(|_| Refusal::BadRequest("the body took too long"))?;
     let body = body.map_err(|_| Refusal::BadRequest("the body is longer than limits.message_bytes"))?;
     let message: MessageBody<'_> = serde_json::from_slice(&body).map_err(|_| {
         Refusal::BadRequest("the body must be {\"data\": ANY, \"device\"?: \"desktop\" or \"mobile\"}")

@@ -20,7 +20,7 @@ use tungstenite::handshake::derive_accept_key;
 use super::http::{Edge, empty, is_tunnel, peer_of};
 use super::socket::label_of;
 use super::stream::MovingStream;
-use super::workers::{Command, Join, Moving};
+use super::workers::{Command, HAND_OVER_LIMIT, Join, Moving};
 use crate::auth::unix_now;
 use crate::hub::Joining;
 use crate::relay::handshake;
@@ -77,7 +77,11 @@ async fn accept(edge: &Edge, request: &mut Request) -> Result<Response, Refusal>
     }
     // The worker answers within the backplane's time limit. If the client goes away meanwhile, this
     // future is dropped, and with it `socket`: the worker then gives the slot back.
-    answered.await.unwrap_or(Err(Refusal::Full))?;
+    match timeout(HAND_OVER_LIMIT, answered).await {
+        Ok(Ok(answer)) => answer?,
+        // The worker is overloaded, or gone.
+        Ok(Err(_)) | Err(_) => return Err(Refusal::Full),
+    }
 
     tokio::spawn(move_socket(on_upgrade, socket));
     let mut headers = Vec::with_capacity(4);
