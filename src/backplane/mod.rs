@@ -26,6 +26,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use futures_util::future::LocalBoxFuture;
+use tokio::sync::oneshot;
 
 use crate::relay::envelope::Envelope;
 use crate::relay::ids::{ConnectionId, Device, InstanceId, UserId};
@@ -93,6 +94,9 @@ pub enum Published {
     Full,
 }
 
+/// Resolves when what was published before it has been handed on, or was given up.
+pub type Barrier = oneshot::Receiver<()>;
+
 /// Who holds the two slots of a room, with the milliseconds that are left of each lease.
 pub type RoomSnapshot = [Option<Held>; 2];
 
@@ -137,6 +141,12 @@ pub trait Backplane {
     /// Publishes on a lane, after everything that was published for this user before. `since` is when
     /// it was read: a volatile frame is dropped when it gets stale.
     fn publish(&self, user: &UserId, lane: Device, envelope: Envelope, since: Instant) -> Published;
+
+    /// A barrier behind what was published on this lane; `None` when all of it has been handed on already. What is
+    /// published or claimed after that, by whichever instance, comes behind it.
+    fn barrier(&self, _user: &UserId, _lane: Device) -> Option<Barrier> {
+        None
+    }
 
     /// Who holds the slots of a room; each lease in milliseconds from now.
     fn room<'a>(&'a self, user: &'a UserId) -> LocalBoxFuture<'a, Result<RoomSnapshot, Unavailable>>;

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
-use crate::backplane::Published;
+use crate::backplane::{Barrier, Published};
 use crate::metrics::{Dropped, Path};
 use crate::relay::close::Close;
 use crate::relay::envelope::Envelope;
@@ -45,6 +45,7 @@ impl Hub {
             }
             Err(from) => {
                 let envelope = Envelope::Parcel { from, parcel: parcel.clone() };
+                seat.published.set(true);
                 match self.backplane.publish(&seat.user, seat.device.other(), envelope, now) {
                     Published::Queued => {
                         self.metrics.frame(parcel.is_reliable(), Path::Backplane, parcel.len());
@@ -62,6 +63,17 @@ impl Hub {
             self.deliver(seat, occupancy, parcel, now);
         }
         sent
+    }
+
+    /// A barrier behind everything that this connection has sent; `None` when all of it has been handed on.
+    /// In memory that is when it was sent: only the backplane takes time.
+    pub fn barrier(&self, seat: &Seat) -> Option<Barrier> {
+        if !seat.published.get() {
+            return None;
+        }
+        let barrier = self.backplane.barrier(&seat.user, seat.device.other());
+        seat.published.set(barrier.is_some());
+        barrier
     }
 
     /// A sender has waited long enough for what it sent through the backplane.

@@ -42,6 +42,7 @@ impl Hub {
             renew_at: Cell::new(Instant::now() + self.settings.lease),
             other_missing: Cell::new(None),
             drain: Cell::new(None),
+            published: Cell::new(false),
         });
         let known = {
             let mut room = seat.room.borrow_mut();

@@ -13,7 +13,7 @@ use bytes::Bytes;
 
 pub use crate::backplane::readiness::Readiness;
 use crate::backplane::{Backplane, Event, Published};
-pub use crate::backplane::{CALL_LIMIT, InstanceInfo, RoomSnapshot};
+pub use crate::backplane::{Barrier, CALL_LIMIT, InstanceInfo, RoomSnapshot};
 use crate::metrics::{Dropped, Metrics};
 use crate::relay::close::Close;
 use crate::relay::envelope::Envelope;

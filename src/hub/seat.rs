@@ -52,6 +52,8 @@ pub struct Seat {
     /// Since when renewals have found nobody in the other slot, although somebody is known to be there.
     pub(super) other_missing: Cell<Option<Instant>>,
     pub(super) drain: Cell<Option<Drain>>,
+    /// Something of it may be on its way through the backplane.
+    pub(super) published: Cell<bool>,
 }
 
 /// This instance is leaving: when this connection should come back elsewhere.

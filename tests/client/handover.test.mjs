@@ -10,16 +10,32 @@ const data = (socket) => socket.said("send").map((message) => message.data);
 const OURS = { connection: "c1", generation: 2, same_client: true };
 const THEIRS = { connection: "x", generation: 3, same_client: false };
 
-/** An online client that was asked to reconnect, with its second socket just opened. */
-async function moving() {
+/** The relay has handed on everything that was sent here. */
+function passBarrier(socket) {
+  const { id } = socket.said("ping").at(-1);
+  assert.equal(id, "barrier");
+  socket.say({ type: "pong", id, time: 0 });
+}
+
+/** An online client that was asked to reconnect and is at the barrier before its second socket. */
+async function leaving() {
   const given = start();
   const old = await given.online({ peer: { connection: "p", generation: 1 } });
   old.say({ type: "reconnect", reason: "draining", in_ms: 300, deadline_ms: 5_000 });
   await pass(299);
   assert.equal(given.sockets(), 1);
   await pass(1);
+  assert.equal(given.sockets(), 1);
+  return { ...given, old };
+}
+
+/** The same with its second socket just opened. */
+async function moving() {
+  const given = await leaving();
+  passBarrier(given.old);
+  await settle();
   assert.equal(given.sockets(), 2);
-  return { ...given, old, next: given.socket() };
+  return { ...given, next: given.socket() };
 }
 
 describe("make before break", () => {
@@ -28,6 +44,61 @@ describe("make before break", () => {
     assert.equal(next.url.searchParams.get("client"), "tab");
     assert.equal(next.token, "token2");
     assert.equal(relay.state, "online");
+  });
+
+  test("opens the next socket when the relay has handed on what the old one carried", async () => {
+    const given = start();
+    const old = await given.online({ peer: { connection: "p", generation: 1 } });
+    given.relay.send("before");
+    old.say({ type: "reconnect", reason: "lifetime", in_ms: 0, deadline_ms: 5_000 });
+    await pass(0);
+    given.relay.send("held");
+    given.relay.frame(0x01, bytes(1));
+    await pass(900);
+    assert.deepEqual(old.sent.map((sent) => (typeof sent === "string" ? JSON.parse(sent).data ?? JSON.parse(sent).id : "frame")),
+      ["1", "before", "barrier", "frame"]);
+    old.say({ type: "pong", id: "1", time: 0 });
+    await settle();
+    assert.equal(given.sockets(), 1, "that was another ping");
+    passBarrier(old);
+    await settle();
+    assert.equal(given.sockets(), 2);
+    given.socket().welcome();
+    assert.deepEqual(data(given.socket()), ["held"]);
+    assert.deepEqual(data(old), ["before"]);
+  });
+
+  test("does not wait longer than a second for that", async () => {
+    const { sockets } = await leaving();
+    await pass(999);
+    assert.equal(sockets(), 1);
+    await pass(1);
+    assert.equal(sockets(), 2);
+  });
+
+  test("an old socket that ends at the barrier is replaced at once", async () => {
+    const { old, relay, sockets, socket } = await leaving();
+    relay.send("held");
+    old.end(1012);
+    await settle();
+    assert.equal(sockets(), 2);
+    socket().welcome();
+    assert.deepEqual(data(socket()), ["held"]);
+  });
+
+  test("closed at the barrier, it opens no socket", async () => {
+    const { relay, sockets } = await leaving();
+    relay.close();
+    await pass(5_000);
+    assert.equal(sockets(), 1);
+  });
+
+  test("overwritten at the barrier, it opens no socket", async () => {
+    const { old, relay, sockets } = await leaving();
+    old.say({ type: "overwritten", by: OURS });
+    await pass(5_000);
+    assert.equal(relay.state, "overwritten");
+    assert.equal(sockets(), 1);
   });
 
   test("holds reliable messages from opening the new socket until its welcome; volatile ones go on", async () => {
@@ -119,10 +190,14 @@ describe("make before break", () => {
     assert.deepEqual(data(old), ["held"], "not held any longer");
     assert.equal(relay.state, "online");
     await pass(250);
+    passBarrier(old);
+    await settle();
     assert.equal(sockets(), 3);
     socket().end(1006);
     await settle();
     await pass(500);
+    passBarrier(old);
+    await settle();
     assert.equal(sockets(), 4);
     socket().welcome();
     old.end(4001);
@@ -179,6 +254,9 @@ describe("make before break", () => {
     old.say(again);
     give("late");
     await pass(300);
+    old.say(again);
+    passBarrier(old);
+    await pass(300);
     assert.equal(waiting.sockets(), before + 1);
   });
 
@@ -189,6 +267,8 @@ describe("make before break", () => {
     next.say({ type: "message", from: "mobile", data: 1 });
     next.say({ type: "reconnect", reason: "lifetime", in_ms: 0, deadline_ms: 5_000 });
     await pass(0);
+    passBarrier(next);
+    await settle();
     const third = socket();
     assert.notEqual(third, next);
     third.welcome();

@@ -37,12 +37,12 @@ class Device:
         """Opens the next connection; the one before is read until the relay ends it."""
         token = await asyncio.to_thread(self.token)
         # From here on reliable frames are held. What the old relay passes on after the claim of the next
-        # connection is dropped: the first pong says that all has been read, the second that it has left.
+        # connection is dropped: the pong says that all has left.
         self.ready.clear()
-        for _ in range(2 if self.current else 0):
+        if self.current:
+            self.pong.clear()
             await self.current.send('{"type":"ping"}')
             await asyncio.wait_for(self.pong.wait(), LIMIT)
-            self.pong.clear()
         socket = await websockets.connect(self.url, subprotocols=["duorelay.v1", token], compression=None, open_timeout=LIMIT)
         self.spawn(self.read(socket))
         await asyncio.wait_for(self.ready.wait(), LIMIT)

@@ -6,6 +6,7 @@
 mod support;
 
 mod fleet;
+mod handover;
 mod instances;
 mod moves;
 mod operators;

@@ -35,8 +35,8 @@ use self::publisher::Publisher;
 use self::scripts::Scripts;
 use super::readiness::Readiness;
 use super::{
-    Backplane, CALL_LIMIT, Event, InstanceInfo, OWN_CLAIM_LIMIT, Published, Renewal, RoomSnapshot, Sink,
-    Unavailable,
+    Backplane, Barrier, CALL_LIMIT, Event, InstanceInfo, OWN_CLAIM_LIMIT, Published, Renewal, RoomSnapshot,
+    Sink, Unavailable,
 };
 use crate::metrics::Metrics;
 use crate::relay::envelope::Envelope;
@@ -543,6 +543,10 @@ impl Backplane for Redis {
             | Envelope::Disconnect { .. } => None,
         };
         self.publisher.publish(self.names.lane(user, lane), envelope.encode(), stream, since)
+    }
+
+    fn barrier(&self, user: &UserId, lane: Device) -> Option<Barrier> {
+        self.publisher.barrier(&self.names.lane(user, lane))
     }
 
     fn room<'a>(&'a self, user: &'a UserId) -> LocalBoxFuture<'a, Result<RoomSnapshot, Unavailable>> {

@@ -12,10 +12,11 @@ use fred::clients::Client;
 use fred::error::{Error, ErrorKind};
 use fred::interfaces::{ClientLike as _, PubsubInterface as _};
 use fred::types::config::Options;
+use tokio::sync::oneshot;
 use tracing::debug;
 
 use super::client::is_redirection;
-use crate::backplane::{Published, STALE};
+use crate::backplane::{Barrier, Published, STALE};
 use crate::metrics::{Dropped, Metrics, PublishResult};
 use crate::relay::ids::StreamId;
 use crate::relay::outbox::{Outbox, Outgoing, Pushed};
@@ -39,6 +40,8 @@ struct Waiting {
     lanes: HashMap<Rc<str>, Outbox>,
     order: VecDeque<Rc<str>>,
     bytes: usize,
+    /// Behind what waits for a lane.
+    barriers: HashMap<Rc<str>, Vec<oneshot::Sender<()>>>,
 }
 
 /// Lanes that nobody has heard: to be told, and told lately.
@@ -59,6 +62,8 @@ pub(super) struct Publisher {
     in_flight: RefCell<VecDeque<(u64, Instant)>>,
     next: Cell<u64>,
     in_flight_bytes: Cell<usize>,
+    /// Each told when all numbers below its own have arrived.
+    barriers: RefCell<VecDeque<(u64, oneshot::Sender<()>)>>,
     waiting: RefCell<Waiting>,
     /// Lanes on which a publish has reached nobody.
     unheard: RefCell<Unheard>,
@@ -79,6 +84,7 @@ impl Publisher {
             in_flight: RefCell::default(),
             next: Cell::default(),
             in_flight_bytes: Cell::default(),
+            barriers: RefCell::default(),
             waiting: RefCell::default(),
             unheard: RefCell::default(),
             is_up: Cell::new(false),
@@ -142,6 +148,25 @@ impl Publisher {
         published
     }
 
+    /// A barrier behind what was published on this lane. What has left is counted for the whole worker: its answers
+    /// come in order, so that waiting for other lanes' as well costs at most one round trip.
+    pub(super) fn barrier(&self, lane: &str) -> Option<Barrier> {
+        let (told, barrier) = oneshot::channel();
+        let mut waiting = self.waiting.borrow_mut();
+        if let Some((lane, _)) = waiting.lanes.get_key_value(lane) {
+            let lane = Rc::clone(lane);
+            let behind = waiting.barriers.entry(lane).or_default();
+            // A lane may wait for as long as Redis is away; who asks does not.
+            behind.retain(|told| !told.is_closed());
+            behind.push(told);
+        } else if self.in_flight.borrow().is_empty() {
+            return None;
+        } else {
+            self.barriers.borrow_mut().push_back((self.next.get(), told));
+        }
+        Some(barrier)
+    }
+
     fn may_leave(&self, now: Instant) -> bool {
         let in_flight = self.in_flight.borrow();
         let is_stalled = in_flight.front().is_some_and(|(_, left)| now.duration_since(*left) > STALLED);
@@ -172,6 +197,11 @@ impl Publisher {
                 None => {
                     waiting.order.pop_front();
                     waiting.lanes.remove(&lane);
+                    let behind = waiting.barriers.remove(&lane).unwrap_or_default();
+                    drop(waiting);
+                    let next = self.next.get();
+                    self.barriers.borrow_mut().extend(behind.into_iter().map(|told| (next, told)));
+                    self.tell_barriers();
                 }
                 Some(due) => {
                     drop(waiting);
@@ -259,8 +289,19 @@ impl Publisher {
                 in_flight.remove(at);
             }
         }
+        self.tell_barriers();
         if !self.waiting.borrow().order.is_empty() {
             self.drain();
+        }
+    }
+
+    fn tell_barriers(&self) {
+        let oldest = self.in_flight.borrow().front().map_or(u64::MAX, |(number, _)| *number);
+        loop {
+            let reached = self.barriers.borrow_mut().pop_front_if(|(number, _)| *number <= oldest);
+            let Some((_, told)) = reached else { return };
+            // Who does not wait any more need not be told.
+            let _ = told.send(());
         }
     }
 

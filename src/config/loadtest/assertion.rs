@@ -48,7 +48,11 @@ pub const FIGURES: &[Figure] = &[
     figure("duplicates", Unit::Count, "frames that arrived twice"),
     figure("wrong_user", Unit::Count, "frames that reached someone else"),
     figure("unsent", Unit::Count, "frames due while their sender had no connection"),
-    figure("silence", Unit::Time, "longest time in which a receiver heard nothing"),
+    figure(
+        "silence",
+        Unit::Time,
+        "longest time in which a receiver heard no frame (no volatile one, if there are any)",
+    ),
     figure("connected", Unit::Count, "connections open at the same time, at most"),
     figure("welcomed", Unit::Count, "handshakes that were welcomed"),
     figure("refused", Unit::Count, "handshakes that were refused"),

@@ -35,6 +35,7 @@ export interface Timing {
   ping: number;
   silence: number;
   probe: number;
+  barrier: number;
   linger: number;
   poll: number;
 }

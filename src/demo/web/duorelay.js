@@ -22,6 +22,9 @@
 
 const PROTOCOL = "duorelay.v1";
 
+/** The ping whose pong says that everything before it has been handed on; those for a sign of life are numbered. */
+const BARRIER = "barrier";
+
 /** The first reliable stream id. */
 const RELIABLE = 0x80;
 
@@ -39,6 +42,7 @@ const TIMING = {
   ping: 10_000, //        how often a ping asks for a sign of life (and measures the round trip)
   silence: 15_000, //     how long it may stay unanswered: then the link is half-open
   probe: 4_000, //        the same, when the page just woke up or changed its network
+  barrier: 1_000, //      how long a move waits for the old relay to hand on what it was sent
   linger: 3_000, //       how long the old socket may deliver its rest after a hand-over
   poll: 5, //             browsers have no "drained" event: how often bufferedAmount is looked at
 };
@@ -146,6 +150,7 @@ class Link {
   #silence = null;
   #silenceMs = Infinity;
   #ping = { id: 0, at: 0 };
+  #passBarrier = () => {};
   #welcomedAt = 0;
 
   constructor(WebSocket, url, token, timing, owner) {
@@ -188,8 +193,19 @@ class Link {
     this.#silence = setTimeout(() => this.fail(1006, "the relay went silent"), ms);
   }
 
+  /** Waits until the relay has handed on everything that was sent here, or until `ms` are over. */
+  async barrier(ms) {
+    const limit = setTimeout(() => this.#passBarrier(), ms);
+    await new Promise((resolve) => {
+      this.#passBarrier = resolve;
+      this.say({ type: "ping", id: BARRIER });
+    });
+    clearTimeout(limit);
+  }
+
   /** Lets the socket go without another word to the owner. */
   end() {
+    this.#passBarrier();
     for (const timer of [this.#limit, this.#silence]) clearTimeout(timer);
     clearInterval(this.#beat);
     const ws = this.ws;
@@ -227,6 +243,7 @@ class Link {
       return; // not a relay's: nothing of the protocol is lost with it
     }
     if (message.type === "pong") {
+      if (message.id === BARRIER) return this.#passBarrier();
       if (message.id !== String(this.#ping.id)) return;
       this.rtt = performance.now() - this.#ping.at;
     }
@@ -261,6 +278,7 @@ export class DuoRelay {
   #retry = null;
   #retryIsOrdered = false;
   #attemptedAt = -Infinity;
+  #atBarrier = false; // a replacement is due and waits for the current link's barrier
   #suspended = false;
 
   // Out.
@@ -381,6 +399,15 @@ export class DuoRelay {
       return;
     }
     if (attempt !== this.#attempt) return;
+    if (this.#current) {
+      // The relay drops what reaches the other device behind the new socket's claim, and what was sent here last may
+      // still be on its way then, through another instance: nothing reliable from now on, and not a new socket before
+      // the old one's relay has handed on the rest.
+      this.#atBarrier = true;
+      await this.#current.barrier(this.#timing.barrier);
+      this.#atBarrier = false;
+      if (attempt !== this.#attempt) return this.#flush();
+    }
     try {
       if (typeof token !== "string" || token === "") throw new TypeError("getToken gave no token");
       this.#next = new Link(this.#options.WebSocket ?? globalThis.WebSocket, this.#socketUrl(), token, this.#timing, {
@@ -601,7 +628,7 @@ export class DuoRelay {
         break;
       case "reconnect":
         // A replacement that is already on its way is as good as one that starts later.
-        if (!this.#next) {
+        if (!this.#next && !this.#atBarrier) {
           this.#failures = 0;
           this.#retryIn(message.in_ms, { ordered: true });
         }
@@ -707,9 +734,9 @@ export class DuoRelay {
       this.#volatile.delete(streamId);
       ws.send(message);
     }
-    // Nothing reliable from opening the next socket until its welcome: after the claim the relay drops what still
-    // comes on this one. And nothing that would keep a waiting volatile frame from its turn.
-    const held = this.#next !== null;
+    // Nothing reliable from the barrier before the next socket until its welcome: after the claim the relay drops
+    // what still comes on this one. And nothing that would keep a waiting volatile frame from its turn.
+    const held = this.#next !== null || this.#atBarrier;
     while (!held && this.#volatile.size === 0 && this.#queue.length > 0 && ws.bufferedAmount < RELIABLE_ROOM) {
       const { message, size } = this.#queue.shift();
       this.#queuedBytes -= size;

@@ -70,6 +70,7 @@ impl Socket {
             self.told_expiring = true;
             self.hub.control(&self.seat, &ServerMessage::Expiring { expires_at: self.expires_at });
         }
+        self.answer_pings(now, cx);
         self.check_revocation(now, cx);
         let drain = self.seat.drain();
         match (self.leaving, drain) {
@@ -153,7 +154,8 @@ impl Socket {
                 };
                 let checked = self.revocation.as_ref().filter(|revocation| revocation.check.is_none());
                 let checked = checked.map(|revocation| revocation.next);
-                [beat, expiry, leaving, held, checked].into_iter().flatten().min()
+                let pong = self.pings.front().map(|ping| ping.until);
+                [beat, expiry, leaving, held, checked, pong].into_iter().flatten().min()
             }
         }
     }

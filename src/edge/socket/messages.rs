@@ -1,12 +1,14 @@
 //! What a client's messages mean: rates, errors, and the way to the other device.
 
-use std::time::Instant;
+use std::pin::Pin;
+use std::task::Context;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tungstenite::Message;
 
 use crate::auth::{Identity, unix_now};
-use crate::hub::{MARKER_LIMIT, Sent};
+use crate::hub::{Barrier, MARKER_LIMIT, Sent};
 use crate::metrics::Dropped;
 use crate::relay::close::Close;
 use crate::relay::ids::StreamId;
@@ -16,6 +18,19 @@ use crate::relay::refusal::Refusal;
 
 use super::clock::{deadline_of, unix_ms};
 use super::{GOODBYE_LIMIT, Held, Socket, State, label_of};
+
+/// A ping is answered after this time even if what was sent before it is still on its way.
+const PONG_LIMIT: Duration = Duration::from_secs(1);
+/// Pings that may wait for their answer; nothing is read behind the last of them.
+pub(super) const PINGS: usize = 16;
+
+/// An application-level ping that waits behind what its client sent before it.
+pub(super) struct Ping {
+    id: Option<String>,
+    /// None: only earlier pings are before it.
+    barrier: Option<Barrier>,
+    pub(super) until: Instant,
+}
 
 impl Socket {
     pub(super) fn on_message(&mut self, message: Message, now: Instant) {
@@ -105,8 +120,14 @@ impl Socket {
                 self.forward(Parcel::Send { data, id, label: self.seat.label() }, now);
             }
             Ok(ClientMessage::Ping { id }) => {
-                let pong = ServerMessage::Pong { id: id.as_deref(), time: unix_ms() };
-                self.hub.control(&self.seat, &pong);
+                // A client that moves sends what is reliable no more, pings, and opens its next socket after the
+                // pong. Without the barrier its last PUBLISH here and the claim there, which travel to Redis on two
+                // instances' connections, would race, and what arrives behind the claim is fenced off as an
+                // overwritten connection's.
+                match self.hub.barrier(&self.seat) {
+                    None if self.pings.is_empty() => self.pong(id.as_deref()),
+                    barrier => self.pings.push_back(Ping { id, barrier, until: now + PONG_LIMIT }),
+                }
             }
             Ok(ClientMessage::Auth { token }) => {
                 // Verified elsewhere: no socket of this thread waits for it but this one.
@@ -115,6 +136,23 @@ impl Socket {
                 self.auth = Some(self.settings.verify_on.spawn(verify));
             }
             Err(error) => self.on_error(&error, now),
+        }
+    }
+
+    fn pong(&self, id: Option<&str>) {
+        self.hub.control(&self.seat, &ServerMessage::Pong { id, time: unix_ms() });
+    }
+
+    /// Answers the pings before which nothing is on its way any more.
+    pub(super) fn answer_pings(&mut self, now: Instant, cx: &mut Context<'_>) {
+        while let Some(Ping { id, barrier, until }) = self.pings.front_mut() {
+            let waits = barrier.as_mut().is_some_and(|barrier| Pin::new(barrier).poll(cx).is_pending());
+            if waits && now < *until {
+                return;
+            }
+            let id = id.take();
+            self.pings.pop_front();
+            self.pong(id.as_deref());
         }
     }
 

@@ -5,6 +5,7 @@ mod clock;
 mod messages;
 mod poll_io;
 
+use std::collections::VecDeque;
 use std::io::{self, Read as _};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -12,6 +13,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use self::clock::{deadline_of, next_check};
+use self::messages::{PINGS, Ping};
 use self::poll_io::{Io, would_block};
 use tokio::task::JoinHandle;
 use tokio::time::Sleep;
@@ -76,6 +78,8 @@ pub struct Socket {
     /// Errors and notices: most connections never need them.
     faults: Option<Box<Faults>>,
     auth: Option<PendingAuth>,
+    /// Not answered yet, oldest first.
+    pings: VecDeque<Ping>,
     /// Only where sessions are checked for revocation.
     revocation: Option<Box<Revocation>>,
     last_byte: Instant,
@@ -183,6 +187,7 @@ impl Socket {
             rate,
             faults: None,
             auth: None,
+            pings: VecDeque::new(),
             revocation,
             last_byte: now,
             pinged: false,
@@ -334,7 +339,7 @@ impl Socket {
             self.on_verified(verified.unwrap_or(Err(Refusal::KeysUnavailable)), now);
             return Ok(true);
         }
-        if self.held.is_some() && !self.retry_held(now) {
+        if self.pings.len() >= PINGS || self.held.is_some() && !self.retry_held(now) {
             return Ok(false);
         }
         let mut io = Io { stream: &mut self.stream, cx, read: false };

@@ -6,8 +6,9 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::sync::Notify;
 use tokio::task::spawn_local;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tungstenite::Message;
 
 use super::super::connect::Heard;
@@ -21,6 +22,8 @@ use crate::relay::ids::Device;
 const FIRST_LIMIT: Duration = Duration::from_secs(60);
 /// How long a device tries to come back.
 const RETURN_LIMIT: Duration = Duration::from_secs(30);
+/// How long a move waits for the old relay to hand on what it was sent.
+const BARRIER_LIMIT: Duration = Duration::from_secs(1);
 /// Reliable frames that wait for a connection; more are not sent.
 const HELD: usize = 4096;
 
@@ -35,8 +38,10 @@ pub(super) struct Member {
     place: Cell<usize>,
     link: Option<Link>,
     socket: RefCell<Option<Rc<Socket>>>,
-    /// True from the opening of the next socket until its welcome: reliable frames wait.
+    /// True from the ping before the next socket until its welcome: reliable frames wait.
     moving: Cell<bool>,
+    /// That ping is answered: the relay has handed on what was sent before it.
+    ponged: Notify,
     held: RefCell<VecDeque<Bytes>>,
     /// What it sends, in the order of the stream ids.
     flows: RefCell<Vec<(u8, Flow)>>,
@@ -64,6 +69,7 @@ impl Member {
             link: slow.then_some(options.link),
             socket: RefCell::default(),
             moving: Cell::new(false),
+            ponged: Notify::new(),
             held: RefCell::default(),
             flows: RefCell::new(flows),
             last_arrival: Cell::new(None),
@@ -145,7 +151,10 @@ impl Member {
             tally.wrong_user += 1;
             return;
         };
-        self.heard(now);
+        // Reliable frames wait while a sender moves, which is no silence as long as there are volatile ones.
+        if (frame.stream >= 0x80) == (plan.options.streams.0.first() >= Some(&0x80)) {
+            self.heard(now);
+        }
         let measured = flow.is_measured(frame.sequence);
         let missing = if frame.stream >= 0x80 { &mut tally.lost } else { &mut tally.superseded };
         match flow.arrive(frame.sequence) {
@@ -211,12 +220,19 @@ impl Member {
         while let Some(socket) = self.current() {
             match self.read(&peer, &socket).await {
                 Next::Move { at, deadline } => {
-                    let leaving = (self.clone(), peer.clone(), socket);
+                    let leaving = (self.clone(), peer.clone(), socket.clone());
                     let reading = spawn_local(async move {
                         let (member, peer, socket) = leaving;
                         while let Next::Move { .. } = member.read(&peer, &socket).await {}
                     });
                     sleep(at.saturating_duration_since(Instant::now())).await;
+                    // From here on reliable frames wait. What the old relay publishes after the claim of the new socket
+                    // is dropped, and so would be what is on its way by then: the pong tells that nothing is.
+                    self.moving.set(true);
+                    let ponged = self.ponged.notified();
+                    if socket.send(Message::text(r#"{"type":"ping"}"#)).is_ok() {
+                        let _ = timeout(BARRIER_LIMIT, ponged).await;
+                    }
                     self.replace(deadline).await;
                     // The relay closes the old socket when its slot is claimed; a deadline for one that does not.
                     let _ = timeout_at(deadline.max(Instant::now() + Duration::from_secs(1)), reading).await;
@@ -233,7 +249,6 @@ impl Member {
 
     /// Makes the next connection before the old one is let go.
     async fn replace(&self, deadline: Instant) {
-        // What the old socket would carry after the claim is dropped by the relay: reliable frames wait.
         self.moving.set(true);
         let limit = deadline.saturating_duration_since(Instant::now());
         let place = self.place.get() + 1;
@@ -267,7 +282,8 @@ impl Member {
                     Heard::Error { code } => {
                         *self.shard.tally.borrow_mut().errors.entry(code).or_default() += 1;
                     }
-                    Heard::Welcome {} | Heard::Overwritten {} | Heard::Pong {} | Heard::Other => {}
+                    Heard::Pong {} => self.ponged.notify_waiters(),
+                    Heard::Welcome {} | Heard::Overwritten {} | Heard::Other => {}
                 },
                 Ok(_) => {}
                 Err(ended) => {
