@@ -28,6 +28,9 @@ const COMMANDS: usize = 1024;
 /// How often a worker looks for slots to renew.
 const RENEW_TICK: Duration = Duration::from_secs(1);
 
+/// How often a worker counts what waits.
+const COUNT_TICK: Duration = Duration::from_secs(1);
+
 /// Makes the share of the backplane of the worker with this number.
 pub type MakeBackplane = dyn Fn(usize, Sink) -> Rc<dyn Backplane> + Send + Sync;
 
@@ -102,6 +105,7 @@ async fn run(number: usize, settings: WorkerSettings, mut commands: mpsc::Receiv
         leave_within: settings.leave_within,
     });
     let renewing = tokio::task::spawn_local(renew(Rc::clone(&hub)));
+    let counting = tokio::task::spawn_local(count(Rc::clone(&hub)));
     while let Some(command) = commands.recv().await {
         match command {
             Command::Join(join) => {
@@ -133,6 +137,7 @@ async fn run(number: usize, settings: WorkerSettings, mut commands: mpsc::Receiv
         }
     }
     renewing.abort();
+    counting.abort();
     hub.backplane().close().await;
 }
 
@@ -154,6 +159,16 @@ async fn renew(hub: Rc<Hub>) {
     loop {
         ticks.tick().await;
         hub.renew().await;
+    }
+}
+
+/// Beside renewals, which take longer while the backplane is slow: just then it matters what waits.
+async fn count(hub: Rc<Hub>) {
+    let mut ticks = tokio::time::interval(COUNT_TICK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        hub.count_waiting();
     }
 }
 

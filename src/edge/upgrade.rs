@@ -41,11 +41,11 @@ pub async fn upgrade(edge: Arc<Edge>, mut request: Request) -> Response {
     let span = info_span!("handshake");
     match accept(&edge, &mut request).instrument(span).await {
         Ok(response) => {
-            metrics.handshake("accepted");
+            metrics.handshake(None);
             response
         }
         Err(refusal) => {
-            metrics.handshake(refusal.code());
+            metrics.handshake(Some(refusal));
             debug!(code = refusal.code(), "a handshake was refused");
             refusal.into_response()
         }

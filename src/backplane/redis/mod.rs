@@ -38,7 +38,7 @@ use super::{
     Backplane, CALL_LIMIT, Event, InstanceInfo, OWN_CLAIM_LIMIT, Published, Renewal, RoomSnapshot, Sink,
     Unavailable,
 };
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Share};
 use crate::relay::envelope::Envelope;
 use crate::relay::ids::{ConnectionId, Device, InstanceId, StreamId, UserId};
 use crate::relay::protocol::Parcel;
@@ -92,6 +92,7 @@ pub struct Redis {
     subscriber: Client,
     lanes: Lanes,
     publisher: Rc<Publisher>,
+    queued_bytes: Share,
     presence: Presence,
     sink: Sink,
     /// Claims that wait for their own message on the lane.
@@ -118,6 +119,7 @@ impl Redis {
             scripts: Scripts::new(names.clone(), lease_ms, sharded),
             lanes: Lanes::new(subscriber.clone(), sharded, fixed),
             publisher: Publisher::new(commands.clone(), sharded, settings.queue_bytes, metrics),
+            queued_bytes: Share::of(&settings.metrics.backplane_queue_bytes),
             presence: Presence::default(),
             names,
             commands,
@@ -453,6 +455,7 @@ async fn tick(me: Weak<Redis>) {
         }
         redis.look_at_the_clock(Instant::now());
         redis.publisher.drain();
+        redis.queued_bytes.set(redis.publisher.queued_bytes());
         redis.tell_unheard();
         if is_due(announced, SECOND) {
             announced = Some(Instant::now());
