@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, timeout};
-use tracing::{debug, error};
+use tracing::{Instrument as _, debug, error};
 use uuid::Uuid;
 
 use crate::auth::Verifier;
@@ -175,9 +175,9 @@ async fn count(hub: Rc<Hub>) {
 /// A connection's way into its room. Its task ends here; the socket gets one of its own, so that nothing
 /// of the handshake stays in memory.
 async fn connect(hub: Rc<Hub>, settings: Rc<SocketSettings>, join: Box<Join>) {
-    let Join { joining, identity, admission, answer, socket } = *join;
+    let Join { joining, identity, admission, answer, socket, span } = *join;
     let connection = ConnectionId(Uuid::now_v7());
-    let seat = match hub.join(joining, connection).await {
+    let seat = match hub.join(joining, connection).instrument(span).await {
         Ok(seat) => seat,
         Err(refusal) => {
             let _ = answer.send(Err(refusal));

@@ -25,7 +25,7 @@ use futures_util::future::{FutureExt as _, LocalBoxFuture, join_all};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, oneshot};
 use tokio::time::{MissedTickBehavior, timeout, timeout_at};
-use tracing::{debug, info, warn};
+use tracing::{Instrument as _, debug, info, info_span, warn};
 
 pub use self::client::{RedisError, Template, agree, check, config, template};
 use self::lanes::Lanes;
@@ -43,6 +43,7 @@ use crate::relay::envelope::Envelope;
 use crate::relay::ids::{ConnectionId, Device, InstanceId, StreamId, UserId};
 use crate::relay::protocol::Parcel;
 use crate::relay::record::{Claim, ClaimOutcome, Renewed};
+use crate::telemetry::STEPS;
 
 /// How often a worker probes: publishes to itself, to know that pub/sub really works.
 const PROBE_EVERY: Duration = Duration::from_millis(500);
@@ -324,7 +325,8 @@ impl Redis {
             Unavailable
         };
         let lane = self.names.lane(user, claim.device);
-        self.lanes.subscribe(user, claim.device, lane).await.map_err(failed)?;
+        let subscribing = self.lanes.subscribe(user, claim.device, lane);
+        subscribing.instrument(info_span!(target: STEPS, "subscribe")).await.map_err(failed)?;
         let (told, own_claim) = oneshot::channel();
         self.own_claims.borrow_mut().insert(claim.connection, told);
         // The entry goes with this future, however it ends.
