@@ -2,6 +2,7 @@
 
 #![expect(clippy::expect_used, reason = "a benchmark that cannot start should say so")]
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use divan::Bencher;
@@ -20,7 +21,7 @@ fn token() -> (Verifier, String) {
     let user = UserId::new("3kQ8mUyZ6sVb1XnWcPq7RtLd2Af1").expect("a uid");
     let email = Email::new("someone@example.com");
     let token = provider.mint(&user, email.as_ref(), NOW, Duration::from_secs(3600)).expect("a token");
-    (provider.verifier().expect("a verifier"), token)
+    (provider.verifier(Arc::default()).expect("a verifier"), token)
 }
 
 /// A good RS256 token of Firebase's shape with a 2048-bit key: header, signature, claims.

@@ -31,6 +31,7 @@ pub mod backplane;
 pub mod config;
 pub mod demo;
 pub mod edge;
+pub mod files;
 pub mod health;
 pub mod hub;
 pub mod loadtest;

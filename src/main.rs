@@ -16,22 +16,24 @@ fn main() -> ExitCode {
             return ExitCode::from(stop.exit_code());
         }
     };
-    if let Some((format, filter)) = launch.log()
-        && let Err(error) = telemetry::start(format, filter)
-    {
-        let _ = writeln!(std::io::stderr(), "error: {error}");
-        return ExitCode::FAILURE;
-    }
+    let telemetry = match launch.telemetry().as_ref().map(telemetry::start).transpose() {
+        Ok(telemetry) => telemetry,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "error: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
     for notice in &launch.notices {
         tracing::warn!("{notice}");
     }
-    match run(launch.command) {
-        Ok(code) => code,
-        Err(error) => {
-            tracing::error!(%error, "stopped by an error");
-            ExitCode::FAILURE
-        }
+    let code = run(launch.command).unwrap_or_else(|error| {
+        tracing::error!(%error, "stopped by an error");
+        ExitCode::FAILURE
+    });
+    if let Some(telemetry) = telemetry {
+        telemetry.stop();
     }
+    code
 }
 
 fn run(command: Command) -> Result<ExitCode, Box<dyn Error>> {

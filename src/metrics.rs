@@ -1,66 +1,26 @@
-//! What this process counts, in Prometheus's text format (OpenMetrics 1.0).
+//! What this process counts, in Prometheus's text formats.
 //!
-//! No label holds a uid, a token or an address.
+//! No label holds a uid, a token or an address, and every label has few values, all of them known here: a series that
+//! has not counted yet is 0, not absent, so that dashboards and alerts see it from the start.
 
+mod durations;
 mod process;
+mod text;
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
+use std::cell::Cell;
+use std::sync::atomic::AtomicU64;
 
-use prometheus_client::encoding::{
-    EncodeLabelSet, EncodeLabelValue, EncodeMetric, LabelValueEncoder, MetricEncoder, NoLabelSet,
-};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::{MetricType, TypedMetric};
-use prometheus_client::registry::Registry;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Metric, Registry, Unit};
 
+pub use self::durations::Durations;
+pub use self::text::Format;
 use crate::relay::ids::Device;
 use crate::relay::protocol::Protocol;
-
-/// A label with one text value out of a small, fixed set.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Text(pub &'static str);
-
-impl EncodeLabelValue for Text {
-    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
-        self.0.encode(encoder)
-    }
-}
-
-/// `{device, protocol}`
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct ConnectionLabels {
-    device: Text,
-    protocol: Text,
-}
-
-/// `{result}`: `accepted`, or the code of a refusal.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct ResultLabel {
-    result: Text,
-}
-
-/// `{cause}`
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct CauseLabel {
-    cause: Text,
-}
-
-/// `{code}`: a WebSocket close code.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct CodeLabel {
-    code: u16,
-}
-
-/// `{lane, path}`
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct FrameLabels {
-    lane: Text,
-    path: Text,
-}
+use crate::relay::refusal::Refusal;
 
 /// Why a frame was not delivered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -84,29 +44,16 @@ pub enum Dropped {
 }
 
 impl Dropped {
-    const ALL: [Self; 8] = [
-        Self::Superseded,
-        Self::QueueFull,
-        Self::PeerAbsent,
-        Self::Rate,
-        Self::Overwritten,
-        Self::PeerChanged,
-        Self::Backplane,
-        Self::Unreadable,
+    const CAUSES: [&'static str; 8] = [
+        "superseded",
+        "queue_full",
+        "peer_absent",
+        "rate",
+        "overwritten",
+        "peer_changed",
+        "backplane",
+        "unreadable",
     ];
-
-    const fn as_str(self) -> &'static str {
-        match self {
-            Self::Superseded => "superseded",
-            Self::QueueFull => "queue_full",
-            Self::PeerAbsent => "peer_absent",
-            Self::Rate => "rate",
-            Self::Overwritten => "overwritten",
-            Self::PeerChanged => "peer_changed",
-            Self::Backplane => "backplane",
-            Self::Unreadable => "unreadable",
-        }
-    }
 }
 
 /// Which way a frame took.
@@ -129,93 +76,126 @@ pub enum PublishResult {
     Failed,
 }
 
-/// Upper bounds of the buckets, in seconds.
-const BUCKETS: [f64; 14] = [
-    0.000_05,
-    0.000_1,
-    0.000_25,
-    0.000_5,
-    0.001,
-    0.002_5,
-    0.005,
-    0.01,
-    0.025,
-    0.05,
-    0.1,
-    0.25,
-    1.0,
-    f64::INFINITY,
+/// The codes that the relay itself sends, and those of clients that it repeats; a client's own are `other`.
+const CLOSES: [&str; 14] = [
+    "1000", "1001", "1002", "1007", "1008", "1009", "1012", "1013", "4001", "4002", "4003", "4008", "4009",
+    "other",
 ];
 
-/// A histogram of durations that takes no lock: the library's own takes one, and this one is on the
-/// frame path.
-#[derive(Debug, Clone, Default)]
-pub struct Durations(Arc<DurationsInner>);
+/// Counters that differ in the value of one label.
+#[derive(Debug)]
+struct By<const N: usize>([(&'static str, Counter); N]);
 
-#[derive(Debug, Default)]
-struct DurationsInner {
-    counts: [AtomicU64; BUCKETS.len()],
-    sum_ns: AtomicU64,
-}
+impl<const N: usize> By<N> {
+    /// The counter of one of the values.
+    fn of(&self, value: &str) -> Option<&Counter> {
+        self.0.iter().find(|(known, _)| *known == value).map(|(_, counter)| counter)
+    }
 
-impl Durations {
-    /// Counts one duration.
-    pub fn observe(&self, duration: Duration) {
-        let seconds = duration.as_secs_f64();
-        let bucket = BUCKETS.iter().position(|bound| seconds <= *bound).unwrap_or(BUCKETS.len() - 1);
-        if let Some(count) = self.0.counts.get(bucket) {
-            count.fetch_add(1, Ordering::Relaxed);
-        }
-        let ns = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
-        self.0.sum_ns.fetch_add(ns, Ordering::Relaxed);
+    /// The counter of the value at this place.
+    fn at(&self, place: usize) -> Option<&Counter> {
+        self.0.get(place).map(|(_, counter)| counter)
     }
 }
 
-impl TypedMetric for Durations {
-    const TYPE: MetricType = MetricType::Histogram;
+/// One worker's part of a gauge that is the sum of all workers' parts.
+#[derive(Debug)]
+pub struct Share {
+    gauge: Gauge,
+    mine: Cell<i64>,
 }
 
-impl EncodeMetric for Durations {
-    fn encode(&self, mut encoder: MetricEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let mut buckets = [(0.0, 0); BUCKETS.len()];
-        let mut total = 0;
-        for ((bucket, bound), count) in buckets.iter_mut().zip(BUCKETS).zip(&self.0.counts) {
-            let count = count.load(Ordering::Relaxed);
-            total += count;
-            *bucket = (bound, count);
-        }
-        #[expect(clippy::cast_precision_loss, reason = "a sum of seconds needs no more than 52 bits")]
-        let sum = self.0.sum_ns.load(Ordering::Relaxed) as f64 / 1e9;
-        encoder.encode_histogram::<NoLabelSet>(sum, total, &buckets, None)
+impl Share {
+    /// A part of this gauge, 0 so far.
+    #[must_use]
+    pub fn of(gauge: &Gauge) -> Self {
+        Self { gauge: gauge.clone(), mine: Cell::new(0) }
     }
 
-    fn metric_type(&self) -> MetricType {
-        Self::TYPE
+    /// What this worker's part is now.
+    pub fn set(&self, value: usize) {
+        let value = i64::try_from(value).unwrap_or(i64::MAX);
+        self.gauge.inc_by(value - self.mine.replace(value));
+    }
+}
+
+/// Makes metrics that are registered under their names.
+struct Register<'a>(&'a mut Registry);
+
+type LabelSet = Vec<(&'static str, &'static str)>;
+
+impl Register<'_> {
+    fn one<M: Metric + Clone + Default>(&mut self, name: &str, help: &str) -> M {
+        let metric = M::default();
+        self.0.register(name, help, metric.clone());
+        metric
+    }
+
+    /// `NAME_seconds`
+    fn seconds<M: Metric + Clone + Default>(&mut self, name: &str, help: &str) -> M {
+        let metric = M::default();
+        self.0.register_with_unit(name, help, Unit::Seconds, metric.clone());
+        metric
+    }
+
+    /// `NAME_bytes`
+    fn bytes<M: Metric + Clone + Default>(&mut self, name: &str, help: &str) -> M {
+        let metric = M::default();
+        self.0.register_with_unit(name, help, Unit::Bytes, metric.clone());
+        metric
+    }
+
+    fn by<const N: usize>(
+        &mut self,
+        name: &str,
+        help: &str,
+        label: &'static str,
+        values: [&'static str; N],
+    ) -> By<N> {
+        let family: Family<LabelSet, Counter> = self.one(name, help);
+        By(values.map(|value| (value, family.get_or_create_owned(&vec![(label, value)]))))
     }
 }
 
 /// All counters of a process; workers share them.
 #[derive(Debug)]
 pub struct Metrics {
-    registry: RwLock<Registry>,
-    connections: Family<ConnectionLabels, Gauge>,
-    handshakes: Family<ResultLabel, Counter>,
+    registry: Registry,
+    connections: [[Gauge; 2]; 2],
+    handshakes: By<{ Refusal::CODES.len() }>,
+    accepted: Counter,
     frames: [Counter; 4],
-    frame_bytes: Counter,
-    dropped: Family<CauseLabel, Counter>,
-    overwritten: Family<CauseLabel, Counter>,
-    closes: Family<CodeLabel, Counter>,
-    claims: Family<ResultLabel, Counter>,
-    renewals: Family<ResultLabel, Counter>,
-    publishes: [Counter; 3],
+    frame_bytes: [Counter; 4],
+    dropped: By<8>,
+    overwritten: By<2>,
+    closes: By<14>,
+    claims: By<3>,
+    renewals: By<3>,
+    publishes: By<3>,
+    key_refreshes: By<2>,
+    max_connections: Gauge<f64, AtomicU64>,
+    max_message_bytes: Gauge,
+    max_queue_bytes: Gauge,
     /// Read from one socket to handed to the other, inside this instance.
     pub relay_seconds: Durations,
     /// From the question to the backplane to its answer.
     pub claim_seconds: Durations,
+    /// How long it takes to verify a token, whatever comes of it.
+    pub verify_seconds: Durations,
+    /// Connections that were dropped because nothing came from them for two heartbeats.
+    pub heartbeats_missed: Counter,
+    /// Bytes that wait for sockets, as of the last second.
+    pub outbox_bytes: Gauge,
+    /// Connections for which anything waits, as of the last second.
+    pub waiting_connections: Gauge,
+    /// 1 from the beginning of a drain.
+    pub draining: Gauge,
     /// 1 while the backplane answers all workers.
     pub backplane_up: Gauge,
     /// Round trip of the last message that this instance published to itself.
     pub backplane_probe_seconds: Gauge<f64, AtomicU64>,
+    /// Bytes that wait for the backplane, or for its answer.
+    pub backplane_queue_bytes: Gauge,
     /// Times at which messages of the backplane may have been lost.
     pub backplane_gaps: Counter,
     /// Messages that came from the backplane on the lanes of devices.
@@ -228,121 +208,131 @@ pub struct Metrics {
 
 impl Default for Metrics {
     fn default() -> Self {
-        let mut root = Registry::default();
-        root.register_collector(Box::new(process::Process));
-        let registry = root.sub_registry_with_prefix("duorelay");
-        let frames: Family<FrameLabels, Counter> = Family::default();
-        let frame = |lane, path| {
-            let labels = FrameLabels { lane: Text(lane), path: Text(path) };
-            frames.get_or_create(&labels).clone()
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(process::Process::starting_now()));
+        let ours = registry.sub_registry_with_prefix("duorelay");
+        ours.register("build", "This program", Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]));
+        let mut new = Register(ours);
+
+        let connections: Family<LabelSet, Gauge> =
+            new.one("connections", "Open WebSockets that hold a slot or did");
+        let handshakes: Family<LabelSet, Counter> = new.one("handshakes", "WebSocket handshakes by result");
+        let frames: Family<LabelSet, Counter> = new.one("frames", "Messages from a device to the other one");
+        let frame_bytes: Family<LabelSet, Counter> = new.bytes("frame", "Payload of those messages");
+        let queue_bytes: Family<LabelSet, Gauge> = new.bytes(
+            "queue",
+            "What waits for sockets (outbox), and for the backplane or its answer (backplane)",
+        );
+        let result = |value| handshakes.get_or_create_owned(&vec![("result", value)]);
+        let by_way = |family: &Family<LabelSet, Counter>| {
+            [
+                ("volatile", "local"),
+                ("volatile", "backplane"),
+                ("reliable", "local"),
+                ("reliable", "backplane"),
+            ]
+            .map(|(lane, path)| family.get_or_create_owned(&vec![("lane", lane), ("path", path)]))
         };
-        let publishes: Family<ResultLabel, Counter> = Family::default();
-        let publish = |result| {
-            let labels = ResultLabel { result: Text(result) };
-            publishes.get_or_create(&labels).clone()
-        };
-        let metrics = Self {
-            registry: RwLock::default(),
-            connections: Family::default(),
-            handshakes: Family::default(),
-            frames: [
-                frame("volatile", "local"),
-                frame("volatile", "backplane"),
-                frame("reliable", "local"),
-                frame("reliable", "backplane"),
-            ],
-            frame_bytes: Counter::default(),
-            dropped: Family::default(),
-            overwritten: Family::default(),
-            closes: Family::default(),
-            claims: Family::default(),
-            renewals: Family::default(),
-            publishes: [publish("heard"), publish("unheard"), publish("failed")],
-            relay_seconds: Durations::default(),
-            claim_seconds: Durations::default(),
-            backplane_up: Gauge::default(),
-            backplane_probe_seconds: Gauge::default(),
-            backplane_gaps: Counter::default(),
-            backplane_deliveries: Counter::default(),
-            backplane_lagged: Counter::default(),
-            backplane_connects: Counter::default(),
-        };
-        // A series that has not counted yet is 0, not absent: dashboards and alerts see it from the start.
-        for cause in Dropped::ALL {
-            let _ = metrics.dropped.get_or_create(&CauseLabel { cause: Text(cause.as_str()) });
+        Self {
+            connections: Device::ALL.map(|device| {
+                [Protocol::Classic, Protocol::V1].map(|protocol| {
+                    let labels = vec![("device", device.as_str()), ("protocol", protocol.as_str())];
+                    connections.get_or_create_owned(&labels)
+                })
+            }),
+            handshakes: By(Refusal::CODES.map(|code| (code, result(code)))),
+            accepted: result("accepted"),
+            frames: by_way(&frames),
+            frame_bytes: by_way(&frame_bytes),
+            dropped: new.by("dropped", "Messages that were not delivered", "cause", Dropped::CAUSES),
+            overwritten: new.by(
+                "overwritten",
+                "Connections that lost their slot to a newer one",
+                "cause",
+                ["hand_over", "eviction"],
+            ),
+            closes: new.by("closes", "Close frames sent", "code", CLOSES),
+            claims: new.by(
+                "claims",
+                "Claims of slots by result",
+                "result",
+                ["claimed", "too_many_attempts", "backplane_unavailable"],
+            ),
+            renewals: new.by(
+                "renewals",
+                "Renewals of slots by result",
+                "result",
+                ["kept", "overwritten", "failed"],
+            ),
+            publishes: new.by(
+                "backplane_publishes",
+                "Messages published on the lanes of devices",
+                "result",
+                ["heard", "unheard", "failed"],
+            ),
+            key_refreshes: new.by(
+                "key_refreshes",
+                "Fetches of the issuer's keys by result",
+                "result",
+                ["fetched", "failed"],
+            ),
+            max_connections: new.one("max_connections", "Configured limit of connections; +Inf without one"),
+            max_message_bytes: new.bytes("max_message", "Configured limit of a message"),
+            max_queue_bytes: new.bytes("max_queue", "Configured limit of what waits for one connection"),
+            relay_seconds: new.seconds("relay", "From one socket to the other, inside this instance"),
+            claim_seconds: new.seconds("claim", "Duration of claims"),
+            verify_seconds: new.seconds("verify", "Duration of verifying a token, whatever came of it"),
+            heartbeats_missed: new.one(
+                "heartbeats_missed",
+                "Connections that were dropped, as nothing came from them for two heartbeats",
+            ),
+            outbox_bytes: queue_bytes.get_or_create_owned(&vec![("queue", "outbox")]),
+            waiting_connections: new.one("waiting_connections", "Connections for which anything waits"),
+            draining: new.one("draining", "1 from the beginning of a drain"),
+            backplane_up: new.one("backplane_up", "1 while the backplane answers"),
+            backplane_probe_seconds: new
+                .seconds("backplane_probe", "Round trip of the last probe through the backplane"),
+            backplane_queue_bytes: queue_bytes.get_or_create_owned(&vec![("queue", "backplane")]),
+            backplane_gaps: new.one("backplane_gaps", "Times at which messages may have been lost"),
+            backplane_deliveries: new
+                .one("backplane_deliveries", "Messages that came on the lanes of devices"),
+            backplane_lagged: new
+                .one("backplane_lagged", "Messages that came from the backplane and were lost here"),
+            backplane_connects: new.one("backplane_connects", "Connections to the backplane that were made"),
+            registry,
         }
-        for cause in ["hand_over", "eviction"] {
-            let _ = metrics.overwritten.get_or_create(&CauseLabel { cause: Text(cause) });
-        }
-        let _ = metrics.handshakes.get_or_create(&ResultLabel { result: Text("accepted") });
-        registry.register(
-            "connections",
-            "Open WebSockets that hold a slot or did",
-            metrics.connections.clone(),
-        );
-        registry.register("handshakes", "WebSocket handshakes by result", metrics.handshakes.clone());
-        registry.register("frames", "Messages from a device to the other one", frames);
-        registry.register("frame_bytes", "Payload of those messages", metrics.frame_bytes.clone());
-        registry.register("dropped", "Messages that were not delivered", metrics.dropped.clone());
-        registry.register(
-            "overwritten",
-            "Connections that lost their slot to a newer one",
-            metrics.overwritten.clone(),
-        );
-        registry.register("closes", "Close frames sent", metrics.closes.clone());
-        registry.register(
-            "relay_seconds",
-            "From one socket to the other, inside this instance",
-            metrics.relay_seconds.clone(),
-        );
-        registry.register("claims", "Claims of slots by result", metrics.claims.clone());
-        registry.register("renewals", "Renewals of slots by result", metrics.renewals.clone());
-        registry.register("claim_seconds", "Duration of claims", metrics.claim_seconds.clone());
-        registry.register("backplane_up", "1 while the backplane answers", metrics.backplane_up.clone());
-        registry.register(
-            "backplane_probe_seconds",
-            "Round trip of the last probe through the backplane",
-            metrics.backplane_probe_seconds.clone(),
-        );
-        registry.register(
-            "backplane_gaps",
-            "Times at which messages may have been lost",
-            metrics.backplane_gaps.clone(),
-        );
-        registry.register("backplane_publishes", "Messages published on the lanes of devices", publishes);
-        registry.register(
-            "backplane_deliveries",
-            "Messages that came on the lanes of devices",
-            metrics.backplane_deliveries.clone(),
-        );
-        registry.register(
-            "backplane_lagged",
-            "Messages that came from the backplane and were lost here",
-            metrics.backplane_lagged.clone(),
-        );
-        registry.register(
-            "backplane_connects",
-            "Connections to the backplane that were made",
-            metrics.backplane_connects.clone(),
-        );
-        Self { registry: RwLock::new(root), ..metrics }
     }
 }
 
 impl Metrics {
     /// Everything, as text.
     #[must_use]
-    pub fn encode(&self) -> String {
+    pub fn encode(&self, format: Format) -> String {
         let mut text = String::new();
-        let registry = self.registry.read().unwrap_or_else(PoisonError::into_inner);
         // Writing to a string fails only if a metric's own encoder does.
-        let _ = prometheus_client::encoding::text::encode(&mut text, &registry);
-        text
+        let _ = prometheus_client::encoding::text::encode(&mut text, &self.registry);
+        match format {
+            Format::OpenMetrics => text,
+            Format::Text => text::older(&text),
+        }
     }
 
-    fn connection(&self, device: Device, protocol: Protocol) -> Gauge {
-        let labels = ConnectionLabels { device: Text(device.as_str()), protocol: Text(protocol.as_str()) };
-        self.connections.get_or_create(&labels).clone()
+    /// What was configured; `None` is no limit.
+    pub fn limits(&self, connections: Option<u32>, message_bytes: usize, queue_bytes: usize) {
+        let size = |bytes| i64::try_from(bytes).unwrap_or(i64::MAX);
+        self.max_connections.set(connections.map_or(f64::INFINITY, f64::from));
+        self.max_message_bytes.set(size(message_bytes));
+        self.max_queue_bytes.set(size(queue_bytes));
+    }
+
+    fn connection(&self, device: Device, protocol: Protocol) -> &Gauge {
+        let [[desktop_classic, desktop_v1], [mobile_classic, mobile_v1]] = &self.connections;
+        match (device, protocol) {
+            (Device::Desktop, Protocol::Classic) => desktop_classic,
+            (Device::Desktop, Protocol::V1) => desktop_v1,
+            (Device::Mobile, Protocol::Classic) => mobile_classic,
+            (Device::Mobile, Protocol::V1) => mobile_v1,
+        }
     }
 
     /// A connection was registered.
@@ -355,63 +345,60 @@ impl Metrics {
         self.connection(device, protocol).dec();
     }
 
-    /// A handshake was answered: `accepted`, or a refusal's code.
-    pub fn handshake(&self, result: &'static str) {
-        self.handshakes.get_or_create(&ResultLabel { result: Text(result) }).inc();
+    /// A handshake was answered.
+    pub fn handshake(&self, refusal: Option<Refusal>) {
+        let counter = refusal.map_or(Some(&self.accepted), |refusal| self.handshakes.of(refusal.code()));
+        count(counter, 1);
     }
 
     /// A message goes to the other device.
     pub fn frame(&self, reliable: bool, path: Path, bytes: usize) {
-        let [volatile_local, volatile_away, reliable_local, reliable_away] = &self.frames;
-        match (reliable, path) {
-            (false, Path::Local) => volatile_local,
-            (false, Path::Backplane) => volatile_away,
-            (true, Path::Local) => reliable_local,
-            (true, Path::Backplane) => reliable_away,
-        }
-        .inc();
-        self.frame_bytes.inc_by(bytes as u64);
+        let way = usize::from(reliable) * 2 + path as usize;
+        count(self.frames.get(way), 1);
+        count(self.frame_bytes.get(way), bytes);
     }
 
     /// Messages that will not be delivered.
-    pub fn dropped(&self, cause: Dropped, count: usize) {
-        if count > 0 {
-            self.dropped.get_or_create(&CauseLabel { cause: Text(cause.as_str()) }).inc_by(count as u64);
+    pub fn dropped(&self, cause: Dropped, messages: usize) {
+        if messages > 0 {
+            count(self.dropped.at(cause as usize), messages);
         }
     }
 
     /// A connection lost its slot.
     pub fn overwritten(&self, same_client: bool) {
-        let cause = Text(if same_client { "hand_over" } else { "eviction" });
-        self.overwritten.get_or_create(&CauseLabel { cause }).inc();
+        count(self.overwritten.of(if same_client { "hand_over" } else { "eviction" }), 1);
     }
 
     /// A claim was answered: `claimed`, or a refusal's code.
     pub fn claimed(&self, result: &'static str) {
-        self.claims.get_or_create(&ResultLabel { result: Text(result) }).inc();
+        count(self.claims.of(result), 1);
     }
 
     /// A renewal was answered: `kept`, `overwritten`, or `failed`.
     pub fn renewed(&self, result: &'static str) {
-        self.renewals.get_or_create(&ResultLabel { result: Text(result) }).inc();
+        count(self.renewals.of(result), 1);
     }
 
     /// A publish was answered, or not.
     pub fn published(&self, result: PublishResult) {
-        let [heard, unheard, failed] = &self.publishes;
-        match result {
-            PublishResult::Heard => heard,
-            PublishResult::Unheard => unheard,
-            PublishResult::Failed => failed,
-        }
-        .inc();
+        count(self.publishes.at(result as usize), 1);
     }
 
-    /// A close frame was sent.
+    /// The issuer's keys were fetched, or could not be.
+    pub fn keys_refreshed(&self, fetched: bool) {
+        count(self.key_refreshes.of(if fetched { "fetched" } else { "failed" }), 1);
+    }
+
+    /// A close frame was sent. The client chooses the code that its own close is answered with.
     pub fn closed(&self, code: u16) {
-        // The client chooses the code that its own close is answered with: only known ones are labels.
-        let code = if matches!(code, 1000..=1015 | 4000..=4009) { code } else { 0 };
-        self.closes.get_or_create(&CodeLabel { code }).inc();
+        count(self.closes.of(&code.to_string()).or(self.closes.of("other")), 1);
+    }
+}
+
+fn count(counter: Option<&Counter>, by: usize) {
+    if let Some(counter) = counter {
+        counter.inc_by(by as u64);
     }
 }
 
@@ -419,16 +406,78 @@ impl Metrics {
 mod tests {
     use super::*;
 
+    fn value(text: &str, series: &str) -> f64 {
+        let line =
+            text.lines().find(|line| line.strip_prefix(series).is_some_and(|rest| rest.starts_with(' ')));
+        line.unwrap_or_else(|| panic!("no {series} in {text}")).rsplit(' ').next().unwrap().parse().unwrap()
+    }
+
     #[test]
-    fn cpu_and_memory_of_the_process_stand_beside_our_own_metrics() {
-        let text = Metrics::default().encode();
-        let value = |name: &str| -> f64 {
-            let line = text.lines().find(|line| line.starts_with(name)).unwrap();
-            line.rsplit(' ').next().unwrap().parse().unwrap()
+    fn the_process_stands_beside_our_own_metrics() {
+        let (_file, _other) =
+            (std::fs::File::open("/proc/self/stat"), std::fs::File::open("/proc/self/stat"));
+        for format in [Format::OpenMetrics, Format::Text] {
+            let text = Metrics::default().encode(format);
+            let cpu = value(&text, "process_cpu_seconds_total");
+            assert!(cpu > 0.0 && cpu < 3600.0, "{cpu}");
+            let rss = value(&text, "process_resident_memory_bytes");
+            assert!(
+                (1e6..1e11).contains(&rss) && value(&text, "process_virtual_memory_bytes") >= rss,
+                "{rss}"
+            );
+            let open = value(&text, "process_open_fds");
+            assert!(open >= 5.0 && open <= value(&text, "process_max_fds"), "{open}");
+            assert!(value(&text, "process_threads") >= 1.0);
+            assert!(value(&text, "process_start_time_seconds") > 1.7e9);
+        }
+    }
+
+    #[test]
+    fn every_series_is_there_from_the_start() {
+        let metrics = Metrics::default();
+        let before = metrics.encode(Format::Text);
+        for device in Device::ALL {
+            for protocol in [Protocol::Classic, Protocol::V1] {
+                metrics.connected(device, protocol);
+            }
+        }
+        metrics.handshake(None);
+        for reliable in [false, true] {
+            for path in [Path::Local, Path::Backplane] {
+                metrics.frame(reliable, path, 7);
+            }
+        }
+        metrics.dropped(Dropped::Unreadable, 1);
+        metrics.published(PublishResult::Failed);
+        metrics.overwritten(true);
+        (1000..5000).for_each(|code| metrics.closed(code));
+        metrics.limits(None, 1, 2);
+        let after = metrics.encode(Format::Text);
+        let series = |text: &str| {
+            let names = text.lines().filter_map(|line| Some(line.rsplit_once(' ')?.0.to_owned()));
+            names.collect::<std::collections::BTreeSet<_>>()
         };
-        assert!(value("process_cpu_seconds_total ") > 0.0, "{text}");
-        assert!(value("process_resident_memory_bytes ") > 1e6, "{text}");
-        assert_eq!(value("duorelay_backplane_up "), 0.0);
-        assert!(text.ends_with("# EOF\n"));
+        assert_eq!(series(&before), series(&after));
+        for (name, count) in [
+            (r#"duorelay_frames_total{lane="reliable",path="backplane"}"#, 1.0),
+            (r#"duorelay_frame_bytes_total{lane="volatile",path="local"}"#, 7.0),
+            (r#"duorelay_dropped_total{cause="unreadable"}"#, 1.0),
+            (r#"duorelay_backplane_publishes_total{result="failed"}"#, 1.0),
+            (r#"duorelay_closes_total{code="4001"}"#, 1.0),
+            (r#"duorelay_closes_total{code="other"}"#, 3987.0),
+            ("duorelay_max_connections", f64::INFINITY),
+        ] {
+            assert!(value(&after, name).total_cmp(&count).is_eq(), "{name} is {}", value(&after, name));
+        }
+    }
+
+    #[test]
+    fn workers_shares_add_up() {
+        let gauge = Gauge::default();
+        let [one, other] = [Share::of(&gauge), Share::of(&gauge)];
+        one.set(5);
+        other.set(7);
+        one.set(1);
+        assert_eq!(gauge.get(), 8);
     }
 }

@@ -24,6 +24,7 @@ use crate::edge::limits::Gate;
 use crate::edge::listen;
 use crate::edge::operator::admin;
 use crate::edge::workers::{Command, Workers};
+use crate::files;
 use crate::hub::HubSettings;
 use crate::metrics::Metrics;
 use crate::relay::ids::InstanceId;
@@ -66,8 +67,9 @@ const SWEEP: Duration = Duration::from_secs(60);
 /// # Errors
 /// See [`ServerError`].
 pub async fn run(config: Config) -> Result<(), ServerError> {
-    let verifier = Verifier::start(config.auth.clone())?;
-    serve(config, verifier, None).await
+    let metrics = Arc::new(Metrics::default());
+    let verifier = Verifier::start(config.auth.clone(), &metrics)?;
+    serve(config, verifier, metrics, None).await
 }
 
 /// What all instances on the backplane of `config` agree on as `name`: the proposal of the first that
@@ -88,15 +90,21 @@ pub async fn agree(config: &Config, name: &str, proposal: String) -> Result<Stri
 ///
 /// # Errors
 /// See [`ServerError`].
-pub async fn serve(config: Config, verifier: Verifier, page: Option<Router>) -> Result<(), ServerError> {
+pub async fn serve(
+    config: Config,
+    verifier: Verifier,
+    metrics: Arc<Metrics>,
+    page: Option<Router>,
+) -> Result<(), ServerError> {
     let bind = |address| listen::bind(address).map_err(|source| ServerError::Listen { address, source });
     let (public_port, admin_port) = (bind(config.listen)?, bind(config.admin_listen)?);
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
 
+    warn_of_too_few_files(config.limits.max_connections, files::raise_limit());
     let instance = InstanceId(Uuid::new_v4());
-    let metrics = Arc::new(Metrics::default());
     let limits = &config.limits;
+    metrics.limits(limits.max_connections, limits.message_bytes, limits.queue_bytes);
     let gate = Gate::new(
         limits.max_connections,
         limits.handshakes_per_second_per_ip,
@@ -144,8 +152,13 @@ pub async fn serve(config: Config, verifier: Verifier, page: Option<Router>) -> 
         .map(|number| Worker::start(number, settings.clone()))
         .collect::<Result<_, _>>()?;
     let to_workers = Workers::new(workers.iter().map(Worker::commands));
-    let edge =
-        Arc::new(Edge { gate: Arc::clone(&gate), verifier, workers: to_workers.clone(), metrics, readiness });
+    let edge = Arc::new(Edge {
+        gate: Arc::clone(&gate),
+        verifier,
+        workers: to_workers.clone(),
+        metrics: Arc::clone(&metrics),
+        readiness,
+    });
     let operators = admin(Arc::clone(&edge), config.admin_token.clone(), me, limits.message_bytes);
     info!(
         address = %public_port.local_addr()?,
@@ -164,6 +177,7 @@ pub async fn serve(config: Config, verifier: Verifier, page: Option<Router>) -> 
         _ = interrupt.recv() => true,
     };
     let delay = if hurry { Duration::ZERO } else { config.times.drain_delay };
+    metrics.draining.set(1);
     tokio::select! {
         () = drain(&gate, &to_workers, delay, config.times.drain) => {}
         _ = interrupt.recv() => warn!("interrupted again: stopping at once"),
@@ -182,6 +196,20 @@ pub async fn serve(config: Config, verifier: Verifier, page: Option<Router>) -> 
     }
     info!("duorelay has stopped");
     Ok(())
+}
+
+/// At the limit of open files no connection is accepted: who is turned away gets no answer, not even that it is full.
+fn warn_of_too_few_files(max_connections: Option<u32>, files: Option<u64>) {
+    if let (Some(connections), Some(files)) = (max_connections, files)
+        && u64::from(connections) + files::OTHER_FILES > files
+    {
+        warn!(
+            files.limit = files,
+            "DUORELAY_MAX_CONNECTIONS ({connections}) cannot be reached: this process may open {files} files; raise its \
+             hard limit (ulimit -Hn, LimitNOFILE=, ulimits) to {}, or lower DUORELAY_MAX_CONNECTIONS",
+            u64::from(connections) + files::OTHER_FILES,
+        );
+    }
 }
 
 /// How workers make their share of the backplane, and when it is ready.

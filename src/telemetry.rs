@@ -1,18 +1,35 @@
-//! Logs: which lines there are, and how they look. Standard output takes them all.
+//! Logs: which lines there are, and how they look; standard output takes them all. And traces of handshakes.
 
-use std::fmt;
+mod cloud;
+mod context;
+mod traces;
 
-use serde_json::{Map, Value};
-use tracing::field::{Field, Visit};
-use tracing::{Event, Level, Metadata, Subscriber};
+use opentelemetry::trace::TracerProvider as _;
+use opentelemetry_otlp::ExporterBuildError;
+use opentelemetry_sdk::trace::SdkTracerProvider;
+use tracing::{Level, Metadata, Subscriber};
 use tracing_subscriber::filter::{FilterExt as _, LevelFilter, filter_fn};
-use tracing_subscriber::fmt::format::{JsonFields, Writer};
-use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
-use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormattedFields, MakeWriter};
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::format::JsonFields;
 use tracing_subscriber::layer::SubscriberExt as _;
-use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
 use tracing_subscriber::{EnvFilter, Layer, Registry};
+
+use self::cloud::CloudLogging;
+pub use self::traces::{STEPS, TraceSettings, handshake, handshake_ended, handshake_is_for};
+
+/// What a process says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// How a log line looks.
+    pub format: LogFormat,
+    /// Which lines there are (`RUST_LOG`'s syntax).
+    pub filter: String,
+    /// The Google Cloud project that log lines name their traces in.
+    pub project: Option<String>,
+    /// Where traces go; nowhere without.
+    pub traces: Option<TraceSettings>,
+}
 
 /// How a log line looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,34 +51,62 @@ pub enum TelemetryError {
     /// Somebody else in this process already did it.
     #[error("logs are already set up: {0}")]
     AlreadySet(#[from] TryInitError),
+    /// Traces cannot be sent as it was configured.
+    #[error("OTEL_EXPORTER_OTLP_ENDPOINT: {0}")]
+    Traces(#[from] ExporterBuildError),
 }
 
-/// Sets up this process's logs, once, on standard output.
+/// What was set up.
+#[derive(Debug)]
+#[must_use]
+pub struct Telemetry(Option<SdkTracerProvider>);
+
+impl Telemetry {
+    /// Sends what still waits, for a short time.
+    pub fn stop(self) {
+        if let Some(provider) = &self.0 {
+            traces::flush(provider);
+        }
+    }
+}
+
+/// Sets up this process's logs and traces, once; logs go to standard output.
 ///
 /// # Errors
 /// See [`TelemetryError`].
-pub fn start(format: LogFormat, filter: &str) -> Result<(), TelemetryError> {
-    subscriber(format, filter, std::io::stdout)?.try_init()?;
-    Ok(())
+pub fn start(settings: &Settings) -> Result<Telemetry, TelemetryError> {
+    let provider = settings.traces.as_ref().map(traces::provider).transpose()?;
+    subscriber(settings, provider.as_ref(), std::io::stdout)?.try_init()?;
+    Ok(Telemetry(provider))
 }
 
 fn subscriber<W>(
-    format: LogFormat,
-    filter: &str,
+    settings: &Settings,
+    traces: Option<&SdkTracerProvider>,
     writer: W,
 ) -> Result<impl Subscriber + Send + Sync, TelemetryError>
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
-    let filter = parse_filter(filter).map_err(TelemetryError::Filter)?;
+    let filter = parse_filter(&settings.filter).map_err(TelemetryError::Filter)?;
     let lines = tracing_subscriber::fmt::layer().with_writer(writer);
-    let lines: Box<dyn Layer<Registry> + Send + Sync> = match format {
+    let lines: Box<dyn Layer<Registry> + Send + Sync> = match settings.format {
         LogFormat::Pretty => lines.boxed(),
         LogFormat::Json => lines.json().flatten_event(true).with_current_span(false).boxed(),
-        LogFormat::Gcp => lines.fmt_fields(JsonFields::new()).event_format(CloudLogging).boxed(),
+        LogFormat::Gcp => {
+            let format = CloudLogging { project: settings.project.clone() };
+            lines.fmt_fields(JsonFields::new()).event_format(format).boxed()
+        }
     };
     let lines = lines.with_filter(filter.and(filter_fn(is_ours_or_harmless)));
-    Ok(tracing_subscriber::registry().with(lines))
+    let spans = traces.map(|provider| {
+        let spans = tracing_opentelemetry::layer().with_tracer(provider.tracer("duorelay"));
+        let spans = spans.with_location(false).with_threads(false).with_tracked_inactivity(false);
+        let spans = spans.with_target(false).with_context_activation(false);
+        // The hint keeps events below `info`, of libraries too, disabled where they stand.
+        spans.with_filter(filter_fn(is_our_span).with_max_level_hint(LevelFilter::INFO))
+    });
+    Ok(tracing_subscriber::registry().with(lines).with(spans))
 }
 
 /// Whether `text` is in `RUST_LOG`'s syntax, and what is wrong if not.
@@ -84,105 +129,28 @@ fn parse_filter(text: &str) -> Result<EnvFilter, String> {
             return Err(format!("has {directive:?}, which is no level; did you mean {level}?"));
         }
     }
+    // What fred says of each connection and try, our own lines tell once; who wants it names it: fred=warn.
+    let quiet = ["fred=off", text].join(",");
     EnvFilter::builder()
         .with_default_directive(LevelFilter::INFO.into())
-        .parse(text)
+        .parse(if text.trim().is_empty() { "fred=off,info" } else { &quiet })
         .map_err(|error| format!("must be levels such as info,duorelay=debug, but is {text:?} ({error})"))
 }
 
 /// Below `info`, WebSocket, HTTP and Redis libraries print what they carry: tokens and payloads.
 /// No setting may bring those lines back.
 fn is_ours_or_harmless(metadata: &Metadata<'_>) -> bool {
+    (is_ours(metadata) || *metadata.level() <= Level::INFO) && metadata.target() != STEPS
+}
+
+/// All of our spans are parts of handshakes.
+fn is_our_span(metadata: &Metadata<'_>) -> bool {
+    metadata.is_span() && is_ours(metadata)
+}
+
+fn is_ours(metadata: &Metadata<'_>) -> bool {
     let target = metadata.target();
-    let ours = target == "duorelay" || target.starts_with("duorelay::");
-    ours || *metadata.level() <= Level::INFO
-}
-
-/// One JSON object a line with the fields that Cloud Logging's agents look for
-/// (<https://cloud.google.com/logging/docs/structured-logging#structured_logging_special_fields>).
-struct CloudLogging;
-
-impl<S> FormatEvent<S, JsonFields> for CloudLogging
-where
-    S: Subscriber + for<'s> LookupSpan<'s>,
-{
-    fn format_event(
-        &self,
-        ctx: &FmtContext<'_, S, JsonFields>,
-        mut writer: Writer<'_>,
-        event: &Event<'_>,
-    ) -> fmt::Result {
-        let mut fields = Fields(Map::new());
-        for span in ctx.event_scope().into_iter().flat_map(|scope| scope.from_root()) {
-            let extensions = span.extensions();
-            let text = extensions.get::<FormattedFields<JsonFields>>().map_or("{}", |fields| fields.as_str());
-            if let Ok(Value::Object(of_span)) = serde_json::from_str(text) {
-                of_span.into_iter().for_each(|(name, value)| fields.put(&name, value));
-            }
-        }
-        event.record(&mut fields);
-
-        let mut time = String::new();
-        SystemTime.format_time(&mut Writer::new(&mut time))?;
-        let Fields(mut line) = fields;
-        line.insert("severity".to_owned(), severity(*event.metadata().level()).into());
-        line.insert("time".to_owned(), time.into());
-        line.insert("target".to_owned(), event.metadata().target().into());
-        writeln!(writer, "{}", Value::Object(line))
-    }
-}
-
-/// <https://cloud.google.com/logging/docs/reference/v2/rest/v2/LogEntry#LogSeverity>
-const fn severity(level: Level) -> &'static str {
-    match level {
-        Level::ERROR => "ERROR",
-        Level::WARN => "WARNING",
-        Level::INFO => "INFO",
-        Level::DEBUG | Level::TRACE => "DEBUG",
-    }
-}
-
-struct Fields(Map<String, Value>);
-
-impl Fields {
-    fn put(&mut self, name: &str, value: Value) {
-        let name = match name {
-            "trace" => "logging.googleapis.com/trace",
-            "span_id" | "spanId" => "logging.googleapis.com/spanId",
-            "trace_sampled" => "logging.googleapis.com/trace_sampled",
-            // Records of the `log` crate bring their place along as fields.
-            "log.target" => "target",
-            "log.module_path" | "log.file" | "log.line" => return,
-            other => other,
-        };
-        self.0.insert(name.to_owned(), value);
-    }
-}
-
-impl Visit for Fields {
-    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        self.put(field.name(), format!("{value:?}").into());
-    }
-
-    fn record_str(&mut self, field: &Field, value: &str) {
-        self.put(field.name(), value.into());
-    }
-
-    fn record_bool(&mut self, field: &Field, value: bool) {
-        self.put(field.name(), value.into());
-    }
-
-    fn record_i64(&mut self, field: &Field, value: i64) {
-        self.put(field.name(), value.into());
-    }
-
-    fn record_u64(&mut self, field: &Field, value: u64) {
-        self.put(field.name(), value.into());
-    }
-
-    fn record_f64(&mut self, field: &Field, value: f64) {
-        self.put(field.name(), value.into());
-    }
+    target == "duorelay" || target.starts_with("duorelay::")
 }
 
 #[cfg(test)]
@@ -190,6 +158,8 @@ mod tests {
     use std::io::{self, Write};
     use std::sync::{Arc, Mutex};
 
+    use http::HeaderMap;
+    use serde_json::Value;
     use tracing::{debug, error, info, info_span, subscriber::with_default, trace, warn};
 
     use super::*;
@@ -210,7 +180,9 @@ mod tests {
     fn logged(format: LogFormat, filter: &str, log: impl FnOnce()) -> Vec<String> {
         let sink = Sink::default();
         let writer = sink.clone();
-        with_default(subscriber(format, filter, move || writer.clone()).unwrap(), log);
+        let project = Some("p".to_owned());
+        let settings = Settings { format, filter: filter.to_owned(), project, traces: None };
+        with_default(subscriber(&settings, None, move || writer.clone()).unwrap(), log);
         let bytes = sink.0.lock().unwrap().clone();
         String::from_utf8(bytes).unwrap().lines().map(str::to_owned).collect()
     }
@@ -222,8 +194,15 @@ mod tests {
     #[test]
     fn cloud_logging_gets_its_fields_and_those_of_the_spans() {
         let lines = logged(LogFormat::Gcp, "trace", || {
-            let outer = info_span!("handshake", trace = "projects/p/traces/7", spanId = "9", user.id = "u");
+            let mut headers = HeaderMap::new();
+            let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+            headers.insert("traceparent", parent.parse().unwrap());
+            let outer = handshake(&headers);
             let _outer = outer.enter();
+            let step = info_span!(target: STEPS, "step", hidden = 1);
+            let _step = step.enter();
+            let inner = info_span!("inner", user.id = "u");
+            let _inner = inner.enter();
             info!(connections = 3, ready = true, share = 0.5, "moved {} sockets", 2);
             warn!("w");
             error!("e");
@@ -239,8 +218,9 @@ mod tests {
                 "severity": "INFO",
                 "message": "moved 2 sockets",
                 "target": "duorelay::telemetry::tests",
-                "logging.googleapis.com/trace": "projects/p/traces/7",
-                "logging.googleapis.com/spanId": "9",
+                "logging.googleapis.com/trace": "projects/p/traces/4bf92f3577b34da6a3ce929d0e0e4736",
+                "logging.googleapis.com/spanId": "00f067aa0ba902b7",
+                "logging.googleapis.com/trace_sampled": true,
                 "user.id": "u",
                 "connections": 3,
                 "ready": true,
@@ -286,9 +266,24 @@ mod tests {
             trace!(target: "tungstenite::protocol", "Received message PAYLOAD");
             debug!(target: "hyper::proto", "authorization: TOKEN");
             debug!(target: "duorelayed", "TOKEN");
-            info!(target: "fred", "connected");
+            info!(target: "hyper", "connected");
         });
         assert!(lines.len() == 1 && lines[0].contains("connected"), "{lines:?}");
+    }
+
+    #[test]
+    fn the_redis_library_is_silent_unless_it_is_named() {
+        let log = || warn!(target: "fred::router", "Broadcasting error");
+        for (filter, lines) in [
+            ("", 0),
+            ("info", 0),
+            ("trace", 0),
+            ("fred=warn", 1),
+            ("debug,fred=info", 1),
+            ("warn,fred=error", 0),
+        ] {
+            assert_eq!(logged(LogFormat::Json, filter, log).len(), lines, "{filter:?}");
+        }
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, timeout};
-use tracing::{debug, error};
+use tracing::{Instrument as _, debug, error};
 use uuid::Uuid;
 
 use crate::auth::Verifier;
@@ -27,6 +27,9 @@ use crate::relay::ids::ConnectionId;
 const COMMANDS: usize = 1024;
 /// How often a worker looks for slots to renew.
 const RENEW_TICK: Duration = Duration::from_secs(1);
+
+/// How often a worker counts what waits.
+const COUNT_TICK: Duration = Duration::from_secs(1);
 
 /// Makes the share of the backplane of the worker with this number.
 pub type MakeBackplane = dyn Fn(usize, Sink) -> Rc<dyn Backplane> + Send + Sync;
@@ -102,6 +105,7 @@ async fn run(number: usize, settings: WorkerSettings, mut commands: mpsc::Receiv
         leave_within: settings.leave_within,
     });
     let renewing = tokio::task::spawn_local(renew(Rc::clone(&hub)));
+    let counting = tokio::task::spawn_local(count(Rc::clone(&hub)));
     while let Some(command) = commands.recv().await {
         match command {
             Command::Join(join) => {
@@ -133,6 +137,7 @@ async fn run(number: usize, settings: WorkerSettings, mut commands: mpsc::Receiv
         }
     }
     renewing.abort();
+    counting.abort();
     hub.backplane().close().await;
 }
 
@@ -157,12 +162,22 @@ async fn renew(hub: Rc<Hub>) {
     }
 }
 
+/// Beside renewals, which take longer while the backplane is slow: just then it matters what waits.
+async fn count(hub: Rc<Hub>) {
+    let mut ticks = tokio::time::interval(COUNT_TICK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        hub.count_waiting();
+    }
+}
+
 /// A connection's way into its room. Its task ends here; the socket gets one of its own, so that nothing
 /// of the handshake stays in memory.
 async fn connect(hub: Rc<Hub>, settings: Rc<SocketSettings>, join: Box<Join>) {
-    let Join { joining, identity, admission, answer, socket } = *join;
+    let Join { joining, identity, admission, answer, socket, span } = *join;
     let connection = ConnectionId(Uuid::now_v7());
-    let seat = match hub.join(joining, connection).await {
+    let seat = match hub.join(joining, connection).instrument(span).await {
         Ok(seat) => seat,
         Err(refusal) => {
             let _ = answer.send(Err(refusal));

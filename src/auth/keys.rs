@@ -19,6 +19,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::AuthError;
 use super::calls::{self, CALL_TIME, CallError};
 use super::jwks::{KeySet, KeySetError};
+use crate::metrics::Metrics;
 use crate::relay::refusal::Refusal;
 
 /// Unknown keys cause at most one fetch in this time.
@@ -136,10 +137,10 @@ impl Drop for KeyCache {
 
 impl KeyCache {
     /// Starts the task on the current runtime, and the first fetch with it.
-    pub(super) fn start(source: impl Source) -> Self {
+    pub(super) fn start(source: impl Source, metrics: Arc<Metrics>) -> Self {
         let (publish, state) = watch::channel(State { keys: None, fetching: true, asked: None });
         let ask = Arc::new(Notify::new());
-        let task = tokio::spawn(refresh(source, publish, Arc::clone(&ask))).abort_handle();
+        let task = tokio::spawn(refresh(source, publish, Arc::clone(&ask), metrics)).abort_handle();
         Self { state, ask, task }
     }
 
@@ -181,11 +182,17 @@ impl KeyCache {
 }
 
 /// Fetches when keys run out, and when an unknown key is asked for; never ends by itself.
-async fn refresh(source: impl Source, publish: watch::Sender<State>, ask: Arc<Notify>) {
+async fn refresh(
+    source: impl Source,
+    publish: watch::Sender<State>,
+    ask: Arc<Notify>,
+    metrics: Arc<Metrics>,
+) {
     let mut failures = 0;
     loop {
         publish.send_if_modified(|state| !std::mem::replace(&mut state.fetching, true));
         let fetched = timeout(CALL_TIME, source.fetch()).await.unwrap_or(Err(CallError::TimedOut.into()));
+        metrics.keys_refreshed(fetched.is_ok());
         let next = match fetched {
             Ok(Fetched { keys, max_age }) => {
                 failures = 0;

@@ -78,7 +78,7 @@ fn cache(answers: impl Into<VecDeque<Answer>>) -> (KeyCache, impl Fn() -> usize)
     let fetches = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&fetches);
     let answers = Mutex::new(answers.into());
-    let cache = KeyCache::start(Script { answers, fetches, under_way: AtomicUsize::new(0) });
+    let cache = KeyCache::start(Script { answers, fetches, under_way: AtomicUsize::new(0) }, Arc::default());
     (cache, move || counted.load(Ordering::SeqCst))
 }
 
@@ -272,7 +272,7 @@ async fn garbage_never_replaces_good_keys() {
         _ => ok("garbage", 1),
     })
     .await;
-    let cache = KeyCache::start(Endpoint::new(&server.url, RS256).unwrap());
+    let cache = KeyCache::start(Endpoint::new(&server.url, RS256).unwrap(), Arc::default());
     assert_eq!(refusal(&cache, "rsa-1").await, None);
     server.asked_at_least(3).await;
     assert_eq!(refusal(&cache, "rsa-1").await, None);

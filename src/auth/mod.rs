@@ -18,13 +18,14 @@ mod testing;
 mod tests;
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use thiserror::Error;
 
 pub use claims::{Email, Identity};
 pub(crate) use firebase::issuer as firebase_issuer;
 
+use crate::metrics::Metrics;
 use crate::relay::refusal::Refusal;
 use claims::{Rules, SignedToken};
 use jwks::KeySet;
@@ -85,6 +86,7 @@ pub struct Verifier {
 struct Inner {
     tokens: Tokens,
     revocation: Option<revocation::Checker>,
+    metrics: Arc<Metrics>,
 }
 
 /// Chosen once, at start: there is no way from signed tokens to unsigned ones.
@@ -106,7 +108,7 @@ impl Verifier {
     ///
     /// # Errors
     /// [`AuthError`], which names the setting that is wrong.
-    pub fn start(settings: Settings) -> Result<Self, AuthError> {
+    pub fn start(settings: Settings, metrics: &Arc<Metrics>) -> Result<Self, AuthError> {
         tokio::runtime::Handle::try_current().map_err(|_| AuthError::NoRuntime)?;
         let revocation = settings
             .revocation
@@ -124,31 +126,31 @@ impl Verifier {
             Issuer::Firebase { project_id, jwks_url } => {
                 let rules = firebase::rules(&project_id)?;
                 let url = jwks_url.as_deref().unwrap_or(firebase::JWKS_URL);
-                Tokens::signed(rules, url)?
+                Tokens::signed(rules, url, metrics)?
             }
             Issuer::Emulator { project_id, host } => {
                 emulator::check_host(&host)?;
                 Tokens::Unsigned(firebase::rules(&project_id)?)
             }
             Issuer::OpenId { issuer, audience, jwks_url } => {
-                Tokens::signed(Rules::openid(issuer, audience)?, &jwks_url)?
+                Tokens::signed(Rules::openid(issuer, audience)?, &jwks_url, metrics)?
             }
         };
-        Ok(Self::new(tokens, revocation))
+        Ok(Self::new(tokens, revocation, Arc::clone(metrics)))
     }
 
-    fn new(tokens: Tokens, revocation: Option<revocation::Checker>) -> Self {
+    fn new(tokens: Tokens, revocation: Option<revocation::Checker>, metrics: Arc<Metrics>) -> Self {
         // Named, so that a second back end among the dependencies' features cannot make the choice
         // ambiguous. An error means that it was named before.
         let _ = jsonwebtoken::crypto::aws_lc::DEFAULT_PROVIDER.install_default();
-        Self { inner: Arc::new(Inner { tokens, revocation }) }
+        Self { inner: Arc::new(Inner { tokens, revocation, metrics }) }
     }
 
     /// A verifier for Firebase-shaped tokens of a key that this process made itself.
-    pub(crate) fn with_keys(project_id: &str, jwks: &str) -> Result<Self, AuthError> {
+    pub(crate) fn with_keys(project_id: &str, jwks: &str, metrics: Arc<Metrics>) -> Result<Self, AuthError> {
         let rules = firebase::rules(project_id)?;
         let keys = KeySource::Static(KeySet::parse(jwks.as_bytes(), rules.algorithms())?);
-        Ok(Self::new(Tokens::Signed { rules, keys }, None))
+        Ok(Self::new(Tokens::Signed { rules, keys }, None, metrics))
     }
 
     /// Whose token is this? `now` is in Unix seconds ([`unix_now`]).
@@ -159,6 +161,13 @@ impl Verifier {
     /// # Errors
     /// The refusal that the client gets. Nothing in it comes from the token.
     pub async fn verify(&self, token: &str, now: u64) -> Result<Identity, Refusal> {
+        let begun = Instant::now();
+        let verified = self.judge(token, now).await;
+        self.inner.metrics.verify_seconds.observe(begun.elapsed());
+        verified
+    }
+
+    async fn judge(&self, token: &str, now: u64) -> Result<Identity, Refusal> {
         let identity = match &self.inner.tokens {
             Tokens::Signed { rules, keys } => {
                 let token = SignedToken::parse(token, rules.algorithms())?;
@@ -197,9 +206,9 @@ impl Verifier {
 }
 
 impl Tokens {
-    fn signed(rules: Rules, jwks_url: &str) -> Result<Self, AuthError> {
+    fn signed(rules: Rules, jwks_url: &str, metrics: &Arc<Metrics>) -> Result<Self, AuthError> {
         let source = keys::Endpoint::new(jwks_url, rules.algorithms())?;
-        Ok(Self::Signed { rules, keys: KeySource::Endpoint(KeyCache::start(source)) })
+        Ok(Self::Signed { rules, keys: KeySource::Endpoint(KeyCache::start(source, Arc::clone(metrics))) })
     }
 }
 

@@ -25,7 +25,7 @@ fn unsigned(claims: &serde_json::Value) -> String {
 #[tokio::test]
 async fn firebase_tokens_are_verified_with_the_endpoints_keys() {
     let server = Server::start(|_| ok(both_keys(), 3600)).await;
-    let verifier = Verifier::start(firebase_at(&server.url)).unwrap();
+    let verifier = Verifier::start(firebase_at(&server.url), &Arc::default()).unwrap();
     let good = RSA.sign(&claims(json!({}))).unwrap();
     let identity = verifier.verify(&good, NOW).await.unwrap();
     assert_eq!(identity.user.as_str(), "some-user");
@@ -50,7 +50,7 @@ async fn a_rotated_key_is_fetched_once_for_everybody() {
     let server =
         Server::start(move |asked| ok(if asked.number == 1 { both_keys() } else { rotated.clone() }, 3600))
             .await;
-    let verifier = Verifier::start(firebase_at(&server.url)).unwrap();
+    let verifier = Verifier::start(firebase_at(&server.url), &Arc::default()).unwrap();
     let old = RSA.sign(&claims(json!({}))).unwrap();
     assert!(verifier.verify(&old, NOW).await.is_ok());
     let new = RSA.sign_parts(r#"{"alg":"RS256","kid":"rsa-2"}"#, &claims(json!({})).to_string()).unwrap();
@@ -63,7 +63,7 @@ async fn a_rotated_key_is_fetched_once_for_everybody() {
 #[tokio::test]
 async fn keys_outlive_their_endpoint() {
     let server = Server::start(|_| ok(both_keys(), 1)).await;
-    let verifier = Verifier::start(firebase_at(&server.url)).unwrap();
+    let verifier = Verifier::start(firebase_at(&server.url), &Arc::default()).unwrap();
     let good = RSA.sign(&claims(json!({}))).unwrap();
     assert!(verifier.verify(&good, NOW).await.is_ok());
     drop(server);
@@ -78,7 +78,7 @@ async fn no_endpoint_and_no_keys_is_unavailable() {
     let server = Server::start(|_| ok(both_keys(), 1)).await;
     let url = server.url.clone();
     drop(server);
-    let verifier = Verifier::start(firebase_at(&url)).unwrap();
+    let verifier = Verifier::start(firebase_at(&url), &Arc::default()).unwrap();
     let good = RSA.sign(&claims(json!({}))).unwrap();
     assert_eq!(verifier.verify(&good, NOW).await, Err(Refusal::KeysUnavailable));
     // What is malformed needs no keys to be refused.
@@ -93,7 +93,7 @@ async fn another_issuer_may_sign_with_es256() {
         audience: PROJECT.into(),
         jwks_url: server.url.clone(),
     };
-    let verifier = Verifier::start(Settings { issuer, revocation: None }).unwrap();
+    let verifier = Verifier::start(Settings { issuer, revocation: None }, &Arc::default()).unwrap();
     let payload = claims(json!({"iss": "https://issuer.example/", "aud": ["x", PROJECT], "auth_time": null}));
     let token = EC.sign_parts(r#"{"alg":"ES256","kid":"ec-1"}"#, &payload.to_string());
     assert_eq!(verifier.verify(&token, NOW).await.unwrap().auth_time, None);
@@ -104,7 +104,7 @@ async fn another_issuer_may_sign_with_es256() {
 #[tokio::test]
 async fn the_emulators_tokens_are_unsigned_and_keep_every_other_rule() {
     use Refusal::*;
-    let verifier = Verifier::start(emulator_at("127.0.0.1:9099", None)).unwrap();
+    let verifier = Verifier::start(emulator_at("127.0.0.1:9099", None), &Arc::default()).unwrap();
     let payload = encode(claims(json!({})).to_string());
     let header = |json: &str| encode(json);
     let table = [
@@ -135,7 +135,7 @@ async fn a_revoked_session_is_refused_at_sign_in_and_found_later() {
     };
     let server = Server::start(move |asked| ok(account(if asked.number == 1 { 0 } else { NOW }), 0)).await;
     let host = server.url.trim_start_matches("http://");
-    let verifier = Verifier::start(emulator_at(host, Some(Revocation::Emulator))).unwrap();
+    let verifier = Verifier::start(emulator_at(host, Some(Revocation::Emulator)), &Arc::default()).unwrap();
     let token = unsigned(&claims(json!({})));
     let identity = verifier.verify(&token, NOW).await.unwrap();
     assert_eq!(verifier.check(&identity).await, Err(Refusal::TokenRevoked));
@@ -149,7 +149,7 @@ async fn a_revoked_session_is_refused_at_sign_in_and_found_later() {
 
 #[tokio::test]
 async fn mistakes_in_the_settings_stop_the_start() {
-    let error = |settings| Verifier::start(settings).err().unwrap();
+    let error = |settings| Verifier::start(settings, &Arc::default()).err().unwrap();
     let openid = |issuer: &str, audience: &str| Settings {
         issuer: Issuer::OpenId {
             issuer: issuer.into(),
@@ -177,13 +177,13 @@ async fn mistakes_in_the_settings_stop_the_start() {
         assert!(matches!(error(emulator_at(host, None)), AuthError::EmulatorHost(_)), "{host}");
     }
     for host in ["localhost:9099", "firebase:9099", "[::1]:9099", "127.0.0.1:80"] {
-        assert!(Verifier::start(emulator_at(host, None)).is_ok(), "{host}");
+        assert!(Verifier::start(emulator_at(host, None), &Arc::default()).is_ok(), "{host}");
     }
 }
 
 #[test]
 fn a_verifier_needs_a_runtime() {
-    let started = Verifier::start(firebase_at("http://127.0.0.1:9/"));
+    let started = Verifier::start(firebase_at("http://127.0.0.1:9/"), &Arc::default());
     assert!(matches!(started, Err(AuthError::NoRuntime)));
 }
 
@@ -200,7 +200,7 @@ fn a_verifier_and_what_it_does_go_to_every_thread() {
 #[tokio::test]
 async fn without_a_url_of_its_own_firebase_is_asked_at_google() {
     let issuer = Issuer::Firebase { project_id: PROJECT.into(), jwks_url: None };
-    assert!(Verifier::start(Settings { issuer, revocation: None }).is_ok());
+    assert!(Verifier::start(Settings { issuer, revocation: None }, &Arc::default()).is_ok());
     assert!(firebase::JWKS_URL.starts_with("https://www.googleapis.com/"));
 }
 

@@ -25,7 +25,7 @@ pub use self::loadtest::{
     TokenSource, Unit,
 };
 use crate::auth::settings::Settings;
-use crate::telemetry::LogFormat;
+use crate::telemetry::{self, LogFormat};
 
 /// What `duorelay serve` runs by.
 #[derive(Debug, Clone)]
@@ -53,10 +53,8 @@ pub struct Config {
     pub workers: usize,
     /// How long things last.
     pub times: Times,
-    /// How a log line looks.
-    pub log: LogFormat,
-    /// Which log lines there are (`RUST_LOG`'s syntax, already checked).
-    pub log_filter: String,
+    /// Logs and traces.
+    pub telemetry: telemetry::Settings,
 }
 
 impl Config {
@@ -127,10 +125,8 @@ pub struct DemoOptions {
     pub workers: usize,
     /// As [`Config::times`].
     pub times: Times,
-    /// As [`Config::log`].
-    pub log: LogFormat,
-    /// As [`Config::log_filter`].
-    pub log_filter: String,
+    /// As [`Config::telemetry`].
+    pub telemetry: telemetry::Settings,
 }
 
 impl DemoOptions {
@@ -149,8 +145,7 @@ impl DemoOptions {
             limits: self.limits,
             workers: self.workers,
             times: self.times,
-            log: self.log,
-            log_filter: self.log_filter,
+            telemetry: self.telemetry,
         }
     }
 }
@@ -187,15 +182,20 @@ pub struct Launch {
 }
 
 impl Launch {
-    /// How log lines look, and which there are; the load tester has none, as its report is its output.
+    /// Its logs and traces; the load tester has none, as its report is its output.
     #[must_use]
-    pub fn log(&self) -> Option<(LogFormat, &str)> {
+    pub fn telemetry(&self) -> Option<telemetry::Settings> {
         match &self.command {
-            Command::Serve(config) => Some((config.log, &config.log_filter)),
-            Command::Demo(options) => Some((options.log, &options.log_filter)),
+            Command::Serve(config) => Some(config.telemetry.clone()),
+            Command::Demo(options) => Some(options.telemetry.clone()),
             Command::Loadtest(_) => None,
             // A check has nothing to tell but why it failed.
-            Command::Health(_) => Some((LogFormat::Pretty, "error")),
+            Command::Health(_) => Some(telemetry::Settings {
+                format: LogFormat::Pretty,
+                filter: "error".to_owned(),
+                project: None,
+                traces: None,
+            }),
         }
     }
 }

@@ -12,7 +12,8 @@ use url::{Host, Url};
 use super::table::{self, Setting};
 use super::values::Values;
 use super::{Config, DemoOptions, HealthCheck, Limits, Machine, Redis, Times, sign_in};
-use crate::telemetry::{LogFormat, check_filter};
+use crate::auth::settings::Issuer;
+use crate::telemetry::{LogFormat, Settings, TraceSettings, check_filter};
 
 /// Where demos keep what they share, so that a real relay on the same Redis never meets them.
 const DEMO_PREFIX: &str = "duo-demo";
@@ -25,7 +26,13 @@ pub(super) fn serve(values: &mut Values, machine: Machine) -> Option<Config> {
     let auth = sign_in::read(values);
     let enforce_expiry = values.required(&table::ENFORCE_EXPIRY, true, truth);
     let redis = redis(values);
-    Some(Config { redis: redis?, enforce_expiry: enforce_expiry?, ..common?.into_config(auth?) })
+    let (mut common, auth) = (common?, auth?);
+    if common.telemetry.project.is_none()
+        && let Issuer::Firebase { project_id, .. } | Issuer::Emulator { project_id, .. } = &auth.issuer
+    {
+        common.telemetry.project = Some(project_id.clone());
+    }
+    Some(Config { redis: redis?, enforce_expiry: enforce_expiry?, ..common.into_config(auth) })
 }
 
 /// Everything that `duorelay demo` needs.
@@ -49,9 +56,7 @@ fn common(values: &mut Values, machine: Machine) -> Option<DemoOptions> {
     let limits = limits(values);
     let workers = values.required(&table::WORKERS, machine.cores.max(1) as u64, number(1..=1024));
     let times = times(values);
-    let terminal = if machine.terminal { LogFormat::Pretty } else { LogFormat::Json };
-    let log = values.required(&table::LOG_FORMAT, terminal, log_format);
-    let log_filter = values.required(&table::RUST_LOG, String::new(), log_filter);
+    let telemetry = telemetry(values, machine);
     let (listen, admin_listen) = addresses?;
     Some(DemoOptions {
         listen,
@@ -63,9 +68,32 @@ fn common(values: &mut Values, machine: Machine) -> Option<DemoOptions> {
         limits: limits?,
         workers: size(workers?),
         times: times?,
-        log: log?,
-        log_filter: log_filter?,
+        telemetry: telemetry?,
     })
+}
+
+fn telemetry(values: &mut Values, machine: Machine) -> Option<Settings> {
+    let terminal = if machine.terminal { LogFormat::Pretty } else { LogFormat::Json };
+    let format = values.required(&table::LOG_FORMAT, terminal, log_format);
+    let filter = values.required(&table::RUST_LOG, String::new(), log_filter);
+    let project = values.optional(&table::GOOGLE_CLOUD_PROJECT, |text| Ok(text.to_owned()));
+    let endpoint = values.optional(&table::OTLP_ENDPOINT, collector);
+    let service_name = values.optional(&table::OTEL_SERVICE_NAME, |text| Ok(text.to_owned()));
+    let service_name = service_name?;
+    let traces = endpoint?.map(|endpoint| TraceSettings { endpoint, service_name });
+    Some(Settings { format: format?, filter: filter?, project: project?, traces })
+}
+
+/// An HTTP URL without a password in it, on any host: collectors are often neighbours, without TLS.
+fn collector(text: &str) -> Result<String, String> {
+    let url = Url::parse(text).map_err(|error| format!("is not a URL ({error})"))?;
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err("must not hold a user or a password; OTEL_EXPORTER_OTLP_HEADERS may".to_owned());
+    }
+    match url.scheme() {
+        "http" | "https" if url.has_host() && url.query().is_none() => Ok(text.to_owned()),
+        _ => Err("must be an http:// or https:// URL, such as http://localhost:4318".to_owned()),
+    }
 }
 
 /// Everything that `duorelay health` needs.

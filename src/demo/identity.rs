@@ -4,6 +4,7 @@
 //! Only a verifier that comes from [`IdentityProvider::verifier`] believes its tokens. No setting of the
 //! server leads here: [`crate::auth::settings::Settings`] has no case for it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
@@ -12,6 +13,7 @@ use uuid::Uuid;
 pub use crate::auth::signer::SignError;
 use crate::auth::signer::Signer;
 use crate::auth::{AuthError, Email, Verifier, firebase_issuer};
+use crate::metrics::Metrics;
 use crate::relay::ids::UserId;
 
 /// `aud` of the demo's tokens. Firebase's own tools treat project ids that start with `demo-` as unreal.
@@ -91,8 +93,8 @@ impl IdentityProvider {
     ///
     /// # Errors
     /// [`AuthError`] should the key not be usable.
-    pub fn verifier(&self) -> Result<Verifier, AuthError> {
-        Verifier::with_keys(PROJECT_ID, &self.jwks_json())
+    pub fn verifier(&self, metrics: Arc<Metrics>) -> Result<Verifier, AuthError> {
+        Verifier::with_keys(PROJECT_ID, &self.jwks_json(), metrics)
     }
 }
 
@@ -110,7 +112,7 @@ mod tests {
     #[tokio::test]
     async fn its_own_verifier_believes_its_tokens_until_they_expire() {
         let provider = IdentityProvider::generate().unwrap();
-        let verifier = provider.verifier().unwrap();
+        let verifier = provider.verifier(Arc::default()).unwrap();
         let email = Email::new("someone@example.com");
         let token = provider.mint(&user(), email.as_ref(), NOW, Duration::from_secs(3600)).unwrap();
         let identity = verifier.verify(&token, NOW).await.unwrap();
@@ -129,7 +131,7 @@ mod tests {
         let copy = IdentityProvider::from_text(&provider.to_text().unwrap()).unwrap();
         for (signer, judge) in [(&provider, &copy), (&copy, &provider)] {
             let token = signer.mint(&user(), None, NOW, Duration::from_secs(60)).unwrap();
-            let identity = judge.verifier().unwrap().verify(&token, NOW).await.unwrap();
+            let identity = judge.verifier(Arc::default()).unwrap().verify(&token, NOW).await.unwrap();
             assert_eq!(identity.user, user());
         }
         assert!(IdentityProvider::from_text("").is_err());
@@ -139,7 +141,7 @@ mod tests {
     #[tokio::test]
     async fn another_providers_verifier_does_not_believe_them() {
         let provider = IdentityProvider::generate().unwrap();
-        let other = IdentityProvider::generate().unwrap().verifier().unwrap();
+        let other = IdentityProvider::generate().unwrap().verifier(Arc::default()).unwrap();
         let token = provider.mint(&user(), None, NOW, Duration::from_secs(3600)).unwrap();
         assert_eq!(other.verify(&token, NOW).await, Err(Refusal::UnknownKey));
     }

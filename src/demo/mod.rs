@@ -25,6 +25,7 @@ use self::identity::{IdentityProvider, PROJECT_ID, SignError};
 use crate::auth::settings::{Issuer, Settings};
 use crate::auth::{AuthError, Email, unix_now};
 use crate::config::DemoOptions;
+use crate::metrics::Metrics;
 use crate::relay::ids::{ClientId, UserId};
 use crate::server::{self, ServerError};
 
@@ -74,9 +75,10 @@ pub async fn run(options: DemoOptions) -> Result<(), DemoError> {
     let proposal = IdentityProvider::generate()?.to_text()?;
     let agreed = server::agree(&config, "signing-key", proposal).await?;
     let provider = IdentityProvider::from_text(&agreed)?;
-    let verifier = provider.verifier()?;
+    let metrics = Arc::new(Metrics::default());
+    let verifier = provider.verifier(Arc::clone(&metrics))?;
     let page = page(Arc::new(Demo { provider, lan_url }));
-    server::serve(config, verifier, Some(page)).await?;
+    server::serve(config, verifier, metrics, Some(page)).await?;
     Ok(())
 }
 

@@ -2,23 +2,24 @@
 
 use std::sync::Arc;
 
-use axum::Router;
 use axum::body::to_bytes;
-use axum::extract::{FromRequestParts, Path, Request, State};
+use axum::extract::{MatchedPath, Path, RawPathParams, Request, State};
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
-use http::header::{CONTENT_TYPE, WWW_AUTHENTICATE};
-use http::request::Parts;
-use http::{HeaderValue, StatusCode};
+use axum::{Extension, Router};
+use http::header::{ACCEPT, CONTENT_TYPE, WWW_AUTHENTICATE};
+use http::{HeaderMap, StatusCode};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::time::timeout;
 use tracing::info;
 
-use super::http::{Edge, health_routes};
+use super::http::{Edge, health_routes, peer_of};
 use super::workers::{Command, HAND_OVER_LIMIT};
 use crate::hub::InstanceInfo;
+use crate::metrics::Format;
 use crate::relay::handshake;
 use crate::relay::ids::{ConnectionId, Device, Generation, InstanceId, UserId};
 use crate::relay::record::Held;
@@ -38,43 +39,72 @@ pub struct Operator {
 pub fn admin(edge: Arc<Edge>, token: Option<SecretString>, me: InstanceInfo, message_bytes: usize) -> Router {
     let operator = Operator { edge: Arc::clone(&edge), token: token.map(Arc::new), me, message_bytes };
     let calls = Router::new()
-        .route("/metrics", get(metrics))
         .route("/v1/rooms/{uid}", get(room).delete(disconnect_room))
         .route("/v1/rooms/{uid}/messages", post(message))
         .route("/v1/rooms/{uid}/{device}", delete(disconnect_device))
         .route("/v1/instances", get(instances))
+        .route_layer(from_fn_with_state(operator.clone(), authorize))
+        .route("/metrics", get(metrics))
         .with_state(operator);
     Router::new().merge(health_routes()).with_state(edge).merge(calls)
 }
 
-async fn metrics(State(operator): State<Operator>) -> Response {
-    let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(CONTENT_TYPE, content_type)], operator.edge.metrics.encode()).into_response()
+async fn metrics(State(operator): State<Operator>, headers: HeaderMap) -> Response {
+    let accept = headers.get(ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
+    let format = Format::accepted(accept);
+    ([(CONTENT_TYPE, format.content_type())], operator.edge.metrics.encode(format)).into_response()
 }
 
-/// Proof that the request carries the admin token.
-struct Authorized;
+/// How many devices a call has reached, for the audit line.
+#[derive(Clone, Copy)]
+struct Reached(usize);
 
-impl FromRequestParts<Operator> for Authorized {
-    type Rejection = Response;
+/// Lets a call with the admin token through, and writes the audit line of every call: who (by address), what, about
+/// which device of whom, and what came of it.
+///
+/// A uid can be an e-mail address, which no log may hold: the line has a part of its SHA-256 instead
+/// (`printf %s UID | sha256sum | cut -c1-16`), by which calls about one user can be found.
+async fn authorize(
+    State(operator): State<Operator>,
+    path: MatchedPath,
+    parameters: RawPathParams,
+    request: Request,
+    next: Next,
+) -> Response {
+    // Without a token there is no operator API at all.
+    let Some(token) = &operator.token else {
+        return StatusCode::NOT_FOUND.into_response();
+    };
+    let (method, address) = (request.method().clone(), peer_of(&request));
+    let given = handshake::bearer(request.headers()).ok().flatten().unwrap_or_default();
+    // In constant time: how long it takes tells nothing about how much of a guess was right.
+    let expected = token.expose_secret().as_bytes();
+    let is_operator = aws_lc_rs::constant_time::verify_slices_are_equal(given.as_bytes(), expected).is_ok();
+    let response = if is_operator {
+        next.run(request).await
+    } else {
+        (StatusCode::UNAUTHORIZED, [(WWW_AUTHENTICATE, "Bearer")]).into_response()
+    };
+    let parameter = |name| parameters.iter().find(|(known, _)| *known == name).map(|(_, value)| value);
+    let reached = response.extensions().get::<Reached>();
+    // What was logged could be anything: only the names of devices are.
+    let device = parameter("device").map(|device| Device::parse(device).map_or("unknown", Device::as_str));
+    info!(
+        client.address = %address.ip(),
+        call = %format_args!("{method} {}", path.as_str()),
+        user.hash = parameter("uid").map(user_hash),
+        device,
+        status = response.status().as_u16(),
+        reached = reached.map(|reached| reached.0),
+        "operator call"
+    );
+    response
+}
 
-    async fn from_request_parts(parts: &mut Parts, operator: &Operator) -> Result<Self, Response> {
-        // Without a token there is no operator API at all.
-        let Some(token) = &operator.token else {
-            return Err(StatusCode::NOT_FOUND.into_response());
-        };
-        let given = handshake::bearer(&parts.headers).ok().flatten().unwrap_or_default();
-        // In constant time: how long it takes tells nothing about how much of a guess was right.
-        let expected = token.expose_secret().as_bytes();
-        if aws_lc_rs::constant_time::verify_slices_are_equal(given.as_bytes(), expected).is_err() {
-            let mut response = StatusCode::UNAUTHORIZED.into_response();
-            response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-            return Err(response);
-        }
-        // The audit line: what was asked for, without the user (a uid can be an e-mail address).
-        info!(method = %parts.method, "operator call");
-        Ok(Self)
-    }
+/// The first 16 digits of the uid's SHA-256.
+fn user_hash(uid: &str) -> String {
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, uid.as_bytes());
+    digest.as_ref().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[derive(Serialize)]
@@ -122,11 +152,7 @@ fn user(uid: &str) -> Result<UserId, Refusal> {
     UserId::new(uid).ok_or(Refusal::BadRequest("a uid has 1 to 128 characters"))
 }
 
-async fn room(
-    _: Authorized,
-    State(operator): State<Operator>,
-    Path(uid): Path<String>,
-) -> Result<Response, Refusal> {
+async fn room(State(operator): State<Operator>, Path(uid): Path<String>) -> Result<Response, Refusal> {
     let user = user(&uid)?;
     let look = |answer| Command::Look(user.clone(), answer);
     let [desktop, mobile] = operator.edge.workers.ask(&user, look).await?;
@@ -135,7 +161,6 @@ async fn room(
 }
 
 async fn message(
-    _: Authorized,
     State(operator): State<Operator>,
     Path(uid): Path<String>,
     request: Request,
@@ -151,11 +176,10 @@ async fn message(
     let data = bytes::Bytes::copy_from_slice(message.data.get().as_bytes());
     let tell = |answer| Command::Tell(user.clone(), devices, data, answer);
     let connected = operator.edge.workers.ask(&user, tell).await?;
-    Ok(axum::Json(Connected { connected }).into_response())
+    Ok((Extension(Reached(connected)), axum::Json(Connected { connected })).into_response())
 }
 
 async fn disconnect_room(
-    _: Authorized,
     State(operator): State<Operator>,
     Path(uid): Path<String>,
 ) -> Result<Response, Refusal> {
@@ -163,7 +187,6 @@ async fn disconnect_room(
 }
 
 async fn disconnect_device(
-    _: Authorized,
     State(operator): State<Operator>,
     Path((uid, device)): Path<(String, String)>,
 ) -> Result<Response, Refusal> {
@@ -175,7 +198,7 @@ async fn disconnect(operator: &Operator, uid: &str, devices: Vec<Device>) -> Res
     let user = user(uid)?;
     let disconnect = |answer| Command::Disconnect(user.clone(), devices, answer);
     let disconnected = operator.edge.workers.ask(&user, disconnect).await?;
-    Ok(axum::Json(Disconnected { disconnected }).into_response())
+    Ok((Extension(Reached(disconnected)), axum::Json(Disconnected { disconnected })).into_response())
 }
 
 #[derive(Serialize)]
@@ -192,7 +215,7 @@ struct InstanceAnswer {
     draining: bool,
 }
 
-async fn instances(_: Authorized, State(operator): State<Operator>) -> Response {
+async fn instances(State(operator): State<Operator>) -> Response {
     let mut instances = operator.edge.workers.instances().await;
     // This instance knows itself best, and a backplane without others knows nobody.
     instances.retain(|info| info.instance != operator.me.instance);

@@ -14,7 +14,7 @@ use hyper_util::server::conn::auto::upgrade::{Parts, downcast};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
-use tracing::{Instrument as _, debug, info_span};
+use tracing::{Instrument as _, Span, debug, info_span};
 use tungstenite::handshake::derive_accept_key;
 
 use super::http::{Edge, empty, is_tunnel, peer_of};
@@ -25,6 +25,7 @@ use crate::auth::unix_now;
 use crate::hub::Joining;
 use crate::relay::handshake;
 use crate::relay::refusal::Refusal;
+use crate::telemetry::{self, STEPS};
 
 /// How long a client may take to receive the answer to its handshake.
 const UPGRADE_LIMIT: Duration = Duration::from_secs(10);
@@ -38,14 +39,18 @@ pub fn is_upgrade(request: &Request) -> bool {
 /// Answers a handshake: 101 (200 inside HTTP/2), or a refusal.
 pub async fn upgrade(edge: Arc<Edge>, mut request: Request) -> Response {
     let metrics = Arc::clone(&edge.metrics);
-    let span = info_span!("handshake");
-    match accept(&edge, &mut request).instrument(span).await {
+    let span = telemetry::handshake(request.headers());
+    let accepted = accept(&edge, &mut request).instrument(span.clone()).await;
+    let _in_its_trace = span.enter();
+    match accepted {
         Ok(response) => {
-            metrics.handshake("accepted");
+            metrics.handshake(None);
+            telemetry::handshake_ended(&span, response.status().as_u16(), "accepted");
             response
         }
         Err(refusal) => {
-            metrics.handshake(refusal.code());
+            metrics.handshake(Some(refusal));
+            telemetry::handshake_ended(&span, refusal.status(), refusal.code());
             debug!(code = refusal.code(), "a handshake was refused");
             refusal.into_response()
         }
@@ -58,7 +63,9 @@ async fn accept(edge: &Edge, request: &mut Request) -> Result<Response, Refusal>
     let query = request.uri().query().unwrap_or_default();
     let handshake = handshake::read(request.method(), query, request.headers(), tunnel)?;
     let on_upgrade = request.extensions_mut().remove::<OnUpgrade>().ok_or(Refusal::UpgradeRequired)?;
-    let identity = edge.verifier.verify(&handshake.token, unix_now()).await?;
+    telemetry::handshake_is_for(&Span::current(), handshake.device.as_str(), handshake.protocol.as_str());
+    let verifying = edge.verifier.verify(&handshake.token, unix_now());
+    let identity = verifying.instrument(info_span!(target: STEPS, "verify")).await?;
 
     let (answer, answered) = oneshot::channel();
     let (socket, comes) = oneshot::channel();
@@ -71,7 +78,7 @@ async fn accept(edge: &Edge, request: &mut Request) -> Result<Response, Refusal>
         expires_at: identity.expires_at,
     };
     let user = identity.user.clone();
-    let join = Join { joining, identity, admission, answer, socket: comes };
+    let join = Join { joining, identity, admission, answer, socket: comes, span: Span::current() };
     if !edge.workers.send(&user, Command::Join(Box::new(join))).await {
         return Err(Refusal::Full);
     }

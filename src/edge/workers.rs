@@ -40,6 +40,8 @@ pub struct Join {
     pub answer: oneshot::Sender<Result<(), Refusal>>,
     /// Brings the socket, once the handshake was answered.
     pub socket: oneshot::Receiver<Moving>,
+    /// The handshake's, for what is logged and traced of its claim.
+    pub span: tracing::Span,
 }
 
 /// What the edge asks of a worker.

@@ -5,7 +5,8 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use tokio::time::timeout;
-use tracing::debug;
+use tracing::field::Empty;
+use tracing::{Instrument as _, debug, info_span};
 
 pub(super) use crate::backplane::CALL_LIMIT;
 use crate::backplane::Renewal;
@@ -14,6 +15,7 @@ use crate::relay::protocol::{BackplaneState, Protocol, ServerMessage};
 use crate::relay::record::{Claim, ClaimOutcome, Claimed, Renewed};
 use crate::relay::refusal::Refusal;
 use crate::relay::room::Left;
+use crate::telemetry::STEPS;
 
 use super::{Drain, Hub, Joining, Seat, SharedRoom};
 
@@ -57,11 +59,14 @@ impl Hub {
             known,
         };
         let asked = Instant::now();
-        let outcome = timeout(CALL_LIMIT, self.backplane.claim(&seat.user, claim)).await;
+        let span = info_span!(target: STEPS, "claim", connection.id = %connection, result = Empty);
+        let claiming = self.backplane.claim(&seat.user, claim).instrument(span.clone());
+        let outcome = timeout(CALL_LIMIT, claiming).await;
         self.metrics.claim_seconds.observe(asked.elapsed());
         let refusal = match outcome {
             Ok(Ok(ClaimOutcome::Claimed(claimed))) => {
                 self.metrics.claimed("claimed");
+                span.record("result", "claimed");
                 self.welcome(&seat, &claimed, joining.expires_at);
                 return Ok(seat);
             }
@@ -72,6 +77,7 @@ impl Hub {
             Ok(Err(_)) | Err(_) => Refusal::BackplaneUnavailable,
         };
         self.metrics.claimed(refusal.code());
+        span.record("result", refusal.code());
         let mut effects = Vec::new();
         // The claim may have been carried out although its answer did not come: it is released all the same.
         let left = seat.room.borrow_mut().on_claim_failed(seat.device, connection, &mut effects);

@@ -14,7 +14,7 @@ use bytes::Bytes;
 pub use crate::backplane::readiness::Readiness;
 use crate::backplane::{Backplane, Event, Published};
 pub use crate::backplane::{Barrier, CALL_LIMIT, InstanceInfo, RoomSnapshot};
-use crate::metrics::{Dropped, Metrics};
+use crate::metrics::{Dropped, Metrics, Share};
 use crate::relay::close::Close;
 use crate::relay::envelope::Envelope;
 use crate::relay::ids::{Device, InstanceId, UserId};
@@ -70,6 +70,9 @@ pub struct Hub {
     rooms: RefCell<HashMap<UserId, SharedRoom>>,
     backplane: Rc<dyn Backplane>,
     metrics: Arc<Metrics>,
+    /// This worker's shares of what waits.
+    outbox_bytes: Share,
+    waiting_connections: Share,
     is_down: Cell<bool>,
     leaving: Cell<Option<Instant>>,
 }
@@ -93,6 +96,8 @@ impl Hub {
                 settings,
                 rooms: RefCell::default(),
                 backplane,
+                outbox_bytes: Share::of(&metrics.outbox_bytes),
+                waiting_connections: Share::of(&metrics.waiting_connections),
                 metrics,
                 is_down: Cell::new(false),
                 leaving: Cell::new(None),
@@ -122,6 +127,21 @@ impl Hub {
     #[must_use]
     pub fn room_count(&self) -> usize {
         self.rooms.borrow().len()
+    }
+
+    /// Counts what waits; called about once a second, so that frames need not.
+    pub fn count_waiting(&self) {
+        let (mut bytes, mut connections) = (0, 0);
+        for room in self.rooms.borrow().values() {
+            let room = room.borrow();
+            for seat in Device::ALL.into_iter().filter_map(|device| room.here(device)) {
+                let waiting = seat.with_outbox(|outbox| outbox.waiting_bytes());
+                bytes += waiting;
+                connections += usize::from(waiting > 0);
+            }
+        }
+        self.outbox_bytes.set(bytes);
+        self.waiting_connections.set(connections);
     }
 
     fn apply(self: &Rc<Self>, effects: Vec<Effect<Rc<Seat>>>) {

@@ -39,6 +39,7 @@ use self::shard::{Event, Phase, Plan, User};
 use self::tokens::mint;
 use self::watch::{Reading, Watch};
 use crate::config::{LoadOptions, Output, Placement, Scenario};
+use crate::files::raise_limit;
 
 /// Between "all are connected" and the first frame.
 const RUN_UP: Duration = Duration::from_millis(100);
@@ -180,14 +181,9 @@ fn write_all(report: &Report<'_>) -> Result<(), LoadError> {
     Ok(())
 }
 
-/// Raises the limit of open files as far as it goes; what it is then.
+/// The limit of open files, raised as far as it goes, if it is too low.
 fn open_files(options: &LoadOptions) -> Option<u64> {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: limit.maximum, ..limit };
-    // Where it cannot be raised, the old one stands and is told.
-    let now = if setrlimit(Resource::Nofile, raised).is_ok() { raised } else { limit };
-    now.current.filter(|most| *most < options.users as u64 * 2 + 64)
+    raise_limit().filter(|most| *most < options.users as u64 * 2 + 64)
 }
 
 /// What will be done, for a person who may want to stop it.

@@ -49,6 +49,30 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// All codes.
+    pub const CODES: [&'static str; 20] = [
+        "too_many_attempts",
+        "draining",
+        "full",
+        "origin_not_allowed",
+        "upgrade_required",
+        "bad_request",
+        "unsupported_protocol",
+        "bad_device",
+        "missing_token",
+        "malformed_token",
+        "unknown_key",
+        "bad_signature",
+        "wrong_audience",
+        "wrong_issuer",
+        "token_expired",
+        "token_not_yet_valid",
+        "token_revoked",
+        "user_disabled",
+        "keys_unavailable",
+        "backplane_unavailable",
+    ];
+
     /// The stable code in the problem document and in `error` messages.
     #[must_use]
     pub const fn code(self) -> &'static str {

@@ -354,3 +354,25 @@ async fn a_taken_port_stops_the_start() {
     assert!(!output.status.success());
     assert_ne!(output.status.code(), Some(124), "it went on without its port");
 }
+
+/// Starts the relay under a hard limit of open files, and reads what it says of itself.
+async fn under_files(files: u32, connections: u32) -> (String, f64) {
+    let issuer = Issuer::start();
+    let relay = Config::new(&issuer)
+        .set("DUORELAY_MAX_CONNECTIONS", connections)
+        .open_files(files / 2, files)
+        .start()
+        .await;
+    let limit = relay.metric("process_max_fds", &[]).await;
+    (relay.log(), limit)
+}
+
+#[tokio::test]
+async fn the_limit_of_open_files_is_raised_and_told_when_too_low() {
+    let (log, limit) = under_files(4000, 3001).await;
+    assert!((limit - 4000.0).abs() < 0.5, "the soft limit is {limit}");
+    let line = log.lines().find(|line| line.contains("DUORELAY_MAX_CONNECTIONS")).unwrap();
+    assert!(line.contains("WARN") && line.contains("4000") && line.contains("4001"), "{line}");
+    let (log, _) = under_files(4000, 3000).await;
+    assert!(!log.contains("DUORELAY_MAX_CONNECTIONS"), "{log}");
+}

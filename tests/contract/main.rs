@@ -19,5 +19,6 @@ mod operator;
 mod session;
 mod takeover;
 mod tokens;
+mod traces;
 mod v1_control;
 mod v1_frames;

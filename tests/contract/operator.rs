@@ -172,6 +172,71 @@ async fn instances_are_listed() {
 }
 
 #[tokio::test]
+async fn every_call_leaves_an_audit_line_without_the_uid() {
+    let issuer = Issuer::start();
+    let relay = Config::new(&issuer).set("RUST_LOG", "info").start().await;
+    let uid = "private-uid@example.org";
+    let _desktop = relay.v1_desktop(uid).await;
+    let path = "/v1/rooms/private-uid%40example.org";
+    relay.operate("POST", &format!("{path}/messages"), &json!({"data": "secret"})).await;
+    relay.operate("DELETE", &format!("{path}/mobile"), &json!(null)).await;
+    relay.operate("DELETE", &format!("{path}/secret-device"), &json!(null)).await;
+    relay.operate("GET", "/v1/instances", &json!(null)).await;
+    let guess = [("authorization", "Bearer secret-guess")];
+    request(relay.admin, "GET", path, &guess, b"").await.unwrap();
+    // The line is written before the answer, but collected from a pipe.
+    let lines = loop {
+        let lines: Vec<Value> = relay
+            .log()
+            .lines()
+            .filter_map(|line| serde_json::from_str(line).ok())
+            .filter(|line: &Value| line["message"] == "operator call")
+            .collect();
+        if lines.len() >= 5 {
+            break lines;
+        }
+        tokio::task::yield_now().await;
+    };
+    let seen: Vec<_> = lines
+        .iter()
+        .map(|line| {
+            assert_eq!(line["client.address"], "127.0.0.1");
+            let fields = ["call", "device", "status", "reached", "user.hash"];
+            fields.map(|field| line[field].to_string().replace('"', ""))
+        })
+        .collect();
+    let hash = "4aac6c7bc7f2ff58";
+    assert_eq!(
+        seen,
+        [
+            ["POST /v1/rooms/{uid}/messages", "null", "200", "1", hash],
+            ["DELETE /v1/rooms/{uid}/{device}", "mobile", "200", "0", hash],
+            ["DELETE /v1/rooms/{uid}/{device}", "unknown", "400", "null", hash],
+            ["GET /v1/instances", "null", "200", "null", "null"],
+            ["GET /v1/rooms/{uid}", "null", "401", "null", hash],
+        ]
+    );
+    for private in ["private-uid", "secret", ADMIN_TOKEN] {
+        assert!(!relay.log().contains(private), "{private} is in the log");
+    }
+}
+
+#[tokio::test]
+async fn metrics_come_in_the_format_that_is_asked_for() {
+    let (_issuer, relay) = start().await;
+    let scrape = async |accept| {
+        let response = request(relay.admin, "GET", "/metrics", &[("accept", accept)], b"").await.unwrap();
+        (response.header("content-type").unwrap().to_owned(), response.text())
+    };
+    let (kind, text) = scrape("*/*").await;
+    assert_eq!(kind, "text/plain; version=0.0.4; charset=utf-8");
+    assert!(text.contains("# TYPE duorelay_frames_total counter\n") && !text.contains("# EOF"), "{text}");
+    let (kind, text) = scrape("application/openmetrics-text;version=1.0.0,text/plain;q=0.5").await;
+    assert_eq!(kind, "application/openmetrics-text; version=1.0.0; charset=utf-8");
+    assert!(text.contains("# TYPE duorelay_frames counter\n") && text.ends_with("# EOF\n"), "{text}");
+}
+
+#[tokio::test]
 async fn metrics_have_the_names_of_the_contract_and_no_users() {
     let (_issuer, relay) = start().await;
     let (mut desktop, mut mobile) = relay.v1_pair("a-user-of-this-test").await;

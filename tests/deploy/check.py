@@ -18,6 +18,8 @@ import urllib.request
 from pathlib import Path
 
 import kubernetes_validate
+import prometheus_client.openmetrics.parser as openmetrics
+import prometheus_client.parser as prometheus
 import yaml
 
 TOP = Path(__file__).parents[2]
@@ -107,7 +109,8 @@ class Relay:
                 break
             self.log += text
         lines = [json.loads(line) for line in self.log.splitlines() if line.startswith("{")]
-        self.address = next((line["address"] for line in lines if line.get("message") == "duorelay listens"), None)
+        listens = next((line for line in lines if line.get("message") == "duorelay listens"), {})
+        self.address, self.admin = listens.get("address"), listens.get("admin.address")
 
     def __enter__(self):
         return self
@@ -333,11 +336,48 @@ class Cluster(unittest.TestCase):
 
 
 class Seeing(unittest.TestCase):
-    METRICS = {f"duorelay_{name}" for name in re.findall(r'registry\.register\(\s*"(\w+)"', read("src/metrics.rs"))}
+    @classmethod
+    def setUpClass(cls):
+        """What a real relay tells, read by Prometheus's own parsers in both formats."""
+        with Relay(["serve"], {"FIREBASE_PROJECT_ID": "my-project"}) as relay:
+            url = f"http://{relay.admin}/metrics"
+            cls.kinds = scrape(url, "application/openmetrics-text", openmetrics.text_string_to_metric_families)
+            older = scrape(url, "text/plain", prometheus.text_string_to_metric_families)
+        cls.METRICS = {family.name: family for family in cls.kinds}
+        cls.OLDER = {family.name: family for family in older}
+
+    def test_metrics_are_well_formed(self):
+        self.assertEqual(len(self.METRICS), len(self.kinds), "a family is there twice")
+        self.assertEqual(set(self.METRICS) - {"duorelay_build"}, set(self.OLDER) - {"duorelay_build_info"})
+        for name, family in self.METRICS.items():
+            with self.subTest(name):
+                self.assertRegex(name, r"^(duorelay|process)_[a-z]+(_[a-z]+)*$")
+                self.assertGreater(len(family.documentation), 5)
+                self.assertIn(family.type, ("counter", "gauge", "histogram", "info"))
+                for unit in ("seconds", "bytes"):
+                    self.assertEqual(family.unit == unit, name.endswith(f"_{unit}"))
+                if family.type == "counter":
+                    self.assertFalse(name.endswith("_total"), "the format adds it")
+                seen = [(sample.name, *sorted(sample.labels.items())) for sample in family.samples]
+                self.assertEqual(len(seen), len(set(seen)), "a series is there twice")
+                self.assertLessEqual(len(seen), 25, "a label has too many values")
+                for sample in family.samples:
+                    self.assertLessEqual(set(sample.labels), LABELS)
+                    self.assertTrue(all(re.fullmatch(r"[a-z0-9_.+-]+|\+Inf", value) for value in sample.labels.values()))
+
+    def test_the_contracts_metrics_are_there_from_the_start(self):
+        for name, labels in CONTRACT.items():
+            with self.subTest(name):
+                samples = self.METRICS[name].samples
+                self.assertTrue(samples)
+                self.assertEqual(set(samples[0].labels) - {"le"}, labels)
+        values = {sample.labels["result"] for sample in self.METRICS["duorelay_handshakes"].samples}
+        self.assertGreater(len(values), 15)
+        self.assertEqual(len(self.METRICS["duorelay_connections"].samples), 4)
 
     def assert_known(self, expression):
-        for name in set(re.findall(r"\bduorelay_\w+", expression)):
-            self.assertIn(re.sub(r"_(total|bucket|sum|count)$", "", name), self.METRICS, expression)
+        for name in set(re.findall(r"\b(?:duorelay|process)_\w+", expression)):
+            self.assertIn(re.sub(r"_(total|bucket|sum|count|info)$", "", name), self.METRICS, expression)
 
     def test_alerts_are_about_metrics_that_exist(self):
         rules = load("k8s/observe/rules.yml")
@@ -355,14 +395,11 @@ class Seeing(unittest.TestCase):
         (source,) = load("k8s/compose/grafana/datasources/prometheus.yml")["datasources"]
         self.assertEqual({panel["datasource"]["uid"] for panel in dashboard["panels"] if "datasource" in panel}, {source["uid"]})
 
-    def test_connections_are_watched_where_their_limit_is(self):
-        watched = int(re.search(r"duorelay_connections\) > (\d+)", read("k8s/observe/rules.yml"))[1])
-        for place, environment in environments():
-            if place.startswith("k8s/"):
-                self.assertEqual(watched, 0.8 * setting(environment, "DUORELAY_MAX_CONNECTIONS"), place)
+    def test_instances_are_added_before_they_are_full(self):
         (pods,) = [it["pods"] for it in of_kind("gke", "HorizontalPodAutoscaler")["spec"]["metrics"] if it["type"] == "Pods"]
         self.assert_known(pods["metric"]["name"])
-        self.assertLess(int(pods["target"]["averageValue"]), watched)
+        limit = setting(of_kind("gke", "ConfigMap")["data"], "DUORELAY_MAX_CONNECTIONS")
+        self.assertLess(int(pods["target"]["averageValue"]), 0.8 * limit)
 
     def test_a_full_relay_has_files_left(self):
         relay = COMPOSE["services"]["relay"]
@@ -372,6 +409,31 @@ class Seeing(unittest.TestCase):
         for name, service in COMPOSE["services"].items():
             for volume in service.get("volumes", []):
                 self.assertTrue((TOP / volume.split(":")[0]).exists(), f"{name}: {volume}")
+
+
+LABELS = {"cause", "code", "device", "lane", "le", "path", "protocol", "queue", "result", "version"}
+# Section 5 of the contract: each family's labels.
+CONTRACT = {
+    "duorelay_connections": {"device", "protocol"},
+    "duorelay_handshakes": {"result"},
+    "duorelay_frames": {"lane", "path"},
+    "duorelay_frame_bytes": {"lane", "path"},
+    "duorelay_dropped": {"cause"},
+    "duorelay_overwritten": {"cause"},
+    "duorelay_closes": {"code"},
+    "duorelay_relay_seconds": set(),
+    "duorelay_claim_seconds": set(),
+    "duorelay_backplane_up": set(),
+    "duorelay_backplane_probe_seconds": set(),
+    "duorelay_backplane_gaps": set(),
+}
+
+
+def scrape(url, accept, parse):
+    request = urllib.request.Request(url, headers={"Accept": accept})
+    with urllib.request.urlopen(request, timeout=5) as answer:
+        assert answer.headers["Content-Type"].startswith(accept), answer.headers["Content-Type"]
+        return list(parse(answer.read().decode()))
 
 
 def container_ports(overlay):

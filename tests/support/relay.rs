@@ -22,13 +22,14 @@ pub const ADMIN_TOKEN: &str = "operator-of-the-contract-tests";
 pub struct Config {
     env: BTreeMap<String, String>,
     args: Vec<String>,
+    open_files: Option<(u32, u32)>,
 }
 
 impl Config {
     /// `duorelay serve` with the memory backplane, for the tokens of `issuer`, without a limit on
     /// handshakes (all tests come from one address).
     pub fn new(issuer: &Issuer) -> Self {
-        Self { env: BTreeMap::new(), args: vec!["serve".into()] }
+        Self { env: BTreeMap::new(), args: vec!["serve".into()], open_files: None }
             .set("FIREBASE_PROJECT_ID", PROJECT)
             .set("DUORELAY_JWKS_URL", issuer.jwks_url())
             .set("DUORELAY_ADMIN_TOKEN", ADMIN_TOKEN)
@@ -61,9 +62,24 @@ impl Config {
         self
     }
 
+    /// Starts it under these limits of open files, the soft and the hard one.
+    pub fn open_files(mut self, soft: u32, hard: u32) -> Self {
+        self.open_files = Some((soft, hard));
+        self
+    }
+
     /// The command, with free ports unless the test chose its own.
     fn command(&self, public: SocketAddr, admin: SocketAddr) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_duorelay"));
+        let program = env!("CARGO_BIN_EXE_duorelay");
+        let mut command = match self.open_files {
+            None => Command::new(program),
+            Some((soft, hard)) => {
+                let limited = format!("ulimit -Sn {soft} && ulimit -Hn {hard} && exec {program} \"$@\"");
+                let mut shell = Command::new("/bin/sh");
+                shell.args(["-c", &limited, "duorelay"]);
+                shell
+            }
+        };
         command
             .args(&self.args)
             .env_clear()

@@ -25,7 +25,7 @@ use futures_util::future::{FutureExt as _, LocalBoxFuture, join_all};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, oneshot};
 use tokio::time::{MissedTickBehavior, timeout, timeout_at};
-use tracing::{debug, info, warn};
+use tracing::{Instrument as _, debug, info, info_span, warn};
 
 pub use self::client::{RedisError, Template, agree, check, config, template};
 use self::lanes::Lanes;
@@ -38,11 +38,12 @@ use super::{
     Backplane, Barrier, CALL_LIMIT, Event, InstanceInfo, OWN_CLAIM_LIMIT, Published, Renewal, RoomSnapshot,
     Sink, Unavailable,
 };
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Share};
 use crate::relay::envelope::Envelope;
 use crate::relay::ids::{ConnectionId, Device, InstanceId, StreamId, UserId};
 use crate::relay::protocol::Parcel;
 use crate::relay::record::{Claim, ClaimOutcome, Renewed};
+use crate::telemetry::STEPS;
 
 /// How often a worker probes: publishes to itself, to know that pub/sub really works.
 const PROBE_EVERY: Duration = Duration::from_millis(500);
@@ -92,6 +93,7 @@ pub struct Redis {
     subscriber: Client,
     lanes: Lanes,
     publisher: Rc<Publisher>,
+    queued_bytes: Share,
     presence: Presence,
     sink: Sink,
     /// Claims that wait for their own message on the lane.
@@ -118,6 +120,7 @@ impl Redis {
             scripts: Scripts::new(names.clone(), lease_ms, sharded),
             lanes: Lanes::new(subscriber.clone(), sharded, fixed),
             publisher: Publisher::new(commands.clone(), sharded, settings.queue_bytes, metrics),
+            queued_bytes: Share::of(&settings.metrics.backplane_queue_bytes),
             presence: Presence::default(),
             names,
             commands,
@@ -322,7 +325,8 @@ impl Redis {
             Unavailable
         };
         let lane = self.names.lane(user, claim.device);
-        self.lanes.subscribe(user, claim.device, lane).await.map_err(failed)?;
+        let subscribing = self.lanes.subscribe(user, claim.device, lane);
+        subscribing.instrument(info_span!(target: STEPS, "subscribe")).await.map_err(failed)?;
         let (told, own_claim) = oneshot::channel();
         self.own_claims.borrow_mut().insert(claim.connection, told);
         // The entry goes with this future, however it ends.
@@ -453,6 +457,7 @@ async fn tick(me: Weak<Redis>) {
         }
         redis.look_at_the_clock(Instant::now());
         redis.publisher.drain();
+        redis.queued_bytes.set(redis.publisher.queued_bytes());
         redis.tell_unheard();
         if is_due(announced, SECOND) {
             announced = Some(Instant::now());

@@ -305,6 +305,11 @@ impl Publisher {
         }
     }
 
+    /// Bytes that wait or are under way.
+    pub(super) fn queued_bytes(&self) -> usize {
+        self.waiting.borrow().bytes + self.in_flight_bytes.get()
+    }
+
     /// True when nothing waits and nothing is under way.
     pub(super) fn is_idle(&self) -> bool {
         self.waiting.borrow().order.is_empty() && self.in_flight.borrow().is_empty()

@@ -120,8 +120,8 @@ fn defaults_are_those_of_the_contract() {
             max_lifetime: Some(Duration::from_secs(2700)),
         }
     );
-    assert_eq!(config.log, LogFormat::Json);
-    assert_eq!(config.log_filter, "info");
+    assert_eq!(config.telemetry.format, LogFormat::Json);
+    assert_eq!(config.telemetry.filter, "info");
     let Issuer::Firebase { project_id, jwks_url: None } = config.auth.issuer else { panic!() };
     assert_eq!(project_id, "my-project");
 }
@@ -135,12 +135,12 @@ fn redis_prefix_defaults_to_duo() {
 #[test]
 fn logs_are_pretty_on_a_terminal_only() {
     let terminal = Machine { terminal: true, ..MACHINE };
-    assert_eq!(load_on(terminal, &[], &[PROJECT]).unwrap().log().unwrap().0, LogFormat::Pretty);
+    assert_eq!(load_on(terminal, &[], &[PROJECT]).unwrap().telemetry().unwrap().format, LogFormat::Pretty);
     assert_eq!(
-        load_on(terminal, &[], &[PROJECT, ("LOG_FORMAT", "gcp")]).unwrap().log().unwrap().0,
+        load_on(terminal, &[], &[PROJECT, ("LOG_FORMAT", "gcp")]).unwrap().telemetry().unwrap().format,
         LogFormat::Gcp
     );
-    assert_eq!(config(&[("LOG_FORMAT", "pretty")]).log, LogFormat::Pretty);
+    assert_eq!(config(&[("LOG_FORMAT", "pretty")]).telemetry.format, LogFormat::Pretty);
 }
 
 #[test]

@@ -51,6 +51,7 @@ impl Socket {
         // While the relay itself does not read, silence proves nothing.
         let is_reading = self.held.is_none() && self.auth.is_none();
         if silent >= heartbeat * 2 && is_reading {
+            self.hub.metrics().heartbeats_missed.inc();
             self.hub.leave(&self.seat);
             self.seat.with_outbox(|outbox| outbox.close_now(None, Close::NoHeartbeat));
             return Ok(());

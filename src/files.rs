@@ -1,0 +1,16 @@
+//! How many files, and so sockets, this process may have open.
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// Beside the clients' sockets: listeners, Redis, keys, requests that are no WebSocket (yet).
+pub const OTHER_FILES: u64 = 1000;
+
+/// Raises the soft limit to the hard one (setrlimit(2)), as nothing here uses select(2), for which it is kept low;
+/// returns the limit, `None` where there is none.
+#[must_use]
+pub fn raise_limit() -> Option<u64> {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, ..limit };
+    // Where it cannot be raised, the old one stands.
+    if setrlimit(Resource::Nofile, raised).is_ok() { raised.current } else { limit.current }
+}
