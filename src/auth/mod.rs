@@ -7,6 +7,8 @@ mod calls;
 pub mod claims;
 mod emulator;
 mod firebase;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod jwks;
 mod keys;
 mod revocation;
