@@ -9,6 +9,7 @@ ENV CARGO_PROFILE_RELEASE_STRIP=symbols
 # Dependencies are a layer of their own, which is built again only when one of these files changes.
 COPY Cargo.toml Cargo.lock ./
 COPY benches benches
+COPY fuzz fuzz
 RUN mkdir src && touch src/lib.rs && echo 'fn main() {}' >src/main.rs \
     && cargo build --release --locked \
     && rm -r src

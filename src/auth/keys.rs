@@ -77,7 +77,7 @@ impl Source for Endpoint {
 
 /// What is left of an answer's `max-age` (RFC 9111 sections 4.2 and 5.2.2.1). No `max-age`, or one of nothing:
 /// the default, since keys without any life could not be used at all.
-fn max_age(headers: &HeaderMap) -> Duration {
+pub(super) fn max_age(headers: &HeaderMap) -> Duration {
     let directives = headers.get_all(CACHE_CONTROL).iter().filter_map(|value| value.to_str().ok());
     let seconds = directives.flat_map(|value| value.split(',')).find_map(|directive| {
         let (name, value) = directive.split_once('=')?;

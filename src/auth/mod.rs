@@ -7,6 +7,8 @@ mod calls;
 pub mod claims;
 mod emulator;
 mod firebase;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod jwks;
 mod keys;
 mod revocation;
@@ -18,7 +20,7 @@ mod testing;
 mod tests;
 
 use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use thiserror::Error;
 
@@ -30,7 +32,7 @@ use crate::relay::refusal::Refusal;
 use claims::{Rules, SignedToken};
 use jwks::KeySet;
 use keys::KeyCache;
-use settings::{Issuer, Revocation, Settings};
+use settings::{IdentityService, Issuer, Revocation, Settings};
 
 /// Why a verifier cannot be built: each names what is wrong in the configuration.
 #[derive(Debug, Error)]
@@ -85,7 +87,8 @@ pub struct Verifier {
 #[derive(Debug)]
 struct Inner {
     tokens: Tokens,
-    revocation: Option<revocation::Checker>,
+    /// And the pause between two checks of one session.
+    revocation: Option<(revocation::Checker, Duration)>,
     metrics: Arc<Metrics>,
 }
 
@@ -112,14 +115,19 @@ impl Verifier {
         tokio::runtime::Handle::try_current().map_err(|_| AuthError::NoRuntime)?;
         let revocation = settings
             .revocation
-            .map(|revocation| match (revocation, &settings.issuer) {
-                (Revocation::Google(account), Issuer::Firebase { project_id, .. }) => {
-                    revocation::Checker::google(&account, project_id)
-                }
-                (Revocation::Emulator, Issuer::Emulator { project_id, host }) => {
-                    revocation::Checker::emulator(host, project_id)
-                }
-                (Revocation::Google(_) | Revocation::Emulator, _) => Err(AuthError::RevocationIssuer),
+            .map(|Revocation { service, pause }| {
+                let checker = match (service, &settings.issuer) {
+                    (IdentityService::Google(account), Issuer::Firebase { project_id, .. }) => {
+                        revocation::Checker::google(&account, project_id)
+                    }
+                    (IdentityService::Emulator, Issuer::Emulator { project_id, host }) => {
+                        revocation::Checker::emulator(host, project_id)
+                    }
+                    (IdentityService::Google(_) | IdentityService::Emulator, _) => {
+                        Err(AuthError::RevocationIssuer)
+                    }
+                };
+                checker.map(|checker| (checker, pause))
             })
             .transpose()?;
         let tokens = match settings.issuer {
@@ -139,7 +147,11 @@ impl Verifier {
         Ok(Self::new(tokens, revocation, Arc::clone(metrics)))
     }
 
-    fn new(tokens: Tokens, revocation: Option<revocation::Checker>, metrics: Arc<Metrics>) -> Self {
+    fn new(
+        tokens: Tokens,
+        revocation: Option<(revocation::Checker, Duration)>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         // Named, so that a second back end among the dependencies' features cannot make the choice
         // ambiguous. An error means that it was named before.
         let _ = jsonwebtoken::crypto::aws_lc::DEFAULT_PROVIDER.install_default();
@@ -186,10 +198,10 @@ impl Verifier {
         Ok(identity)
     }
 
-    /// True when sessions are checked for revocation.
+    /// How often an open socket's session is to be checked, where sessions are checked at all.
     #[must_use]
-    pub fn checks_revocation(&self) -> bool {
-        self.inner.revocation.is_some()
+    pub fn revocation_pause(&self) -> Option<Duration> {
+        self.inner.revocation.as_ref().map(|(_, pause)| *pause)
     }
 
     /// Does this session still stand? Always, where no revocation check is configured.
@@ -199,7 +211,7 @@ impl Verifier {
     /// [`Refusal::KeysUnavailable`] means that it gave none within 3 s: no reason to end an open session.
     pub async fn check(&self, identity: &Identity) -> Result<(), Refusal> {
         match &self.inner.revocation {
-            Some(checker) => checker.check(identity).await,
+            Some((checker, _)) => checker.check(identity).await,
             None => Ok(()),
         }
     }

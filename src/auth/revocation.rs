@@ -119,10 +119,21 @@ impl Checker {
         if let (StatusCode::UNAUTHORIZED, Access::Granted(grant)) = (response.status(), &self.access) {
             grant.forget(&token).await;
         }
-        let found: Found = serde_json::from_slice(&calls::body(response).await?)
-            .map_err(|_| CallError::Nonsense("not a list of accounts"))?;
-        Ok(found.users.into_iter().find(|account| account.local_id == uid))
+        account_in(&calls::body(response).await?, uid)
     }
+}
+
+fn account_in(answer: &[u8], uid: &str) -> Result<Option<Account>, CallError> {
+    let found: Found =
+        serde_json::from_slice(answer).map_err(|_| CallError::Nonsense("not a list of accounts"))?;
+    Ok(found.users.into_iter().find(|account| account.local_id == uid))
+}
+
+/// The verdict in an answer.
+#[cfg(fuzzing)]
+pub(super) fn read(answer: &[u8], identity: &Identity) -> Result<(), Refusal> {
+    let account = account_in(answer, identity.user.as_str()).map_err(|_| Refusal::KeysUnavailable)?;
+    verdict(account.as_ref(), identity)
 }
 
 /// No answer about a user is an answer: the user is gone.

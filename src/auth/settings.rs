@@ -1,5 +1,7 @@
 //! Whose tokens are accepted: decided once, before anything starts.
 
+use std::time::Duration;
+
 use secrecy::SecretString;
 
 /// Everything that the verifier is built from.
@@ -40,9 +42,18 @@ pub enum Issuer {
     },
 }
 
-/// How to ask whether a session was revoked.
+/// How and how often it is asked whether a session was revoked.
 #[derive(Debug, Clone)]
-pub enum Revocation {
+pub struct Revocation {
+    /// Who knows.
+    pub service: IdentityService,
+    /// The pause between two checks of an open socket's session, give or take a fifth.
+    pub pause: Duration,
+}
+
+/// Who knows whether a session was revoked.
+#[derive(Debug, Clone)]
+pub enum IdentityService {
     /// Google's Identity Toolkit, as this service account.
     Google(ServiceAccount),
     /// The emulator in [`Issuer::Emulator`], which asks for no credentials.

@@ -17,6 +17,10 @@ fn emulator_at(host: &str, revocation: Option<Revocation>) -> Settings {
     Settings { issuer, revocation }
 }
 
+fn ask_emulator() -> Revocation {
+    Revocation { service: IdentityService::Emulator, pause: Duration::from_secs(180) }
+}
+
 /// As the emulator writes them.
 fn unsigned(claims: &serde_json::Value) -> String {
     format!("{}.{}.", encode(r#"{"alg":"none","typ":"JWT"}"#), encode(claims.to_string()))
@@ -135,7 +139,7 @@ async fn a_revoked_session_is_refused_at_sign_in_and_found_later() {
     };
     let server = Server::start(move |asked| ok(account(if asked.number == 1 { 0 } else { NOW }), 0)).await;
     let host = server.url.trim_start_matches("http://");
-    let verifier = Verifier::start(emulator_at(host, Some(Revocation::Emulator)), &Arc::default()).unwrap();
+    let verifier = Verifier::start(emulator_at(host, Some(ask_emulator())), &Arc::default()).unwrap();
     let token = unsigned(&claims(json!({})));
     let identity = verifier.verify(&token, NOW).await.unwrap();
     assert_eq!(verifier.check(&identity).await, Err(Refusal::TokenRevoked));
@@ -163,7 +167,7 @@ async fn mistakes_in_the_settings_stop_the_start() {
     assert!(matches!(error(openid("", "x")), AuthError::Empty(_)));
     assert!(matches!(error(openid("https://issuer.example", "")), AuthError::Empty(_)));
     let mut crossed = openid("https://issuer.example", "x");
-    crossed.revocation = Some(Revocation::Emulator);
+    crossed.revocation = Some(ask_emulator());
     assert!(matches!(error(crossed), AuthError::RevocationIssuer));
     for host in [
         "",

@@ -18,7 +18,7 @@ use crate::telemetry::{LogFormat, Settings, TraceSettings, check_filter};
 /// Where demos keep what they share, so that a real relay on the same Redis never meets them.
 const DEMO_PREFIX: &str = "duo-demo";
 
-const DAY: u64 = 24 * 60 * 60;
+pub(super) const DAY: u64 = 24 * 60 * 60;
 
 /// Everything that `duorelay serve` needs.
 pub(super) fn serve(values: &mut Values, machine: Machine) -> Option<Config> {
@@ -234,7 +234,7 @@ pub(super) fn http_url(text: &str) -> Result<String, String> {
         return Err("must not hold a user or a password".to_owned());
     }
     let loopback = match url.host() {
-        Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
+        Some(Host::Domain(name)) => name == "localhost",
         Some(Host::Ipv4(ip)) => ip.is_loopback(),
         Some(Host::Ipv6(ip)) => ip.is_loopback(),
         None => false,
@@ -252,7 +252,7 @@ fn address(text: &str) -> Result<SocketAddr, String> {
 }
 
 /// A whole number in `range`.
-fn number(range: RangeInclusive<u64>) -> impl FnOnce(&str) -> Result<u64, String> {
+pub(super) fn number(range: RangeInclusive<u64>) -> impl FnOnce(&str) -> Result<u64, String> {
     move |text| {
         text.parse().ok().filter(|number| range.contains(number)).ok_or_else(|| {
             format!("must be a whole number from {} to {}, but is {text:?}", range.start(), range.end())

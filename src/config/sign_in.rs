@@ -1,15 +1,16 @@
 //! Whose tokens are accepted: one of Firebase, its emulator, and another OpenID Connect issuer.
 
 use std::fs;
+use std::time::Duration;
 
 use base64::Engine as _;
 use secrecy::SecretString;
 use serde::Deserialize;
 
-use super::read::{http_url, truth};
+use super::read::{DAY, http_url, number, truth};
 use super::values::Values;
 use super::{Notice, table};
-use crate::auth::settings::{Issuer, Revocation, ServiceAccount, Settings};
+use crate::auth::settings::{IdentityService, Issuer, Revocation, ServiceAccount, Settings};
 
 /// A credentials file; what only revocation checks need is asked for only then.
 #[derive(Deserialize)]
@@ -33,6 +34,7 @@ pub(super) fn read(values: &mut Values) -> Option<Settings> {
     let audience = values.optional(&table::AUDIENCE, word);
     let jwks_url = values.optional(&table::JWKS_URL, http_url);
     let check_revoked = values.required(&table::CHECK_REVOKED, false, truth);
+    let pause = values.required(&table::REVOCATION_SECONDS, 0, number(1..=DAY)).map(Duration::from_secs);
 
     let conflicts = conflicts(values);
     let service_account = match (&file, check_revoked) {
@@ -47,7 +49,7 @@ pub(super) fn read(values: &mut Values) -> Option<Settings> {
         values.mistake(&table::FIREBASE_PROJECT_ID, NOBODY);
     }
     let (file, project_id, emulator, issuer) = (file?, project_id?, emulator?, issuer?);
-    let (audience, jwks_url, check_revoked) = (audience?, jwks_url?, check_revoked?);
+    let (audience, jwks_url, check_revoked, pause) = (audience?, jwks_url?, check_revoked?, pause?);
     if conflicts {
         return None;
     }
@@ -70,12 +72,14 @@ pub(super) fn read(values: &mut Values) -> Option<Settings> {
             }
         }
     };
-    let revocation = match (check_revoked, &issuer) {
+    let service = match (check_revoked, &issuer) {
         (false, _) => None,
-        (true, Issuer::Emulator { .. }) => Some(Revocation::Emulator),
-        (true, Issuer::Firebase { .. } | Issuer::OpenId { .. }) => Some(Revocation::Google(service_account?)),
+        (true, Issuer::Emulator { .. }) => Some(IdentityService::Emulator),
+        (true, Issuer::Firebase { .. } | Issuer::OpenId { .. }) => {
+            Some(IdentityService::Google(service_account?))
+        }
     };
-    Some(Settings { issuer, revocation })
+    Some(Settings { issuer, revocation: service.map(|service| Revocation { service, pause }) })
 }
 
 /// Settings that are fine alone and wrong together; true when there are any.

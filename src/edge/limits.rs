@@ -150,6 +150,12 @@ impl Gate {
         client
     }
 
+    /// [`Self::client_address`], for the fuzz targets.
+    #[cfg(fuzzing)]
+    pub fn fuzz_client_address(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
+        self.client_address(peer, headers)
+    }
+
     /// Forgets addresses that have not come lately; called now and then, so that memory stays bounded.
     pub fn sweep(&self) {
         if let Some(limiter) = &self.per_address {

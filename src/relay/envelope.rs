@@ -217,6 +217,19 @@ mod tests {
         assert_eq!(Envelope::decode(&bytes), Ok(envelope));
     }
 
+    #[test]
+    fn a_client_that_no_handshake_would_let_in_is_in_no_envelope() {
+        let bytes = |client: &str| {
+            let header = ("mobile", member(5).connection, InstanceId(Uuid::from_u128(3)), Some(client));
+            let bytes = rmp_serde::to_vec(&std::collections::BTreeMap::from([("c", header)])).unwrap();
+            Bytes::from([&bytes[..], b"7"].concat())
+        };
+        assert!(Envelope::decode(&bytes("tab-1")).is_ok());
+        for client in ["", "a b", "a\n", &"a".repeat(65)] {
+            assert_eq!(Envelope::decode(&bytes(client)), Err(NotAnEnvelope), "{client:?}");
+        }
+    }
+
     fn envelopes() -> impl Strategy<Value = Envelope> {
         let member = || any::<u64>().prop_map(member);
         let device = || prop_oneof![Just(Device::Desktop), Just(Device::Mobile)];

@@ -147,8 +147,17 @@ impl fmt::Display for Generation {
 
 /// One installation or browser tab, named by itself (`?client=`).
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
+#[serde(try_from = "String")]
 pub struct ClientId(Arc<str>);
+
+/// From an envelope: other instances are held to the rule as well.
+impl TryFrom<String> for ClientId {
+    type Error = &'static str;
+
+    fn try_from(id: String) -> Result<Self, Self::Error> {
+        Self::new(&id).ok_or("not the name of a client")
+    }
+}
 
 impl ClientId {
     /// A client id, or `None` unless it is 1 to 64 of `A-Z a-z 0-9 - _`.

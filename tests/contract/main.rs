@@ -16,6 +16,7 @@ mod heartbeat;
 mod http2;
 mod limits;
 mod operator;
+mod revocation;
 mod session;
 mod takeover;
 mod tokens;

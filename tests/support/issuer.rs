@@ -214,6 +214,7 @@ pub struct Issuer {
 struct Shared {
     answer: Mutex<Answer>,
     fetches: AtomicUsize,
+    lookups: AtomicUsize,
     stopped: AtomicBool,
 }
 
@@ -239,6 +240,7 @@ impl Issuer {
         let shared = Arc::new(Shared {
             answer: Mutex::new(answer),
             fetches: AtomicUsize::new(0),
+            lookups: AtomicUsize::new(0),
             stopped: AtomicBool::new(false),
         });
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
@@ -264,6 +266,11 @@ impl Issuer {
     /// How often the JWK set was asked for.
     pub fn fetches(&self) -> usize {
         self.shared.fetches.load(Ordering::SeqCst)
+    }
+
+    /// How often the identity service was asked.
+    pub fn lookups(&self) -> usize {
+        self.shared.lookups.load(Ordering::SeqCst)
     }
 
     /// Lists these keys from now on.
@@ -328,8 +335,12 @@ fn serve(stream: io::Result<TcpStream>, shared: &Shared) -> io::Result<()> {
     if request.starts_with("GET /jwks ") {
         shared.fetches.fetch_add(1, Ordering::SeqCst);
     }
+    let is_lookup = request.contains("/accounts:lookup ");
+    if is_lookup {
+        shared.lookups.fetch_add(1, Ordering::SeqCst);
+    }
     std::thread::sleep(answer.delay);
-    let body = if request.contains("/accounts:lookup ") {
+    let body = if is_lookup {
         let asked: Value = serde_json::from_slice(&asked)?;
         let mut account = answer.account.clone();
         account["localId"] = asked["localId"][0].clone();

@@ -4,6 +4,8 @@
 //! order, and one that is subscribed. How a room lives in Redis is told in `src/README.md`.
 
 mod client;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod lanes;
 mod names;
 mod presence;

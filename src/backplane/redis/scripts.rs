@@ -195,7 +195,7 @@ fn numbered(answer: Value) -> Result<(u64, Vec<Value>), Error> {
 }
 
 /// `connection instance client generation lease_end`, or nothing.
-fn holder(value: &Value) -> Result<Option<Held>, Error> {
+pub(super) fn holder(value: &Value) -> Result<Option<Held>, Error> {
     let text = value.as_str().ok_or_else(unreadable)?;
     if text.is_empty() {
         return Ok(None);

@@ -192,6 +192,7 @@ fn all_mistakes_are_told_together_with_their_variables() {
         ("DUORELAY_ISSUER", "https://id.example.com"),
         ("GOOGLE_APPLICATION_CREDENTIALS", "/does/not/exist.json"),
         ("DUORELAY_CHECK_REVOKED", "maybe"),
+        ("DUORELAY_REVOCATION_SECONDS", "0"),
         ("DUORELAY_ENFORCE_EXPIRY", "2"),
         ("DUORELAY_ALLOWED_ORIGINS", "null"),
         ("DUORELAY_TRUSTED_PROXIES", "proxy"),

@@ -1,7 +1,7 @@
 //! Whose tokens are accepted.
 
 use super::*;
-use crate::auth::settings::Revocation;
+use crate::auth::settings::IdentityService;
 
 #[test]
 fn nobody_to_sign_in_is_a_mistake_that_helps() {
@@ -48,7 +48,9 @@ fn revocation_checks_take_the_whole_service_account() {
         ("DUORELAY_CHECK_REVOKED", "true"),
         ("GOOGLE_APPLICATION_CREDENTIALS", account.path().to_str().unwrap()),
     ]);
-    let Some(Revocation::Google(account)) = config.auth.revocation else { panic!() };
+    let revocation = config.auth.revocation.unwrap();
+    assert_eq!(revocation.pause, Duration::from_secs(180));
+    let IdentityService::Google(account) = revocation.service else { panic!() };
     assert_eq!(account.project_id, "from-file");
     assert_eq!(account.client_email, "relay@from-file.iam.gserviceaccount.com");
     assert_eq!(account.private_key_id.as_deref(), Some("key-1"));
@@ -73,12 +75,17 @@ fn revocation_checks_name_all_that_is_missing() {
 #[test]
 fn emulator_warns_and_is_refused_beside_credentials() {
     let emulator = ("FIREBASE_AUTH_EMULATOR_HOST", "127.0.0.1:9099");
-    let launch = launch(&[], &[PROJECT, emulator, ("DUORELAY_CHECK_REVOKED", "true")]);
+    let launch = launch(
+        &[],
+        &[PROJECT, emulator, ("DUORELAY_CHECK_REVOKED", "true"), ("DUORELAY_REVOCATION_SECONDS", "7")],
+    );
     assert_eq!(launch.notices, [Notice::UnsignedTokens]);
     let Command::Serve(config) = launch.command else { panic!() };
     let Issuer::Emulator { project_id, host } = config.auth.issuer else { panic!() };
     assert_eq!((project_id.as_str(), host.as_str()), ("my-project", "127.0.0.1:9099"));
-    assert!(matches!(config.auth.revocation, Some(Revocation::Emulator)));
+    let revocation = config.auth.revocation.unwrap();
+    assert!(matches!(revocation.service, IdentityService::Emulator));
+    assert_eq!(revocation.pause, Duration::from_secs(7));
 
     let account = service_account();
     let credentials = ("GOOGLE_APPLICATION_CREDENTIALS", account.path().to_str().unwrap());
@@ -125,6 +132,8 @@ fn keys_come_over_tls_except_from_this_machine() {
     for bad in [
         "http://keys.example.com",
         "http://127.0.0.1.example.com",
+        // A resolver may know this name as any address.
+        "http://keys.localhost",
         "ftp://127.0.0.1/k",
         "keys",
         "https://u:hunter2@k",

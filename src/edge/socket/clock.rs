@@ -12,9 +12,7 @@ use crate::relay::protocol::{Protocol, ReconnectReason, ServerMessage};
 use crate::relay::refusal::Refusal;
 
 use super::poll_io::{Io, would_block};
-use super::{
-    CLOSE_LIMIT, EXPIRING_AHEAD, End, GOODBYE_LIMIT, Held, Leaving, REVOCATION_PAUSE, Socket, State,
-};
+use super::{CLOSE_LIMIT, EXPIRING_AHEAD, End, GOODBYE_LIMIT, Held, Leaving, Socket, State};
 
 impl Socket {
     pub(super) fn on_clock(&mut self, now: Instant, cx: &mut Context<'_>) -> Result<(), End> {
@@ -104,7 +102,7 @@ impl Socket {
             return;
         };
         revocation.check = None;
-        revocation.next = next_check(now);
+        revocation.next = next_check(now, revocation.pause);
         // Without a verdict (the identity service is slow, or away) the session goes on.
         if let Ok(Err(Refusal::TokenRevoked | Refusal::UserDisabled)) = checked {
             self.leave(Close::TokenExpired);
@@ -163,8 +161,8 @@ impl Socket {
 }
 
 /// When a session is checked again: sockets that came together are not checked together.
-pub(super) fn next_check(now: Instant) -> Instant {
-    now + REVOCATION_PAUSE.mul_f64(0.8 + 0.4 * fastrand::f64())
+pub(super) fn next_check(now: Instant, pause: Duration) -> Instant {
+    now + pause.mul_f64(0.8 + 0.4 * fastrand::f64())
 }
 
 /// When a token expires, on the clock that is not set back.

@@ -43,9 +43,6 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 /// `expiring` is told this long before the token expires.
 const EXPIRING_AHEAD: Duration = Duration::from_secs(300);
 
-/// How often an open socket's session is checked for revocation, where that is configured (with jitter).
-const REVOCATION_PAUSE: Duration = Duration::from_secs(180);
-
 /// What every socket of a worker needs to know.
 pub struct SocketSettings {
     /// Verifies fresh tokens.
@@ -92,9 +89,10 @@ pub struct Socket {
 
 type PendingAuth = JoinHandle<Result<Identity, Refusal>>;
 
-/// Whose session is checked again, when, and the check that is under way.
+/// Whose session is checked again, how often, when next, and the check that is under way.
 struct Revocation {
     identity: Identity,
+    pause: Duration,
     next: Instant,
     check: Option<JoinHandle<Result<(), Refusal>>>,
 }
@@ -170,10 +168,10 @@ impl Socket {
         let now = Instant::now();
         // Sockets that came together do not leave together.
         let lifetime = settings.max_lifetime.map(|life| now + life.mul_f64(0.9 + 0.1 * fastrand::f64()));
-        let revocation = settings
-            .verifier
-            .checks_revocation()
-            .then(|| Box::new(Revocation { identity: identity.clone(), next: next_check(now), check: None }));
+        let revocation = settings.verifier.revocation_pause().map(|pause| {
+            let next = next_check(now, pause);
+            Box::new(Revocation { identity: identity.clone(), pause, next, check: None })
+        });
         let rate = Rate::new(hub.settings().limits.messages_per_second);
         Self {
             hub,

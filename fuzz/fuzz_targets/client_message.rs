@@ -1,0 +1,50 @@
+//! A v1 client's text message: what is accepted reaches the other device as it was written.
+#![no_main]
+
+use duorelay::relay::protocol::{ClientMessage, From, ServerMessage, compact_json, raw_json};
+use libfuzzer_sys::fuzz_target;
+use serde_json::{Value, json};
+
+fn value(json: &str) -> Option<Value> {
+    serde_json::from_str(json).ok()
+}
+
+fuzz_target!(|bytes: &[u8]| {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    let parsed = ClientMessage::parse(text);
+    let again = match &parsed {
+        Ok(ClientMessage::Send { data, id }) => {
+            let id_field = id.as_ref().map(|id| format!(r#","id":{}"#, json!(id))).unwrap_or_default();
+            let message = ServerMessage::Message {
+                from: From::Mobile,
+                data: Some(raw_json(data)),
+                text: None,
+                id: id.as_deref(),
+            };
+            let encoded = message.encode();
+            assert_eq!(encoded, format!(r#"{{"type":"message","from":"mobile","data":{data}{id_field}}}"#));
+            let compact = compact_json(data);
+            assert_eq!(value(&compact), value(data));
+            assert!(compact.len() <= data.len() && compact_json(&compact) == compact);
+            format!(r#"{{"data":{data},"type":"send"{id_field}}}"#)
+        }
+        Ok(ClientMessage::Ping { id }) => {
+            let pong = ServerMessage::Pong { id: id.as_deref(), time: 7 }.encode();
+            let pong: Value = serde_json::from_slice(&pong).unwrap();
+            assert_eq!(pong.get("id").and_then(Value::as_str), id.as_deref());
+            match id {
+                Some(id) => json!({"type": "ping", "id": id}).to_string(),
+                None => r#"{"type":"ping"}"#.to_owned(),
+            }
+        }
+        Ok(ClientMessage::Auth { token }) => json!({"type": "auth", "token": token}).to_string(),
+        Err(error) => {
+            let answer =
+                ServerMessage::Error { code: error.code, detail: error.detail, id: error.id.as_deref() };
+            let answer: Value = serde_json::from_slice(&answer.encode()).unwrap();
+            assert_eq!(answer["code"], error.code);
+            return;
+        }
+    };
+    assert_eq!(ClientMessage::parse(&again), parsed);
+});
