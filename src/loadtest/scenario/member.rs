@@ -8,9 +8,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::task::spawn_local;
 use tokio::time::{Instant, sleep, timeout_at};
-use tungstenite::Message;
 
-use super::super::connect::Heard;
+use super::super::dialect::Heard;
 use super::super::frame::{Arrival, Flow, Frame};
 use super::super::shard::{Shard, User, Who};
 use super::super::socket::Socket;
@@ -123,7 +122,7 @@ impl Member {
                 self.held.borrow_mut().push_back(bytes);
             } else if let Some(socket) = &*self.socket.borrow() {
                 // A socket that has ended tells its reader; what it did not take shows up as a gap.
-                let _ = socket.send(Message::Binary(bytes));
+                let _ = socket.send_frame(bytes);
             }
         }
     }
@@ -245,7 +244,7 @@ impl Member {
             self.shard.tally.borrow_mut().reconnects += 1;
             for bytes in self.held.borrow_mut().drain(..) {
                 // As in `send`.
-                let _ = socket.send(Message::Binary(bytes));
+                let _ = socket.send_frame(bytes);
             }
         }
         self.socket.replace(next);
@@ -255,20 +254,17 @@ impl Member {
     async fn read(&self, peer: &Self, socket: &Socket) -> Next {
         loop {
             match socket.receive().await {
-                Ok(Message::Binary(bytes)) => self.arrived(peer, &bytes),
-                Ok(Message::Text(text)) => match Heard::read(&text) {
-                    Heard::Reconnect { in_ms, deadline_ms } => {
-                        let now = Instant::now();
-                        return Next::Move {
-                            at: now + Duration::from_millis(in_ms),
-                            deadline: now + Duration::from_millis(deadline_ms),
-                        };
-                    }
-                    Heard::Error { code } => {
-                        *self.shard.tally.borrow_mut().errors.entry(code).or_default() += 1;
-                    }
-                    Heard::Welcome {} | Heard::Overwritten {} | Heard::Pong {} | Heard::Other => {}
-                },
+                Ok(Heard::Frame(bytes)) => self.arrived(peer, &bytes),
+                Ok(Heard::Reconnect { in_ms, deadline_ms }) => {
+                    let now = Instant::now();
+                    return Next::Move {
+                        at: now + Duration::from_millis(in_ms),
+                        deadline: now + Duration::from_millis(deadline_ms),
+                    };
+                }
+                Ok(Heard::Error(code)) => {
+                    *self.shard.tally.borrow_mut().errors.entry(code).or_default() += 1;
+                }
                 Ok(_) => {}
                 Err(ended) => {
                     self.shard.ended((!self.shard.ending.get()).then_some(ended.code));
