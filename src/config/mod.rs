@@ -21,8 +21,8 @@ use ipnet::IpNet;
 use secrecy::SecretString;
 
 pub use self::loadtest::{
-    Assertion, Direction, FIGURES, Figure, Link, LoadOptions, Output, Placement, Scenario, StreamSet,
-    TokenSource, Unit,
+    Assertion, Dialect, Direction, FIGURES, Figure, Link, LoadOptions, Output, Placement, Scenario,
+    StreamSet, TokenSource, Unit,
 };
 use crate::auth::settings::Settings;
 use crate::telemetry::{self, LogFormat};

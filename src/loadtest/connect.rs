@@ -13,16 +13,15 @@ use tokio::io::ReadBuf;
 use tokio::net::TcpSocket;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
-use tungstenite::Message;
 use tungstenite::handshake::client::generate_key;
 use tungstenite::handshake::derive_accept_key;
 use url::Url;
 
 use super::LoadError;
-use super::socket::{Socket, Stream, Throttle};
-use crate::config::Link;
+use super::dialect::Heard;
+use super::socket::{Socket, Stream};
+use crate::config::{Dialect, Link};
 use crate::relay::ids::Device;
-use crate::relay::protocol::V1;
 
 /// From the first SYN to the welcome.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
@@ -92,44 +91,12 @@ pub(super) struct Caller<'a> {
     pub(super) token: &'a str,
     /// The local address.
     pub(super) source: Option<IpAddr>,
+    /// What is spoken.
+    pub(super) dialect: Dialect,
     /// Only for receivers behind a thin link.
     pub(super) link: Option<Link>,
     /// Which of the target's addresses.
     pub(super) turn: usize,
-}
-
-/// What the relay's text messages are read for.
-#[derive(Debug, Deserialize)]
-#[serde(tag = "type", rename_all = "snake_case")]
-pub(super) enum Heard {
-    /// The first message.
-    Welcome {},
-    /// This socket lost its slot.
-    Overwritten {},
-    /// Connect again, then let this socket go.
-    Reconnect {
-        /// When.
-        in_ms: u64,
-        /// When this socket is closed.
-        deadline_ms: u64,
-    },
-    /// The last message was not accepted.
-    Error {
-        /// Why.
-        code: String,
-    },
-    /// The answer to a ping.
-    Pong {},
-    /// Anything else.
-    #[serde(other)]
-    Other,
-}
-
-impl Heard {
-    /// Reads a text message.
-    pub(super) fn read(text: &str) -> Self {
-        serde_json::from_str(text).unwrap_or(Self::Other)
-    }
 }
 
 /// Why there is no connection.
@@ -164,11 +131,24 @@ impl From<io::Error> for Failure {
 pub(super) async fn connect(target: &Target, caller: &Caller<'_>) -> Result<Socket, Failure> {
     let attempt = async {
         let socket = open(target, caller).await?;
-        match socket.receive().await {
-            Ok(Message::Text(text)) if matches!(Heard::read(&text), Heard::Welcome {}) => Ok(socket),
-            Ok(_) => Err(Failure::Failed("no welcome".to_owned())),
-            Err(ended) => Err(Failure::Failed(format!("closed with {} before the welcome", ended.code))),
+        loop {
+            match socket.receive().await {
+                Ok(Heard::Open) => {
+                    // What a socket does not take, its reader hears as its end.
+                    let _ = socket.send(Dialect::sign_in(caller));
+                }
+                Ok(Heard::Welcome) => break,
+                Ok(Heard::Refused(code)) => return Err(Failure::Refused { code, retry_after: None }),
+                Ok(_) => return Err(Failure::Failed("no welcome".to_owned())),
+                Err(ended) => {
+                    return Err(Failure::Failed(format!("closed with {} before the welcome", ended.code)));
+                }
+            }
         }
+        if let Some(link) = caller.link {
+            socket.throttle(link.bytes_per_second);
+        }
+        Ok(socket)
     };
     timeout(CONNECT_LIMIT, attempt)
         .await
@@ -207,8 +187,7 @@ async fn open(target: &Target, caller: &Caller<'_>) -> Result<Socket, Failure> {
     loop {
         if let Some(length) = upgraded(&received, &key)? {
             let early = received.split_off(length);
-            let throttle = caller.link.map(|link| Throttle::new(link.bytes_per_second));
-            return Ok(Socket::new(stream, early, throttle));
+            return Ok(Socket::new(stream, early, caller.dialect));
         }
         if received.len() > ANSWER_LIMIT || !read_more(&mut stream, &mut received).await? {
             return Err(Failure::Failed("broken handshake".to_owned()));
@@ -224,17 +203,12 @@ async fn read_more(stream: &mut Stream, received: &mut Vec<u8>) -> io::Result<bo
     Ok(!buffer.filled().is_empty())
 }
 
-/// Desktops send the token as browsers do, mobiles as native apps do.
 fn request(target: &Target, caller: &Caller<'_>, key: &str) -> String {
-    let Target { host, path, .. } = target;
-    let Caller { device, client, token, .. } = caller;
-    let sign_in = match device {
-        Device::Desktop => format!("Sec-WebSocket-Protocol: {V1}, {token}"),
-        Device::Mobile => format!("Sec-WebSocket-Protocol: {V1}\r\nAuthorization: Bearer {token}"),
-    };
+    let (path, sign_in) = caller.dialect.handshake(&target.path, caller);
     format!(
-        "GET {path}?client={client} HTTP/1.1\r\nHost: {host}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n{sign_in}\r\n\r\n"
+        "GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n{sign_in}\r\n",
+        target.host
     )
 }
 
@@ -305,16 +279,5 @@ mod tests {
         assert_eq!(upgraded(format!("{head}{body}").as_bytes(), KEY), Err(refusal));
         let plain = Failure::Refused { code: "status 404".to_owned(), retry_after: None };
         assert_eq!(upgraded(b"HTTP/1.1 404 Not Found\r\n\r\n", KEY), Err(plain));
-    }
-
-    #[test]
-    fn messages_are_told_apart() {
-        assert!(matches!(Heard::read(r#"{"type":"welcome","uid":"a"}"#), Heard::Welcome {}));
-        assert!(matches!(
-            Heard::read(r#"{"type":"reconnect","reason":"draining","in_ms":5,"deadline_ms":9}"#),
-            Heard::Reconnect { in_ms: 5, deadline_ms: 9 }
-        ));
-        assert!(matches!(Heard::read(r#"{"type":"peer","state":"connected"}"#), Heard::Other));
-        assert!(matches!(Heard::read("not JSON"), Heard::Other));
     }
 }

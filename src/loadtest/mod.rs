@@ -9,6 +9,7 @@
 
 mod alarm;
 mod connect;
+mod dialect;
 mod frame;
 mod progress;
 mod report;

@@ -57,6 +57,7 @@ impl Progress {
         self.bar.reset();
         self.bar.set_style(style("{prefix:<12} {wide_bar} {msg}"));
         self.bar.set_prefix("warming up");
+        self.bar.set_message("");
         self.bar.set_length(u64::try_from(self.duration.as_millis()).unwrap_or(u64::MAX));
     }
 

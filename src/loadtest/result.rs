@@ -190,14 +190,13 @@ impl Results {
         }
         if let Some((_, last)) = self.readings.last() {
             let grown = last.sum(|instance| instance.rss).zip(self.before.sum(|instance| instance.rss));
+            // Who does not tell its connections has at least those that were opened here.
             let opened = last
-                .sum(|instance| Some(instance.connections))
-                .zip(self.before.sum(|instance| Some(instance.connections)));
-            if let (Some((rss, rss_before)), Some((open, open_before))) = (grown, opened)
-                && open > open_before
-            {
-                set("rss_per_connection", Some((rss - rss_before) / (open - open_before)));
-            }
+                .sum(|instance| instance.connections)
+                .zip(self.before.sum(|instance| instance.connections))
+                .map_or_else(|| count(clamp(self.peak)), |(open, before)| open - before);
+            let grown = grown.filter(|_| opened > 0.0);
+            set("rss_per_connection", grown.map(|(rss, before)| (rss - before) / opened));
         }
         let largest = self.readings.iter().filter_map(|(_, reading)| reading.sum(|instance| instance.rss));
         set("rss", largest.reduce(f64::max));
@@ -286,7 +285,7 @@ mod tests {
                 Some(Instance {
                     cpu: Some(cpu),
                     rss: Some(rss),
-                    connections,
+                    connections: Some(connections),
                     ..Instance::default()
                 });
                 2

@@ -197,6 +197,7 @@ impl Shard {
             device: who.device,
             client: who.client,
             token: &who.user.token,
+            dialect: self.options().dialect,
             source,
             link: who.link,
             turn,

@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
@@ -13,6 +14,9 @@ use tokio_rustls::client::TlsStream;
 use tungstenite::protocol::frame::coding::CloseCode;
 use tungstenite::protocol::{CloseFrame, Role, WebSocketConfig, WebSocketContext};
 use tungstenite::{Error, Message};
+
+use super::dialect::Heard;
+use crate::config::Dialect;
 
 /// What one read takes at most: a few frames, and little enough for tens of thousands of sockets.
 const READ_BUFFER: usize = 4096;
@@ -64,7 +68,7 @@ impl Stream {
 
 /// Reads no faster than a link would let bytes through.
 #[derive(Debug)]
-pub(super) struct Throttle {
+struct Throttle {
     bytes_per_second: f64,
     budget: f64,
     filled: Instant,
@@ -73,7 +77,7 @@ pub(super) struct Throttle {
 
 impl Throttle {
     /// Of this many bytes a second.
-    pub(super) fn new(bytes_per_second: usize) -> Self {
+    fn new(bytes_per_second: usize) -> Self {
         #[expect(clippy::cast_precision_loss, reason = "a rate")]
         let bytes_per_second = bytes_per_second as f64;
         Self {
@@ -87,6 +91,9 @@ impl Throttle {
     /// How many bytes may be read now, once there are as many as a small packet.
     fn poll_budget(&mut self, cx: &mut Context<'_>) -> Poll<usize> {
         const PACKET: f64 = 256.0;
+        if self.bytes_per_second == 0.0 {
+            return Poll::Pending;
+        }
         loop {
             let now = Instant::now();
             let since = now.saturating_duration_since(self.filled).as_secs_f64();
@@ -171,6 +178,7 @@ pub(super) struct NotSent;
 struct Io {
     stream: Stream,
     codec: WebSocketContext,
+    dialect: Dialect,
     throttle: Option<Throttle>,
 }
 
@@ -185,17 +193,40 @@ pub(super) struct Socket {
 
 impl Socket {
     /// After the handshake; `early` came with it.
-    pub(super) fn new(stream: Stream, early: Vec<u8>, throttle: Option<Throttle>) -> Self {
+    pub(super) fn new(stream: Stream, early: Vec<u8>, dialect: Dialect) -> Self {
         let config = WebSocketConfig::default()
             .read_buffer_size(READ_BUFFER)
             .write_buffer_size(0)
             .max_write_buffer_size(WRITE_LIMIT);
         let codec = WebSocketContext::from_partially_read(early, Role::Client, Some(config));
         Self {
-            io: RefCell::new(Io { stream, codec, throttle }),
+            io: RefCell::new(Io { stream, codec, dialect, throttle: None }),
             reader: RefCell::new(None),
             blocked: Cell::new(false),
         }
+    }
+
+    /// From now on reads no more than this many bytes a second; 0 is nothing at all.
+    pub(super) fn throttle(&self, bytes_per_second: usize) {
+        self.io.borrow_mut().throttle = Some(Throttle::new(bytes_per_second));
+    }
+
+    /// Sends a frame, as [`Self::send`] does.
+    ///
+    /// # Errors
+    /// [`NotSent`]
+    pub(super) fn send_frame(&self, frame: Bytes) -> Result<(), NotSent> {
+        let dialect = self.io.borrow().dialect;
+        dialect.frame(frame).try_for_each(|message| self.send(message))
+    }
+
+    /// Asks for an answer.
+    ///
+    /// # Errors
+    /// [`NotSent`]
+    pub(super) fn ping(&self) -> Result<(), NotSent> {
+        let dialect = self.io.borrow().dialect;
+        self.send(dialect.ping())
     }
 
     /// Sends now what the kernel takes; the rest follows as soon as it takes more.
@@ -236,12 +267,12 @@ impl Socket {
         let _ = self.send(Message::Close(Some(frame)));
     }
 
-    /// The next message but pings and pongs; only one task may wait for it.
-    pub(super) async fn receive(&self) -> Result<Message, Ended> {
+    /// The next message but pings, pongs and heartbeats; only one task may wait for it.
+    pub(super) async fn receive(&self) -> Result<Heard, Ended> {
         std::future::poll_fn(|cx| self.poll_receive(cx)).await
     }
 
-    fn poll_receive(&self, cx: &mut Context<'_>) -> Poll<Result<Message, Ended>> {
+    fn poll_receive(&self, cx: &mut Context<'_>) -> Poll<Result<Heard, Ended>> {
         {
             let mut reader = self.reader.borrow_mut();
             if !reader.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
@@ -249,7 +280,7 @@ impl Socket {
             }
         }
         let mut io = self.io.borrow_mut();
-        let Io { stream, codec, throttle } = &mut *io;
+        let Io { stream, codec, dialect, throttle } = &mut *io;
         let mut stream = Blocking { stream, throttle: throttle.as_mut(), cx };
         if self.blocked.replace(false)
             && let Err(Error::Io(error)) = codec.flush(&mut stream)
@@ -266,9 +297,16 @@ impl Socket {
                     return Poll::Ready(Err(Ended { code }));
                 }
                 Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)) => {}
-                Ok(message @ (Message::Text(_) | Message::Binary(_))) => {
-                    return Poll::Ready(Ok(message));
-                }
+                Ok(message @ (Message::Text(_) | Message::Binary(_))) => match dialect.read(message) {
+                    Heard::Heartbeat => {
+                        // What does not fit is written before the next read; an end is read then.
+                        let _ = codec.write(&mut stream, Dialect::heartbeat());
+                        if codec.flush(&mut stream).is_err() {
+                            self.blocked.set(true);
+                        }
+                    }
+                    heard => return Poll::Ready(Ok(heard)),
+                },
                 Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => {
                     return Poll::Pending;
                 }

@@ -24,13 +24,28 @@ pub(super) struct Instance {
     pub(super) cpu: Option<f64>,
     /// Resident memory, in bytes; absent where the process does not tell.
     pub(super) rss: Option<f64>,
-    /// Open connections.
-    pub(super) connections: f64,
+    /// Open connections; absent where the process does not tell.
+    pub(super) connections: Option<f64>,
     /// What it dropped since its start, by cause.
     pub(super) dropped: BTreeMap<String, f64>,
 }
 
 impl Instance {
+    /// Reads what Linux says of a process; `None` when there is no such process, or no `/proc`.
+    fn of_process(pid: u32) -> Option<Self> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
+        let pages: f64 = statm.split_whitespace().nth(1)?.parse().ok()?;
+        #[expect(clippy::cast_precision_loss, reason = "both are small")]
+        let (ticks_per_second, page) =
+            (rustix::param::clock_ticks_per_second() as f64, rustix::param::page_size() as f64);
+        Some(Self {
+            cpu: Some(cpu_ticks(&stat)? / ticks_per_second),
+            rss: Some(pages * page),
+            ..Self::default()
+        })
+    }
+
     /// Reads Prometheus's text format, as far as it is needed.
     fn parse(text: &str) -> Self {
         let mut instance = Self::default();
@@ -48,7 +63,7 @@ impl Instance {
             match name {
                 "process_cpu_seconds_total" => instance.cpu = Some(value),
                 "process_resident_memory_bytes" => instance.rss = Some(value),
-                "duorelay_connections" => instance.connections += value,
+                "duorelay_connections" => *instance.connections.get_or_insert(0.0) += value,
                 "duorelay_dropped_total" => {
                     let cause = labels.split('"').nth(1).unwrap_or_default();
                     *instance.dropped.entry(cause.to_owned()).or_default() += value;
@@ -58,6 +73,15 @@ impl Instance {
         }
         instance
     }
+}
+
+/// `utime` and `stime` of `/proc/PID/stat`, in clock ticks (proc(5)). The name before them may hold anything, `)` too.
+fn cpu_ticks(stat: &str) -> Option<f64> {
+    let (_, after_name) = stat.rsplit_once(')')?;
+    let mut fields = after_name.split_whitespace().skip(11);
+    let user: f64 = fields.next()?.parse().ok()?;
+    let system: f64 = fields.next()?.parse().ok()?;
+    Some(user + system)
 }
 
 /// Redis at one moment; of a cluster, all nodes together.
@@ -93,7 +117,7 @@ impl RedisState {
 /// Everything at one moment; what did not answer in time is absent.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Reading {
-    /// In the order of `--metrics`.
+    /// In the order of [`LoadOptions::watched`].
     pub(super) instances: Vec<Option<Instance>>,
     /// `--redis-url`
     pub(super) redis: Option<RedisState>,
@@ -114,6 +138,7 @@ impl Reading {
 pub(super) struct Watch {
     http: reqwest::Client,
     metrics: Vec<Url>,
+    processes: Vec<u32>,
     redis: Option<(Client, bool)>,
 }
 
@@ -148,11 +173,12 @@ impl Watch {
                 Some((client, clustered))
             }
         };
-        let watch = Self { http, metrics: options.metrics.clone(), redis };
+        let (metrics, processes) = (options.metrics.clone(), options.processes.clone());
+        let watch = Self { http, metrics, processes, redis };
         let first = watch.read().await;
-        for (url, instance) in watch.metrics.iter().zip(&first.instances) {
+        for (name, instance) in options.watched().into_iter().zip(&first.instances) {
             if instance.is_none() {
-                return Err(failed(url.to_string(), "no metrics there (--metrics)".to_owned()));
+                return Err(failed(name, "no figures there (--metrics, --process)".to_owned()));
             }
         }
         if watch.redis.is_some() && first.redis.is_none() {
@@ -164,7 +190,8 @@ impl Watch {
     /// Asks all at once.
     pub(super) async fn read(&self) -> Reading {
         let asking = futures_util::future::join_all(self.metrics.iter().map(|url| self.ask(url)));
-        let (instances, redis) = tokio::join!(asking, self.ask_redis());
+        let (mut instances, redis) = tokio::join!(asking, self.ask_redis());
+        instances.extend(self.processes.iter().map(|pid| Instance::of_process(*pid)));
         Reading { instances, redis }
     }
 
@@ -213,10 +240,26 @@ mod tests {
         let wanted = Instance {
             cpu: Some(12.5),
             rss: Some(1.5e7),
-            connections: 7.0,
+            connections: Some(7.0),
             dropped: [("superseded".to_owned(), 9.0)].into(),
         };
         assert_eq!(instance, wanted);
+    }
+
+    #[test]
+    fn cpu_is_found_behind_any_name() {
+        let stat = "7 (a) b) S 1 7 7 0 -1 4194304 90 0 0 0 250 150 0 0 20 0 1 0 5 9 9";
+        assert_eq!(cpu_ticks(stat), Some(400.0));
+        assert_eq!(cpu_ticks("7 (a) S 1"), None);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_process_tells_its_cpu_and_memory_but_no_connections() {
+        let instance = Instance::of_process(std::process::id()).unwrap();
+        assert!(instance.cpu.is_some() && instance.rss.unwrap() > 1e5, "{instance:?}");
+        assert_eq!(instance.connections, None);
+        assert_eq!(Instance::of_process(u32::MAX), None);
     }
 
     #[test]

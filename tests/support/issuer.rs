@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
+use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der};
 use aws_lc_rs::hmac;
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{
@@ -52,6 +53,18 @@ impl Key {
             Self::OtherRsa => "rsa-other",
             Self::Ec => "ec",
         }
+    }
+
+    /// The private RSA key as PKCS #8 in PEM, for a program that signs tokens itself.
+    pub fn private_pem(self) -> String {
+        let pair = match self {
+            Self::Rsa => &*RSA,
+            Self::OtherRsa => &*OTHER_RSA,
+            Self::Ec => panic!("not an RSA key"),
+        };
+        let der: Pkcs8V1Der<'_> = pair.as_der().unwrap();
+        let base64 = base64::engine::general_purpose::STANDARD.encode(der.as_ref());
+        format!("-----BEGIN PRIVATE KEY-----\n{base64}\n-----END PRIVATE KEY-----\n")
     }
 
     fn algorithm(self) -> &'static str {

@@ -17,7 +17,9 @@ use secrecy::SecretString;
 use url::Url;
 
 pub use self::assertion::{Assertion, FIGURES, Figure, Unit};
-pub use self::options::{Direction, Link, LoadOptions, Output, Placement, Scenario, StreamSet, TokenSource};
+pub use self::options::{
+    Dialect, Direction, Link, LoadOptions, Output, Placement, Scenario, StreamSet, TokenSource,
+};
 use super::Mistake;
 use super::read::truth;
 
@@ -43,6 +45,20 @@ const FLAGS: &[Flag] = &[
         "URL",
         None,
         "The instances' metrics, such as http://127.0.0.1:9091/metrics; repeatable",
+        TARGETS,
+    ),
+    Flag(
+        "process",
+        "PID",
+        None,
+        "Read CPU and memory of these processes of this machine, for servers without such metrics; repeatable",
+        TARGETS,
+    ),
+    Flag(
+        "dialect",
+        "NAME",
+        Some("v1"),
+        "What the instances speak: v1, or socket.io (binary events `f`, `ping` and `pong`, `overwritten`)",
         TARGETS,
     ),
     Flag("redis-url", "URL", None, "Read CPU, commands and memory of this Redis with INFO", TARGETS),
@@ -79,7 +95,7 @@ const FLAGS: &[Flag] = &[
         "link",
         "BYTES",
         None,
-        "slow: bytes a second that a receiver takes [default: half of what it is sent]",
+        "slow: bytes a second that a receiver takes, 0: none at all [default: half of what it is sent]",
         LOAD,
     ),
     Flag(
@@ -256,6 +272,11 @@ fn read_all(given: &mut Given<'_>) -> Option<LoadOptions> {
         .and_then(|name| Scenario::ALL.into_iter().find(|s| s.as_str() == name))?;
     let urls = given.checked_list("url", |text| url(text, &["ws", "wss"]));
     let metrics = given.checked_list("metrics", |text| url(text, &["http", "https"]));
+    let processes = given.checked_list("process", |text| {
+        text.parse::<u32>().map_err(|_| format!("must be the number of a process, but is {text:?}"))
+    });
+    let dialect = given
+        .checked("dialect", |text| named(text, &[("v1", Dialect::V1), ("socket.io", Dialect::SocketIo)]));
     let redis = given.checked("redis-url", super::read::redis_url);
     let sources: Vec<IpAddr> = given.checked_list("source", sources).concat();
     let users = given.checked("users", number(1, 1_000_000));
@@ -290,7 +311,7 @@ fn read_all(given: &mut Given<'_>) -> Option<LoadOptions> {
     let warmup = given.checked("warmup", time);
     let connect_rate = given.checked("connect-rate", number(1, 1_000_000));
     let rate = given.checked("rate", number(1, 1_000_000));
-    let link_rate = given.checked("link", number(1, 1 << 30));
+    let link_rate = given.checked("link", number(0, 1 << 30));
     let receive_buffer = given.checked("receive-buffer", number(1, 1 << 30));
     let maxseg = given.checked("maxseg", number(88, 32767));
     let roll_command = given.text("roll-command");
@@ -323,6 +344,8 @@ fn read_all(given: &mut Given<'_>) -> Option<LoadOptions> {
         scenario,
         urls,
         metrics,
+        processes,
+        dialect: dialect?,
         redis,
         sources,
         users: users?,

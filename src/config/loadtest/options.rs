@@ -67,6 +67,15 @@ impl Scenario {
     }
 }
 
+/// What is spoken with the instances.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dialect {
+    /// The relay's protocol v1.
+    V1,
+    /// Socket.IO's, to measure a Socket.IO server in the same way.
+    SocketIo,
+}
+
 /// Where a user's two sockets are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Placement {
@@ -96,7 +105,7 @@ pub struct StreamSet(pub Vec<u8>);
 /// What throttles a slow receiver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Link {
-    /// Bytes that it reads a second.
+    /// Bytes that it reads a second once it is welcomed; 0: it has stopped reading.
     pub bytes_per_second: usize,
     /// `SO_RCVBUF` as Linux reports it (it doubles what is set, socket(7)).
     pub receive_buffer: usize,
@@ -144,6 +153,10 @@ pub struct LoadOptions {
     pub urls: Vec<Url>,
     /// The instances' metrics.
     pub metrics: Vec<Url>,
+    /// Processes of this machine whose CPU and memory are read from `/proc`.
+    pub processes: Vec<u32>,
+    /// What is spoken.
+    pub dialect: Dialect,
     /// Whose `INFO` is read.
     pub redis: Option<RedisUrl>,
     /// Local addresses to connect from, in turn; the system's choice without.
@@ -191,6 +204,13 @@ pub struct LoadOptions {
 impl LoadOptions {
     /// What a frame carries at least: its stream id and what is counted by.
     pub const SMALLEST_FRAME: usize = 26;
+
+    /// Names of those whose CPU and memory are read, in the order of a reading.
+    #[must_use]
+    pub fn watched(&self) -> Vec<String> {
+        let metrics = self.metrics.iter().map(|url| url.authority().to_owned());
+        metrics.chain(self.processes.iter().map(|pid| format!("process {pid}"))).collect()
+    }
 
     /// The instances of a user's desktop and mobile, as indices into [`Self::urls`].
     #[must_use]

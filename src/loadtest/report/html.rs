@@ -221,8 +221,8 @@ fn seconds(end: f64) -> Vec<(f64, String)> {
 /// One line for each instance and one for Redis, as far as they told.
 fn resources(report: &Report<'_>, of: impl Fn(&Reading, usize) -> Option<f64>) -> Vec<Series> {
     let readings = &report.results.readings;
-    let count = report.options.metrics.len();
-    let names = report.options.metrics.iter().map(|url| url.authority().to_owned());
+    let names = report.options.watched().into_iter();
+    let count = names.len();
     let names = names.chain(report.options.redis.is_some().then(|| "Redis".to_owned()));
     let step = readings.len().div_ceil(POINTS).max(1);
     let line = |(index, name): (usize, String)| Series {

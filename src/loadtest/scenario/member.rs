@@ -9,9 +9,8 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio::task::spawn_local;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
-use tungstenite::Message;
 
-use super::super::connect::Heard;
+use super::super::dialect::Heard;
 use super::super::frame::{Arrival, Flow, Frame};
 use super::super::shard::{Shard, User, Who};
 use super::super::socket::Socket;
@@ -129,7 +128,7 @@ impl Member {
                 self.held.borrow_mut().push_back(bytes);
             } else if let Some(socket) = &*self.socket.borrow() {
                 // A socket that has ended tells its reader; what it did not take shows up as a gap.
-                let _ = socket.send(Message::Binary(bytes));
+                let _ = socket.send_frame(bytes);
             }
         }
     }
@@ -230,7 +229,7 @@ impl Member {
                     // is dropped, and so would be what is on its way by then: the pong tells that nothing is.
                     self.moving.set(true);
                     let ponged = self.ponged.notified();
-                    if socket.send(Message::text(r#"{"type":"ping"}"#)).is_ok() {
+                    if socket.ping().is_ok() {
                         let _ = timeout(BARRIER_LIMIT, ponged).await;
                     }
                     self.replace(deadline).await;
@@ -260,7 +259,7 @@ impl Member {
             self.shard.tally.borrow_mut().reconnects += 1;
             for bytes in self.held.borrow_mut().drain(..) {
                 // As in `send`.
-                let _ = socket.send(Message::Binary(bytes));
+                let _ = socket.send_frame(bytes);
             }
         }
         self.socket.replace(next);
@@ -270,21 +269,18 @@ impl Member {
     async fn read(&self, peer: &Self, socket: &Socket) -> Next {
         loop {
             match socket.receive().await {
-                Ok(Message::Binary(bytes)) => self.arrived(peer, &bytes),
-                Ok(Message::Text(text)) => match Heard::read(&text) {
-                    Heard::Reconnect { in_ms, deadline_ms } => {
-                        let now = Instant::now();
-                        return Next::Move {
-                            at: now + Duration::from_millis(in_ms),
-                            deadline: now + Duration::from_millis(deadline_ms),
-                        };
-                    }
-                    Heard::Error { code } => {
-                        *self.shard.tally.borrow_mut().errors.entry(code).or_default() += 1;
-                    }
-                    Heard::Pong {} => self.ponged.notify_waiters(),
-                    Heard::Welcome {} | Heard::Overwritten {} | Heard::Other => {}
-                },
+                Ok(Heard::Frame(bytes)) => self.arrived(peer, &bytes),
+                Ok(Heard::Reconnect { in_ms, deadline_ms }) => {
+                    let now = Instant::now();
+                    return Next::Move {
+                        at: now + Duration::from_millis(in_ms),
+                        deadline: now + Duration::from_millis(deadline_ms),
+                    };
+                }
+                Ok(Heard::Error(code)) => {
+                    *self.shard.tally.borrow_mut().errors.entry(code).or_default() += 1;
+                }
+                Ok(Heard::Pong) => self.ponged.notify_waiters(),
                 Ok(_) => {}
                 Err(ended) => {
                     self.shard.ended((!self.shard.ending.get()).then_some(ended.code));

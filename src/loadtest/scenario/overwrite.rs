@@ -6,10 +6,9 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
-use tungstenite::Message;
 
 use super::super::alarm::{Alarm, Beat};
-use super::super::connect::Heard;
+use super::super::dialect::Heard;
 use super::super::shard::{Shard, User, Who};
 use super::super::socket::Socket;
 use crate::relay::ids::Device;
@@ -110,11 +109,8 @@ async fn told(socket: &Socket, limit: Duration) -> Option<Instant> {
     let hearing = async {
         loop {
             match socket.receive().await {
-                Ok(Message::Text(text)) if matches!(Heard::read(&text), Heard::Overwritten {}) => {
-                    break;
-                }
+                Ok(Heard::Overwritten) | Err(_) => break,
                 Ok(_) => {}
-                Err(_) => break,
             }
         }
         Instant::now()
@@ -124,18 +120,14 @@ async fn told(socket: &Socket, limit: Duration) -> Option<Instant> {
 
 /// Whether the relay answers a ping.
 async fn answers(socket: &Socket) -> bool {
-    if socket.send(Message::Text(r#"{"type":"ping"}"#.into())).is_err() {
+    if socket.ping().is_err() {
         return false;
     }
     loop {
         match socket.receive().await {
-            Ok(Message::Text(text)) => match Heard::read(&text) {
-                Heard::Pong {} => return true,
-                Heard::Overwritten {} => return false,
-                Heard::Welcome {} | Heard::Reconnect { .. } | Heard::Error { .. } | Heard::Other => {}
-            },
+            Ok(Heard::Pong) => return true,
+            Ok(Heard::Overwritten) | Err(_) => return false,
             Ok(_) => {}
-            Err(_) => return false,
         }
     }
 }

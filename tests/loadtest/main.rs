@@ -2,6 +2,8 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::print_stderr, reason = "tests")]
 #![allow(unreachable_pub, reason = "the support is shared with other test binaries")]
 
+mod fleet;
+#[path = "../support/mod.rs"]
 mod support;
 
 use std::net::SocketAddr;
