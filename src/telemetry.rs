@@ -98,7 +98,9 @@ where
             lines.fmt_fields(JsonFields::new()).event_format(format).boxed()
         }
     };
-    let lines = lines.with_filter(filter.and(filter_fn(is_ours_or_harmless)));
+    // The hint leaves the level to `filter`. Without it the `log` crate would ask about each trace line of each library.
+    let harmless = filter_fn(is_ours_or_harmless).with_max_level_hint(LevelFilter::TRACE);
+    let lines = lines.with_filter(filter.and(harmless));
     let spans = traces.map(|provider| {
         let spans = tracing_opentelemetry::layer().with_tracer(provider.tracer("duorelay"));
         let spans = spans.with_location(false).with_threads(false).with_tracked_inactivity(false);
@@ -175,6 +177,17 @@ mod tests {
         fn flush(&mut self) -> io::Result<()> {
             Ok(())
         }
+    }
+
+    #[test]
+    fn lines_below_the_level_are_dropped_where_they_stand() {
+        let hint = |filter: &str| {
+            let settings =
+                Settings { format: LogFormat::Json, filter: filter.to_owned(), project: None, traces: None };
+            subscriber(&settings, None, io::sink).unwrap().max_level_hint()
+        };
+        assert_eq!(hint("info"), Some(LevelFilter::INFO));
+        assert_eq!(hint("warn,duorelay=debug"), Some(LevelFilter::DEBUG));
     }
 
     fn logged(format: LogFormat, filter: &str, log: impl FnOnce()) -> Vec<String> {

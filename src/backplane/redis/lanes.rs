@@ -9,7 +9,7 @@ use fred::error::Error;
 use fred::interfaces::{ClientLike as _, ClusterInterface as _, PubsubInterface as _};
 use fred::types::cluster::ClusterRouting;
 use fred::types::config::Server;
-use futures_util::future::join_all;
+use futures_util::future::{join_all, try_join};
 use tokio::sync::Notify;
 use tracing::{debug, warn};
 
@@ -127,10 +127,11 @@ impl Lanes {
             }
             return Ok(());
         }
-        self.subscriber.subscribe(channels.to_vec()).await?;
         // fred does not wait for the answer to SUBSCRIBE. Redis answers one connection in order: when the PING is
-        // answered, so was the SUBSCRIBE.
-        self.subscriber.ping::<fred::types::Value>(None).await?;
+        // answered, so was the SUBSCRIBE. They take their places in fred's queue in this order, when they are first
+        // polled, and so leave in one write.
+        let subscribed = self.subscriber.subscribe(channels.to_vec());
+        try_join(subscribed, self.subscriber.ping::<fred::types::Value>(None)).await?;
         for channel in channels {
             self.confirm(channel, epoch, None);
         }

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use fred::clients::Client;
+use fred::bytes_utils::Str;
+use fred::clients::{Client, WithOptions};
 use fred::error::{Error, ErrorKind};
 use fred::interfaces::{ClientLike as _, PubsubInterface as _};
 use fred::types::config::Options;
@@ -37,23 +38,23 @@ const WAITING_BYTES: usize = 64 * 1024 * 1024;
 /// Lanes that wait for Redis, each with what waits.
 #[derive(Default)]
 struct Waiting {
-    lanes: HashMap<Rc<str>, Outbox>,
-    order: VecDeque<Rc<str>>,
+    lanes: HashMap<Str, Outbox>,
+    order: VecDeque<Str>,
     bytes: usize,
     /// Behind what waits for a lane.
-    barriers: HashMap<Rc<str>, Vec<oneshot::Sender<()>>>,
+    barriers: HashMap<Str, Vec<oneshot::Sender<()>>>,
 }
 
 /// Lanes that nobody has heard: to be told, and told lately.
 #[derive(Default)]
 struct Unheard {
-    news: Vec<Rc<str>>,
-    told: HashSet<Rc<str>>,
+    news: Vec<Str>,
+    told: HashSet<Str>,
 }
 
 /// One worker's publisher.
 pub(super) struct Publisher {
-    client: Client,
+    client: WithOptions<Client>,
     sharded: bool,
     /// What may wait for one lane.
     queue_bytes: usize,
@@ -76,8 +77,10 @@ pub(super) struct Publisher {
 impl Publisher {
     /// A publisher that waits until it is told that Redis is there.
     pub(super) fn new(client: Client, sharded: bool, queue_bytes: usize, metrics: Arc<Metrics>) -> Rc<Self> {
+        // Never a second try: it could arrive twice, or late.
+        let options = Options { timeout: Some(STALE), max_attempts: Some(1), ..Options::default() };
         Rc::new(Self {
-            client,
+            client: client.with_options(&options),
             sharded,
             queue_bytes,
             metrics,
@@ -123,9 +126,9 @@ impl Publisher {
             return Published::Full;
         }
         // Behind what waits already: the order of a lane is kept.
-        let lane: Rc<str> = lane.into();
+        let lane: Str = lane.into();
         if !waiting.lanes.contains_key(&lane) {
-            waiting.order.push_back(Rc::clone(&lane));
+            waiting.order.push_back(lane.clone());
         }
         let outbox = waiting.lanes.entry(lane).or_default();
         let before = outbox.waiting_bytes();
@@ -154,7 +157,7 @@ impl Publisher {
         let (told, barrier) = oneshot::channel();
         let mut waiting = self.waiting.borrow_mut();
         if let Some((lane, _)) = waiting.lanes.get_key_value(lane) {
-            let lane = Rc::clone(lane);
+            let lane = lane.clone();
             let behind = waiting.barriers.entry(lane).or_default();
             // A lane may wait for as long as Redis is away; who asks does not.
             behind.retain(|told| !told.is_closed());
@@ -188,7 +191,7 @@ impl Publisher {
             let Some(lane) = waiting.order.front().cloned() else {
                 return;
             };
-            let outbox = waiting.lanes.entry(Rc::clone(&lane)).or_default();
+            let outbox = waiting.lanes.entry(lane.clone()).or_default();
             let before = outbox.waiting_bytes();
             let due = outbox.pop();
             let gone = before - outbox.waiting_bytes();
@@ -216,7 +219,7 @@ impl Publisher {
         }
     }
 
-    fn leave(self: &Rc<Self>, lane: Rc<str>, envelope: Bytes) {
+    fn leave(self: &Rc<Self>, lane: Str, envelope: Bytes) {
         let number = self.next.get();
         self.next.set(number + 1);
         let bytes = envelope.len();
@@ -226,13 +229,11 @@ impl Publisher {
         // Tasks of this thread begin in the order in which they were spawned, and a command takes its place in
         // fred's queue when it is first polled: the order of a lane is kept.
         tokio::task::spawn_local(async move {
-            // Never a second try: it could arrive twice, or late.
-            let options = Options { timeout: Some(STALE), max_attempts: Some(1), ..Options::default() };
-            let client = publisher.client.with_options(&options);
+            let client = &publisher.client;
             let heard = if publisher.sharded {
-                client.spublish::<u64, _, _>(&*lane, envelope).await
+                client.spublish::<u64, _, _>(lane.clone(), envelope).await
             } else {
-                client.publish::<u64, _, _>(&*lane, envelope).await
+                client.publish::<u64, _, _>(lane.clone(), envelope).await
             };
             let result = match heard {
                 Ok(0) => {
@@ -250,7 +251,7 @@ impl Publisher {
         });
     }
 
-    fn on_failed(&self, lane: Rc<str>, error: &Error) {
+    fn on_failed(&self, lane: Str, error: &Error) {
         self.metrics.dropped(Dropped::Backplane, 1);
         if matches!(error.kind(), ErrorKind::Timeout) {
             self.is_stuck.set(true);
@@ -263,15 +264,15 @@ impl Publisher {
 
     /// Nobody was subscribed. Either the peer has just left, or its instance has lost the subscription without
     /// knowing, as it does when a cluster's slot moves: it is told.
-    fn on_unheard(&self, lane: Rc<str>) {
+    fn on_unheard(&self, lane: Str) {
         let mut unheard = self.unheard.borrow_mut();
-        if unheard.told.len() < UNHEARD && unheard.told.insert(Rc::clone(&lane)) {
+        if unheard.told.len() < UNHEARD && unheard.told.insert(lane.clone()) {
             unheard.news.push(lane);
         }
     }
 
     /// The lanes that nobody has heard since this was asked, each once until [`Self::forget_unheard`].
-    pub(super) fn take_unheard(&self) -> Vec<Rc<str>> {
+    pub(super) fn take_unheard(&self) -> Vec<Str> {
         std::mem::take(&mut self.unheard.borrow_mut().news)
     }
 
