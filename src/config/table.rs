@@ -120,7 +120,7 @@ settings! {
     WORKERS = (Process, "DUORELAY_WORKERS", "workers", "N", Words("the usable cores"), "Worker threads");
     LOG_FORMAT = (Process, "LOG_FORMAT", "log-format", "FORMAT", Words("pretty on a terminal, else json"), "pretty, json or gcp");
     RUST_LOG = (Process, "RUST_LOG", "rust-log", "FILTER", Value("info"), "Levels, such as info,duorelay=debug");
-    GOOGLE_CLOUD_PROJECT = (Process, "GOOGLE_CLOUD_PROJECT", "google-cloud-project", "ID", Words("FIREBASE_PROJECT_ID"), "Has the traces that gcp log lines name");
-    OTLP_ENDPOINT = (Process, "OTEL_EXPORTER_OTLP_ENDPOINT", "otel-exporter-otlp-endpoint", "URL", Words("none, so no traces"), "Collector of traces (OTLP over HTTP)");
+    GOOGLE_CLOUD_PROJECT = (Process, "GOOGLE_CLOUD_PROJECT", "google-cloud-project", "ID", Words("Firebase's"), "Project of traces in gcp logs");
+    OTLP_ENDPOINT = (Process, "OTEL_EXPORTER_OTLP_ENDPOINT", "otel-exporter-otlp-endpoint", "URL", Nothing, "Where traces go (OTLP)");
     OTEL_SERVICE_NAME = (Process, "OTEL_SERVICE_NAME", "otel-service-name", "NAME", Words("duorelay"), "Name in traces");
 }

@@ -379,3 +379,16 @@ async fn the_limit_of_open_files_is_raised_and_told_when_too_low() {
     let (log, _) = under_files(4000, 3000).await;
     assert!(!log.contains("DUORELAY_MAX_CONNECTIONS"), "{log}");
 }
+
+#[tokio::test]
+async fn no_log_holds_the_password_of_redis() {
+    let issuer = Issuer::start();
+    let url = "redis://user:secret-password@127.0.0.1:1/0";
+    let config = Config::new(&issuer).set("RUST_LOG", "trace,fred=trace").set("REDIS_URL", url);
+    let mut relay = config.set("DUORELAY_DRAIN_DELAY_SECONDS", 0).start_until("/healthz/live").await;
+    relay.signal("TERM");
+    relay.exit(Duration::from_secs(10)).await;
+    let log = relay.log();
+    assert!(log.contains("Redis cannot be reached yet"), "{log}");
+    assert!(!log.contains("secret-password"), "{log}");
+}

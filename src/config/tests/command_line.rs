@@ -12,7 +12,7 @@ fn flags_are_named_after_their_variables() {
 }
 
 #[test]
-fn variables_are_those_of_the_contract() {
+fn variables_are_those_of_the_contract_and_of_opentelemetry_and_google() {
     let of_the_contract = "PORT DUORELAY_LISTEN DUORELAY_ADMIN_LISTEN DUORELAY_ADMIN_TOKEN REDIS_URL \
         DUORELAY_REDIS_PREFIX FIREBASE_PROJECT_ID GOOGLE_APPLICATION_CREDENTIALS FIREBASE_AUTH_EMULATOR_HOST \
         DUORELAY_ISSUER DUORELAY_AUDIENCE DUORELAY_JWKS_URL DUORELAY_CHECK_REVOKED DUORELAY_REVOCATION_SECONDS DUORELAY_ENFORCE_EXPIRY \
@@ -20,7 +20,8 @@ fn variables_are_those_of_the_contract() {
         DUORELAY_QUEUE_BYTES DUORELAY_MESSAGES_PER_SECOND DUORELAY_HANDSHAKES_PER_SECOND_PER_IP DUORELAY_WORKERS \
         DUORELAY_HEARTBEAT_SECONDS DUORELAY_LEASE_SECONDS DUORELAY_DRAIN_DELAY_SECONDS DUORELAY_DRAIN_SECONDS \
         DUORELAY_MAX_LIFETIME_SECONDS LOG_FORMAT RUST_LOG";
-    let mut wanted: Vec<&str> = of_the_contract.split_whitespace().collect();
+    let of_others = ["GOOGLE_CLOUD_PROJECT", "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_SERVICE_NAME"];
+    let mut wanted: Vec<&str> = of_the_contract.split_whitespace().chain(of_others).collect();
     let mut ours: Vec<&str> = ALL.iter().map(|setting| setting.variable).collect();
     wanted.sort_unstable();
     ours.sort_unstable();
