@@ -144,7 +144,7 @@ class Settings(unittest.TestCase):
 
     def test_every_command_is_one_of_the_program(self):
         services = COMPOSE["services"]
-        commands = [interpolated(services["relay"]["command"]).split()]
+        commands = [interpolated(services[name]["command"]).split() for name in ("relay", "load")]
         commands += [relay_container(overlay).get("args", ["serve"]) for overlay in OVERLAYS]
         commands += [services["relay"]["healthcheck"]["test"][2:]]
         commands += json.loads(re.search(r'HEALTHCHECK.*CMD (\[.*\])', read("Dockerfile"))[1])[1:],

@@ -5,5 +5,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod affinity;
 mod demo;
 mod health;
+mod rolling;

@@ -6,6 +6,7 @@
 
 mod client;
 mod cluster;
+mod haproxy;
 mod http;
 mod issuer;
 mod proxy;
@@ -22,6 +23,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 pub use client::{Client, Event};
 pub use cluster::Cluster;
+pub use haproxy::HaProxy;
 pub use http::{Handshake, Response, request};
 pub use issuer::{Issuer, Key, PROJECT, Token, email};
 pub use proxy::Proxy;
