@@ -145,4 +145,8 @@ async fn stalled_receivers_take_no_more_memory_than_their_queues() {
         assert!(sent > 5.0 * bound, "{sent} {bound}");
         assert!(grown < bound, "grew by {grown}, sent {sent}, {streams}");
     }
+    // Who does not take what is reliable is let go: what follows has no receiver.
+    for relay in &fleet.relays {
+        assert!(relay.metric("duorelay_dropped_total", &[r#"cause="peer_absent""#]).await > 0.0);
+    }
 }

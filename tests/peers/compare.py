@@ -122,7 +122,7 @@ def figure(results, scenario, name, which):
 
 
 def report(results):
-    """The table; in brackets, how many times the two instances of duorelay."""
+    """The table; in brackets, how many times duorelay: one instance for `ws`, which is one, two for the others."""
     head = ["", *(title for title, *_ in SERVERS.values()), "duorelay / floor"]
     rows = []
     for title, scenario, which, factor, unit in ROWS:
@@ -130,7 +130,8 @@ def report(results):
         cells = []
         for name in SERVERS:
             value = figure(results, scenario, name, which)
-            ratio = f" ({digits(value / ours)})" if value is not None and ours and not name.startswith("duorelay") else ""
+            base = figure(results, scenario, "duorelay-one", which) if name == "ws" else ours
+            ratio = f" ({digits(value / base)})" if value is not None and base and not name.startswith("duorelay") else ""
             cells.append("-" if value is None else digits(value * factor) + ratio)
         rows.append([f"{title}, {unit}", *cells, digits(ours / least) if ours and least else ""])
     cells = []

@@ -51,13 +51,13 @@ impl Outbox {
     }
 }
 
-/// A user's, each with its number.
-type Connections = Vec<(u64, Rc<Outbox>)>;
+/// A user's connections here.
+type Members = Vec<(u64, Rc<Outbox>)>;
 
 struct Floor {
     redis: Rc<Outbox>,
-    /// By user and connection.
-    users: RefCell<HashMap<String, Connections>>,
+    /// By user.
+    users: RefCell<HashMap<String, Members>>,
     /// Told from other processes' connections by the port in it.
     next: Cell<u64>,
 }

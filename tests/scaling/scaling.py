@@ -25,7 +25,7 @@ INSTANCES = [1, 2, 4, 8]
 # Held while devices, instances or Redis grow.
 FRAMES = 6000
 # Receivers that stop reading, and what may wait for each.
-STALLED, QUEUE_BYTES = 1000, 16384
+STALLED, QUEUE_BYTES, STALLED_FRAME = 1000, 32768, 8000
 US, MS = 1e6, 1e3
 
 
@@ -131,7 +131,7 @@ def idle(_):
 
 def stalled(_):
     """Receivers that stop reading while volatile and reliable frames are sent to them: what the instances' memory grows by."""
-    settings = {"DUORELAY_QUEUE_BYTES": QUEUE_BYTES, "DUORELAY_MESSAGE_BYTES": 4096, "DUORELAY_MESSAGES_PER_SECOND": 0}
+    settings = {"DUORELAY_QUEUE_BYTES": QUEUE_BYTES, "DUORELAY_MESSAGE_BYTES": STALLED_FRAME, "DUORELAY_MESSAGES_PER_SECOND": 0}
     found = {}
     # Five volatile streams are more than a queue holds; a reliable one overflows it, and its receiver is closed.
     for name, streams in (("volatile", "0,1,2,3,4"), ("volatile and reliable", "0,1,2,3,4,128")):
@@ -140,25 +140,25 @@ def stalled(_):
             before = sum(instance.rss() for instance in fleet.instances)
 
             def sample():
-                largest, until = 0, time.monotonic() + 16
+                largest, until = 0, time.monotonic() + 18
                 while time.monotonic() < until:
                     largest = max(largest, sum(instance.rss() for instance in fleet.instances))
                     time.sleep(0.1)
-                closed = sum(
+                still_there = sum(
                     value
                     for instance in fleet.instances
                     for metric, value in instance.metrics().items()
-                    if metric.startswith("duorelay_closes_total") and "4008" in metric
+                    if metric.startswith("duorelay_connections") and "mobile" in metric
                 )
-                return {"rss": largest, "closed": closed}
+                return {"rss": largest, "let_go": STALLED - still_there}
 
-            flags = [f"--users={STALLED}", "--link=0", f"--stream={streams}", "--frame-bytes=4000", "--fps=1"]
+            flags = [f"--users={STALLED}", "--link=0", f"--stream={streams}", f"--frame-bytes={STALLED_FRAME}", "--fps=1"]
             results = fleet.load("slow", *flags, "--connect-rate=1000", "--duration=12s", "--warmup=0s", meanwhile=sample)
             told = results["meanwhile"]
             found[name] = {
-                "sent_bytes": results["figures"]["sent"] * 4000,
+                "sent_bytes": results["figures"]["sent"] * STALLED_FRAME,
                 "grown": told["rss"] - before,
-                "closed_4008": told["closed"],
+                "let_go": told["let_go"],
             }
             say(f"stalled, {name}: {found[name]}")
     return found
@@ -256,13 +256,14 @@ def report(results):
     if {"frames", "claims", "idle", "backplane"} <= set(done):
         fill("constants", constants(results))
         fill("capacity", capacity(results))
-    if "stalled" in done:
-        bound = 2 * QUEUE_BYTES * STALLED
+    if {"idle", "stalled"} <= set(done):
+        # Two full lanes and what is gathered for one write (16 KiB), for each receiver; and all connections.
+        bound = (2 * QUEUE_BYTES + 16384) * STALLED + 2 * STALLED * results["idle"]["rss_per_connection"]
         rows = [
-            [name, f"{found['sent_bytes'] / 1e6:,.0f} MB", f"{found['closed_4008']:,.0f}", f"{found['grown'] / 1e6:,.1f} MB", f"{bound / 1e6:,.1f} MB"]
+            [name, f"{found['sent_bytes'] / 1e6:,.0f} MB", f"{found['let_go']:,.0f}", f"{found['grown'] / 1e6:,.1f} MB", f"{bound / 1e6:,.1f} MB"]
             for name, found in results["stalled"].items()
         ]
-        fill("stalled", table(["streams", "sent", "closed with 4008", "memory grew by, at most", "two full queues each would be"], rows))
+        fill("stalled", table(["streams", "sent", "receivers let go", "memory grew by, at most", "full queues would be"], rows))
 
 
 def draw(results):
