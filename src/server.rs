@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -21,9 +22,9 @@ use crate::backplane::{Backplane, InstanceInfo, Sink};
 use crate::config::Config;
 use crate::edge::http::{Edge, public};
 use crate::edge::limits::Gate;
-use crate::edge::listen;
 use crate::edge::operator::admin;
 use crate::edge::workers::{Command, Workers};
+use crate::edge::{listen, memory};
 use crate::files;
 use crate::hub::HubSettings;
 use crate::metrics::Metrics;
@@ -61,6 +62,9 @@ const STOP_LIMIT: Duration = Duration::from_millis(600);
 const DRAIN_TICK: Duration = Duration::from_millis(50);
 /// How often the gate forgets addresses.
 const SWEEP: Duration = Duration::from_secs(60);
+
+/// How often it is looked whether memory is short.
+const MEMORY_TICK: Duration = Duration::from_millis(500);
 
 /// Serves until SIGTERM or SIGINT, then leaves without a gap.
 ///
@@ -170,6 +174,7 @@ pub async fn serve(
     let serving = tokio::spawn(listen::serve(public_port, public(edge, page)));
     let admin_serving = tokio::spawn(listen::serve(admin_port, operators));
     let sweeping = tokio::spawn(sweep(Arc::clone(&gate)));
+    let watching = memory::limited_group().map(|group| tokio::spawn(watch_memory(Arc::clone(&gate), group)));
 
     let hurry = tokio::select! {
         _ = terminate.recv() => false,
@@ -185,6 +190,9 @@ pub async fn serve(
     serving.abort();
     admin_serving.abort();
     sweeping.abort();
+    if let Some(watching) = watching {
+        watching.abort();
+    }
     let stopping = tokio::time::timeout(STOP_LIMIT, to_workers.tell_all(|| Command::Stop));
     // A worker that does not listen is not waited for.
     let _ = stopping.await;
@@ -257,6 +265,23 @@ async fn drain(gate: &Gate, workers: &Workers, delay: Duration, drain: Duration)
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while gate.connections() > 0 && Instant::now() < deadline + GOODBYE_LIMIT {
         ticks.tick().await;
+    }
+}
+
+/// Closes the door while the process is near its memory's limit. Three short reads of files that are in memory: they
+/// do not hold up the edge.
+async fn watch_memory(gate: Arc<Gate>, group: PathBuf) {
+    let mut ticks = tokio::time::interval(MEMORY_TICK);
+    loop {
+        ticks.tick().await;
+        let is_short = memory::is_short(&group);
+        if gate.set_short_of_memory(is_short) {
+            if is_short {
+                warn!("memory is short: nobody new is let in");
+            } else {
+                info!("memory is no longer short");
+            }
+        }
     }
 }
 

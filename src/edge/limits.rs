@@ -20,6 +20,7 @@ pub struct Gate {
     max_connections: Option<u32>,
     draining: AtomicBool,
     closed: AtomicBool,
+    short_of_memory: AtomicBool,
     /// governor's generic cell rate algorithm keeps one number per address; a burst is one second's worth.
     per_address: Option<DefaultKeyedRateLimiter<IpAddr>>,
     trusted_proxies: Vec<IpNet>,
@@ -51,6 +52,7 @@ impl Gate {
             max_connections,
             draining: AtomicBool::new(false),
             closed: AtomicBool::new(false),
+            short_of_memory: AtomicBool::new(false),
             per_address: quota.map(RateLimiter::keyed),
             trusted_proxies,
             allowed_origins,
@@ -79,6 +81,11 @@ impl Gate {
         self.closed.store(true, Ordering::Release);
     }
 
+    /// Nobody new is let in while memory is short; true when that is news.
+    pub fn set_short_of_memory(&self, is_short: bool) -> bool {
+        self.short_of_memory.swap(is_short, Ordering::AcqRel) != is_short
+    }
+
     /// Lets a handshake in, or refuses it, in the order of [`Refusal`]: too many attempts, draining, full,
     /// Origin.
     ///
@@ -94,6 +101,9 @@ impl Gate {
         }
         if self.closed.load(Ordering::Acquire) {
             return Err(Refusal::Draining);
+        }
+        if self.short_of_memory.load(Ordering::Acquire) {
+            return Err(Refusal::Full);
         }
         let max = self.max_connections.unwrap_or(u32::MAX);
         let more = |open| (open < max).then_some(open + 1);
@@ -216,6 +226,19 @@ mod tests {
         drop(first);
         assert!(gate.admit(peer("::1"), &HeaderMap::new()).is_ok());
         assert_eq!(gate.connections(), 0);
+    }
+
+    #[test]
+    fn nobody_new_comes_in_while_memory_is_short() {
+        let gate = Gate::new(None, None, vec![], None);
+        let from = peer("192.0.2.1");
+        let first = gate.admit(from, &HeaderMap::new()).unwrap();
+        assert!(gate.set_short_of_memory(true) && !gate.set_short_of_memory(true));
+        assert_eq!(gate.admit(from, &HeaderMap::new()).unwrap_err(), Refusal::Full);
+        assert_eq!(gate.connections(), 1, "who is here stays");
+        assert!(gate.set_short_of_memory(false));
+        assert!(gate.admit(from, &HeaderMap::new()).is_ok());
+        drop(first);
     }
 
     #[test]

@@ -2,7 +2,9 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
@@ -14,6 +16,7 @@ use hyper_util::server::conn::auto;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 use tower_service::Service as _;
 use tracing::{debug, warn};
 
@@ -78,7 +81,10 @@ type HttpError = Box<dyn std::error::Error + Send + Sync>;
 
 async fn speak(stream: TcpStream, peer: SocketAddr, router: Router) -> Result<(), HttpError> {
     tune(&stream)?;
+    let has_asked = Arc::new(AtomicBool::new(false));
+    let asks = Arc::clone(&has_asked);
     let service = service_fn(move |request: hyper::Request<Incoming>| {
+        asks.store(true, Ordering::Relaxed);
         let mut request: Request = request.map(axum::body::Body::new);
         request.extensions_mut().insert(PeerAddress(peer));
         router.clone().call(request)
@@ -92,5 +98,14 @@ async fn speak(stream: TcpStream, peer: SocketAddr, router: Router) -> Result<()
         .max_header_list_size(u32::try_from(HEADER_BYTES).unwrap_or(u32::MAX))
         .keep_alive_interval(Some(Duration::from_secs(25)))
         .keep_alive_timeout(Duration::from_secs(25));
-    http.serve_connection_with_upgrades(TokioIo::new(stream), service).await
+    let mut connection = pin!(http.serve_connection_with_upgrades(TokioIo::new(stream), service));
+    // hyper's own limits begin when it knows which version is spoken, for which it waits without one; and an HTTP/2
+    // connection may ask for nothing for ever.
+    if let Ok(ended) = timeout(HEADER_LIMIT, &mut connection).await {
+        return ended;
+    }
+    if !has_asked.load(Ordering::Relaxed) {
+        return Err("no request came in time".into());
+    }
+    connection.await
 }

@@ -3,6 +3,7 @@
 pub mod http;
 pub mod limits;
 pub mod listen;
+pub mod memory;
 pub mod operator;
 pub mod socket;
 pub mod stream;

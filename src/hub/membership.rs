@@ -11,6 +11,7 @@ use tracing::{Instrument as _, debug, info_span};
 pub(super) use crate::backplane::CALL_LIMIT;
 use crate::backplane::Renewal;
 use crate::relay::ids::{ConnectionId, Device};
+use crate::relay::outbox::Outbox;
 use crate::relay::protocol::{BackplaneState, Protocol, ServerMessage};
 use crate::relay::record::{Claim, ClaimOutcome, Claimed, Renewed};
 use crate::relay::refusal::Refusal;
@@ -93,7 +94,16 @@ impl Hub {
         let mut effects = Vec::new();
         let peer = {
             let mut room = seat.room.borrow_mut();
+            let before = room.visible(seat.device.other());
             room.on_claim_answered(seat.device, holder, claimed, &mut effects);
+            // Only the answer tells that an older peer was overwritten: the lane's message was lost. What that peer
+            // has sent since this connection's own `claimed` must not follow the `welcome` that names the newer one.
+            if before
+                .zip(claimed.other.as_ref())
+                .is_some_and(|(old, new)| new.member.generation > old.generation)
+            {
+                seat.with_outbox(Outbox::forget_waiting);
+            }
             if let Some(other) =
                 claimed.other.as_ref().filter(|other| self.backplane.is_silent(other.instance))
             {

@@ -139,3 +139,27 @@ async fn a_connection_that_speaks_is_not_pinged() {
         raw.expect_json("pong").await;
     }
 }
+
+#[tokio::test]
+async fn a_process_that_stood_still_reads_before_it_judges() {
+    let (_issuer, relay) = start(1).await;
+    let mut raw = raw_desktop(&relay, "ann").await;
+    let payload = raw.expect(0x9).await;
+    relay.signal("STOP");
+    raw.send(0xA, &payload).await;
+    raw.send(0x1, br#"{"type":"ping","id":"meanwhile"}"#).await;
+    // Longer than two periods: what the client has sent waits in the kernel.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    relay.signal("CONT");
+    loop {
+        match raw.next().await {
+            RawEvent::Frame(0x9, payload) => raw.send(0xA, &payload).await,
+            RawEvent::Frame(0x1, text) => {
+                let text = String::from_utf8(text).unwrap();
+                break assert!(text.contains("meanwhile"), "{text}");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(relay.metric("duorelay_closes_total", &["4009"]).await, 0.0);
+}

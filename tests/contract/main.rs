@@ -18,6 +18,7 @@ mod limits;
 mod operator;
 mod revocation;
 mod session;
+mod slow;
 mod takeover;
 mod tokens;
 mod traces;

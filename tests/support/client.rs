@@ -69,6 +69,16 @@ impl Client {
         within(LIMIT, "room to send", self.socket.send(Message::text(text))).await.is_ok()
     }
 
+    /// Lets TCP be reset when this is dropped.
+    pub fn reset_on_drop(&self) {
+        socket2::SockRef::from(self.socket.get_ref()).set_linger(Some(Duration::ZERO)).unwrap();
+    }
+
+    /// Sends a message; an error where the connection has ended. Waits without limit for room to send.
+    pub async fn try_send(&mut self, message: Message) -> Result<(), Error> {
+        self.socket.send(message).await
+    }
+
     /// Sends a text message.
     pub async fn send_text(&mut self, text: &str) {
         self.send(Message::text(text)).await;

@@ -235,13 +235,20 @@ impl Handshake {
 
     /// Sends the request; the response is 101 or a refusal.
     pub async fn send(&self) -> (TcpStream, Response) {
-        let exchange = async {
-            let mut stream = self.connect().await?;
-            stream.write_all(self.head().as_bytes()).await?;
-            let response = read_response(&mut stream).await?;
-            Ok::<_, io::Error>((stream, response))
-        };
-        within(LIMIT, "the answer to the handshake", exchange).await.unwrap()
+        within(LIMIT, "the answer to the handshake", self.try_send()).await.unwrap()
+    }
+
+    async fn try_send(&self) -> io::Result<(TcpStream, Response)> {
+        let mut stream = self.connect().await?;
+        stream.write_all(self.head().as_bytes()).await?;
+        let response = read_response(&mut stream).await?;
+        Ok((stream, response))
+    }
+
+    /// A connection whose first message has not been read, or the refusal; an error where nobody answers.
+    pub async fn try_open(&self) -> io::Result<Result<Client, Response>> {
+        let (stream, response) = self.try_send().await?;
+        Ok(if response.status == 101 { Ok(Client::new(stream, response).await) } else { Err(response) })
     }
 
     async fn connect(&self) -> io::Result<TcpStream> {

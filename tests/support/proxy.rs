@@ -1,4 +1,4 @@
-//! A TCP proxy between a relay and its Redis that can be slowed down.
+//! A TCP proxy between a relay and its Redis that can be slowed down, held and cut.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -8,11 +8,23 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-/// Forwards connections; what comes back from the server can be held.
+/// The state of the line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Line {
+    Open,
+    /// Nothing more is read from the server.
+    Held,
+    /// So many bytes a second, each way and for each connection.
+    Slow(u32),
+    /// Connections are closed, and new ones are at once.
+    Cut,
+}
+
+/// Forwards connections.
 #[derive(Debug)]
 pub struct Proxy {
     address: SocketAddr,
-    held: watch::Sender<bool>,
+    line: watch::Sender<Line>,
     task: JoinHandle<()>,
 }
 
@@ -26,26 +38,21 @@ impl Proxy {
     pub async fn start_slow(server: SocketAddr, word: &'static [u8], delay: Duration) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let (held, hold) = watch::channel(false);
+        let (line, state) = watch::channel(Line::Open);
         let task = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                let hold = hold.clone();
+                let state = state.clone();
                 tokio::spawn(async move {
-                    let Ok(server) = TcpStream::connect(server).await else {
-                        return;
-                    };
-                    let (mut from_client, mut to_client) = client.into_split();
-                    let (mut from_server, mut to_server) = server.into_split();
-                    let forth =
-                        tokio::spawn(
-                            async move { forth(&mut from_client, &mut to_server, word, delay).await },
-                        );
-                    back(&mut from_server, &mut to_client, hold).await;
-                    forth.abort();
+                    let mut cut = state.clone();
+                    tokio::select! {
+                        biased;
+                        _ = async { drop(cut.wait_for(|line| *line == Line::Cut).await) } => {}
+                        () = forward(client, server, state, word, delay) => {}
+                    }
                 });
             }
         });
-        Self { address, held, task }
+        Self { address, line, task }
     }
 
     /// Where it listens.
@@ -55,13 +62,47 @@ impl Proxy {
 
     /// Reads nothing more from the server, or goes on.
     pub fn hold(&self, held: bool) {
-        self.held.send_replace(held);
+        self.line.send_replace(if held { Line::Held } else { Line::Open });
+    }
+
+    /// Lets so many bytes through each second, each way and for each connection.
+    pub fn slow_down(&self, bytes_per_second: u32) {
+        self.line.send_replace(Line::Slow(bytes_per_second));
+    }
+
+    /// Closes all connections, and new ones at once.
+    pub fn cut(&self) {
+        self.line.send_replace(Line::Cut);
+    }
+
+    /// Lets everything through again.
+    pub fn heal(&self) {
+        self.line.send_replace(Line::Open);
+    }
+}
+
+async fn forward(
+    client: TcpStream,
+    server: SocketAddr,
+    line: watch::Receiver<Line>,
+    word: &[u8],
+    delay: Duration,
+) {
+    let Ok(server) = TcpStream::connect(server).await else {
+        return;
+    };
+    let (mut from_client, mut to_client) = client.into_split();
+    let (mut from_server, mut to_server) = server.into_split();
+    tokio::select! {
+        () = forth(&mut from_client, &mut to_server, line.clone(), word, delay) => {}
+        () = back(&mut from_server, &mut to_client, line) => {}
     }
 }
 
 async fn forth(
     from: &mut (impl AsyncReadExt + Unpin),
     to: &mut (impl AsyncWriteExt + Unpin),
+    line: watch::Receiver<Line>,
     word: &[u8],
     delay: Duration,
 ) {
@@ -74,27 +115,39 @@ async fn forth(
         if to.write_all(request).await.is_err() {
             return;
         }
+        let state = *line.borrow();
+        take_time(state, read).await;
     }
 }
 
 async fn back(
     from: &mut (impl AsyncReadExt + Unpin),
     to: &mut (impl AsyncWriteExt + Unpin),
-    mut hold: watch::Receiver<bool>,
+    mut line: watch::Receiver<Line>,
 ) {
     let mut buffer = vec![0; 16 * 1024];
     loop {
-        if hold.wait_for(|held| !held).await.is_err() {
+        if line.wait_for(|line| *line != Line::Held).await.is_err() {
             return;
         }
         let read = tokio::select! {
             read = from.read(&mut buffer) => read.unwrap_or(0),
             // Held before anything came.
-            _ = hold.wait_for(|held| *held) => continue,
+            _ = line.wait_for(|line| *line == Line::Held) => continue,
         };
         if read == 0 || to.write_all(&buffer[..read]).await.is_err() {
             return;
         }
+        let state = *line.borrow();
+        take_time(state, read).await;
+    }
+}
+
+/// The time that so many bytes take on this line.
+async fn take_time(line: Line, bytes: usize) {
+    if let Line::Slow(bytes_per_second) = line {
+        let seconds = bytes as f64 / f64::from(bytes_per_second);
+        tokio::time::sleep(Duration::from_secs_f64(seconds)).await;
     }
 }
 

@@ -12,7 +12,7 @@ use crate::relay::protocol::{Protocol, ReconnectReason, ServerMessage};
 use crate::relay::refusal::Refusal;
 
 use super::poll_io::{Io, would_block};
-use super::{CLOSE_LIMIT, EXPIRING_AHEAD, End, GOODBYE_LIMIT, Held, Leaving, Socket, State};
+use super::{Beat, CLOSE_LIMIT, EXPIRING_AHEAD, End, GOODBYE_LIMIT, Held, LAST_LOOK, Leaving, Socket, State};
 
 impl Socket {
     pub(super) fn on_clock(&mut self, now: Instant, cx: &mut Context<'_>) -> Result<(), End> {
@@ -48,18 +48,24 @@ impl Socket {
         let silent = now.saturating_duration_since(self.last_byte);
         // While the relay itself does not read, silence proves nothing.
         let is_reading = self.held.is_none() && self.auth.is_none();
-        if silent >= heartbeat * 2 && is_reading {
-            self.hub.metrics().heartbeats_missed.inc();
-            self.hub.leave(&self.seat);
-            self.seat.with_outbox(|outbox| outbox.close_now(None, Close::NoHeartbeat));
-            return Ok(());
-        }
-        if silent >= heartbeat && !self.pinged {
-            self.pinged = true;
-            self.flushed = false;
-            let ping = Message::Ping(Bytes::new());
-            let written = self.codec.write(&mut Io { stream: &mut self.stream, cx, read: false }, ping);
-            would_block(written).map_err(|_| End::Close)?;
+        match self.beat {
+            Beat::Heard if silent >= heartbeat => {
+                self.beat = Beat::Pinged(now);
+                self.flushed = false;
+                let ping = Message::Ping(Bytes::new());
+                let written = self.codec.write(&mut Io { stream: &mut self.stream, cx, read: false }, ping);
+                would_block(written).map_err(|_| End::Close)?;
+            }
+            Beat::Pinged(at) if now >= at + heartbeat && is_reading => {
+                self.beat = Beat::LastLook(now + LAST_LOOK);
+            }
+            Beat::LastLook(until) if now >= until && is_reading => {
+                self.hub.metrics().heartbeats_missed.inc();
+                self.hub.leave(&self.seat);
+                self.seat.with_outbox(|outbox| outbox.close_now(None, Close::NoHeartbeat));
+                return Ok(());
+            }
+            Beat::Heard | Beat::Pinged(_) | Beat::LastLook(_) => {}
         }
         if now >= self.expires && self.settings.enforce_expiry {
             self.leave(Close::TokenExpired);
@@ -133,10 +139,11 @@ impl Socket {
             State::Open => {
                 let heartbeat = self.hub.settings().heartbeat;
                 let is_reading = self.held.is_none() && self.auth.is_none();
-                let beat = match (self.pinged, is_reading) {
-                    (false, _) => Some(self.last_byte + heartbeat),
-                    (true, true) => Some(self.last_byte + heartbeat * 2),
-                    (true, false) => None,
+                let beat = match self.beat {
+                    Beat::Heard => Some(self.last_byte + heartbeat),
+                    Beat::Pinged(at) if is_reading => Some(at + heartbeat),
+                    Beat::LastLook(until) if is_reading => Some(until),
+                    Beat::Pinged(_) | Beat::LastLook(_) => None,
                 };
                 let expiry = match (self.told_expiring, self.settings.enforce_expiry) {
                     (false, _) => Some(self.expires.checked_sub(EXPIRING_AHEAD).unwrap_or(self.expires)),

@@ -80,7 +80,7 @@ pub struct Socket {
     /// Only where sessions are checked for revocation.
     revocation: Option<Box<Revocation>>,
     last_byte: Instant,
-    pinged: bool,
+    beat: Beat,
     expires_at: u64,
     expires: Instant,
     told_expiring: bool,
@@ -120,6 +120,21 @@ enum State {
     Broken {
         until: Instant,
     },
+}
+
+/// How long a client that has not answered is listened to before it is dropped.
+const LAST_LOOK: Duration = Duration::from_millis(100);
+
+/// What is known of a silent client.
+#[derive(Clone, Copy)]
+enum Beat {
+    /// It was heard lately.
+    Heard,
+    /// It was pinged then.
+    Pinged(Instant),
+    /// It has not answered in time. What waits in the kernel is read until then, before it is dropped: perhaps it was
+    /// this process that stood still, and epoll has to tell first that there is something.
+    LastLook(Instant),
 }
 
 /// A message that may not go on yet; nothing is read behind it.
@@ -188,7 +203,7 @@ impl Socket {
             pings: VecDeque::new(),
             revocation,
             last_byte: now,
-            pinged: false,
+            beat: Beat::Heard,
             expires_at: identity.expires_at,
             expires: deadline_of(identity.expires_at, now),
             told_expiring: false,
@@ -344,7 +359,7 @@ impl Socket {
         let read = self.codec.read(&mut io);
         if io.read {
             self.last_byte = now;
-            self.pinged = false;
+            self.beat = Beat::Heard;
         }
         match read {
             Ok(message) => {

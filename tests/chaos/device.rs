@@ -1,0 +1,377 @@
+//! One device of one user: it roams, vanishes, comes back, takes over from itself. What it plans comes from the seed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use fastrand::Rng;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep_until, timeout};
+
+use crate::connection::{Command, Connection, Notice, State};
+use crate::fleet::{Fleet, INSTANCES, Process};
+use crate::record::{Known, Record};
+use crate::support::{Event, Handshake};
+
+/// A handshake that nobody answers for this long is given up.
+const PATIENCE: Duration = Duration::from_secs(4);
+
+/// What the devices are to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// What they have planned.
+    Chaos,
+    /// Nothing but coming back when a connection is lost.
+    Settle,
+    /// Each moves once to another instance, without a gap.
+    Storm,
+    /// Send nothing any more; who had vanished reads what there is.
+    Silence,
+    /// Leave.
+    End,
+}
+
+/// Somebody's tokens.
+#[derive(Debug)]
+pub struct Tokens {
+    pub valid: String,
+    /// Came to its end a while ago.
+    pub old: String,
+}
+
+/// A connection as its device has it.
+struct Handle {
+    number: u32,
+    generation: u64,
+    place: usize,
+    commands: mpsc::UnboundedSender<Command>,
+}
+
+pub struct Device {
+    pub user: u32,
+    pub device: usize,
+    pub tokens: Arc<Tokens>,
+    pub fleet: Arc<Fleet>,
+    pub record: Arc<Record>,
+    pub turn: Duration,
+    pub phase: watch::Receiver<Phase>,
+    /// Draws what it plans; nothing else draws from it.
+    pub plan: Rng,
+    /// Draws how it reacts.
+    reactions: Rng,
+    current: Option<Handle>,
+    /// Connections that have vanished or are about to be overwritten.
+    others: Vec<Handle>,
+    notices: (mpsc::UnboundedSender<Notice>, mpsc::UnboundedReceiver<Notice>),
+    client: String,
+    tasks: Vec<tokio::task::JoinHandle<()>>,
+}
+
+/// What a device may plan.
+#[derive(Debug, Clone, Copy)]
+enum Plan {
+    Roam,
+    Evict,
+    Race,
+    Vanish,
+    Reset,
+    Close,
+    OldToken,
+    Nothing,
+}
+
+/// Their shares.
+const PLANS: [(u32, Plan); 8] = [
+    (30, Plan::Roam),
+    (10, Plan::Evict),
+    (6, Plan::Race),
+    (12, Plan::Vanish),
+    (8, Plan::Reset),
+    (8, Plan::Close),
+    (6, Plan::OldToken),
+    (20, Plan::Nothing),
+];
+
+impl Device {
+    #[allow(clippy::too_many_arguments, reason = "a test's own constructor")]
+    pub fn new(
+        seed: u64,
+        user: u32,
+        device: usize,
+        tokens: Arc<Tokens>,
+        fleet: Arc<Fleet>,
+        record: Arc<Record>,
+        turn: Duration,
+        phase: watch::Receiver<Phase>,
+    ) -> Self {
+        let mut plan = Rng::with_seed(seed ^ (u64::from(user) << 20) ^ (device as u64 + 1) << 10);
+        let reactions = plan.fork();
+        Self {
+            user,
+            device,
+            tokens,
+            fleet,
+            record,
+            turn,
+            phase,
+            plan,
+            reactions,
+            current: None,
+            others: Vec::new(),
+            notices: mpsc::unbounded_channel(),
+            client: "first".into(),
+            tasks: Vec::new(),
+        }
+    }
+
+    pub async fn live(mut self) {
+        let first = self.plan.usize(..INSTANCES);
+        self.come(first).await;
+        let mut next = Instant::now() + self.pause();
+        loop {
+            // Not marked as seen: it may have changed while something else was done.
+            let phase = *self.phase.borrow();
+            tokio::select! {
+                _ = self.phase.changed() => {
+                    if !self.on_phase().await {
+                        break;
+                    }
+                }
+                notice = self.notices.1.recv() => self.on_notice(notice.unwrap()).await,
+                () = sleep_until(next), if phase == Phase::Chaos => {
+                    self.act().await;
+                    next = Instant::now() + self.pause();
+                }
+            }
+        }
+        for task in self.tasks {
+            task.await.unwrap();
+        }
+    }
+
+    fn pause(&mut self) -> Duration {
+        Duration::from_millis(self.plan.u64(300..6000))
+    }
+
+    /// False when it is all over.
+    async fn on_phase(&mut self) -> bool {
+        let phase = *self.phase.borrow();
+        match phase {
+            Phase::Chaos | Phase::Settle => {}
+            Phase::Storm => {
+                let pause = Duration::from_millis(self.plan.u64(..2000));
+                tokio::time::sleep(pause).await;
+                self.roam().await;
+            }
+            Phase::Silence => {
+                for it in self.current.iter().chain(&self.others) {
+                    let _ = it.commands.send(Command::Silence);
+                }
+                for other in &self.others {
+                    let _ = other.commands.send(Command::Return);
+                }
+            }
+            Phase::End => {
+                for it in self.current.iter().chain(&self.others) {
+                    let _ = it.commands.send(Command::Close);
+                }
+                return false;
+            }
+        }
+        true
+    }
+
+    async fn on_notice(&mut self, notice: Notice) {
+        match notice {
+            Notice::Ended(number) => {
+                self.others.retain(|other| other.number != number);
+                if self.current.as_ref().is_some_and(|current| current.number == number) {
+                    self.current = None;
+                    let pause = Duration::from_millis(self.reactions.u64(50..600));
+                    tokio::time::sleep(pause).await;
+                    let place = self.reactions.usize(..INSTANCES);
+                    self.come(place).await;
+                }
+            }
+            Notice::Move(number, pause) => {
+                tokio::time::sleep(pause).await;
+                if self.current.as_ref().is_some_and(|current| current.number == number) {
+                    self.roam().await;
+                }
+            }
+        }
+    }
+
+    async fn act(&mut self) {
+        let mut lot = self.plan.u32(..100);
+        let (place, pause) = (self.plan.usize(..INSTANCES), self.plan.u64(..3000));
+        let plan = PLANS.into_iter().find(|(share, _)| {
+            let is_it = lot < *share;
+            lot = lot.saturating_sub(*share);
+            is_it
+        });
+        match plan.map_or(Plan::Nothing, |(_, plan)| plan) {
+            Plan::Roam => self.roam().await,
+            Plan::Evict => {
+                self.client = format!("client-{}", self.plan.u32(..));
+                self.come(place).await;
+            }
+            Plan::Race => {
+                let (one, two) = (self.handshake_at(place), self.handshake_at(place + 1));
+                let (one, two) = tokio::join!(self.open(one), self.open(two));
+                for (known, client) in [one, two].into_iter().flatten() {
+                    self.welcomed(known, client);
+                }
+            }
+            Plan::Vanish => self.leave(Command::Vanish, place, pause).await,
+            Plan::Reset => self.leave(Command::Reset, place, pause).await,
+            Plan::Close => self.leave(Command::Close, place, pause).await,
+            Plan::OldToken => self.try_old_token(place).await,
+            Plan::Nothing => {}
+        }
+    }
+
+    /// Leaves in some way, and comes back a little later.
+    async fn leave(&mut self, how: Command, place: usize, pause: u64) {
+        if let Some(current) = self.current.take() {
+            let _ = current.commands.send(how);
+            self.others.push(current);
+        }
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+        self.come(place).await;
+    }
+
+    /// Moves without a gap: what is sent on the old connection after the new one's claim is lost, so reliable frames
+    /// wait.
+    async fn roam(&mut self) {
+        if let Some(current) = &self.current {
+            let (done, is_done) = oneshot::channel();
+            let _ = current.commands.send(Command::Hush(done));
+            // One that has ended does not answer, and needs not.
+            let _ = is_done.await;
+        }
+        let here = self.current.as_ref().map_or(0, |current| current.place);
+        let place = here + self.reactions.usize(1..INSTANCES);
+        self.come(place).await;
+    }
+
+    /// Opens a connection, on the first instance from this one on that lets it in.
+    async fn come(&mut self, from: usize) {
+        for place in from.. {
+            if *self.phase.borrow() == Phase::End {
+                return;
+            }
+            let handshake = self.handshake_at(place);
+            if let Some((known, client)) = self.open(handshake).await {
+                return self.welcomed(known, client);
+            }
+            let pause = Duration::from_millis(self.reactions.u64(50..300));
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    fn handshake_at(&self, place: usize) -> Option<(Process, Handshake)> {
+        let process = self.fleet.process(place)?;
+        let device = ["desktop", "mobile"][self.device];
+        let handshake = Handshake::new(process.address).offer(&["duorelay.v1"]);
+        let handshake = handshake.bearer(&self.tokens.valid).device(device).client(&self.client);
+        Some((process, handshake))
+    }
+
+    async fn open(&self, to: Option<(Process, Handshake)>) -> Option<(Known, crate::support::Client)> {
+        let (process, handshake) = to?;
+        let asked = Instant::now();
+        let mut client = match timeout(PATIENCE, handshake.try_open()).await {
+            Ok(Ok(Ok(client))) => client,
+            Ok(Ok(Err(refusal))) => {
+                let code = refusal.json()["code"].as_str().unwrap_or_default().to_owned();
+                let may_be =
+                    ["draining", "full", "backplane_unavailable", "keys_unavailable", "too_many_attempts"];
+                if !may_be.contains(&&*code) {
+                    self.record.wrong(format!("user {} was refused: {code}", self.user));
+                }
+                self.record.refused(&code);
+                return None;
+            }
+            // Killed, or stopped.
+            Ok(Err(_)) | Err(_) => {
+                self.record.refused("nobody there");
+                return None;
+            }
+        };
+        let Ok(Event::Text(text)) = timeout(PATIENCE, client.next()).await else {
+            self.record.refused("gone before the welcome");
+            return None;
+        };
+        client.welcome = serde_json::from_str(&text).unwrap();
+        let welcome = &client.welcome;
+        let device = ["desktop", "mobile"][self.device];
+        if welcome["type"] != "welcome" || welcome["device"] != device || welcome["uid"] != uid(self.user) {
+            self.record.wrong(format!("user {}, {device}: {welcome}", self.user));
+            return None;
+        }
+        let known = Known {
+            user: self.user,
+            device: self.device,
+            place: process.place,
+            process: process.number,
+            id: client.id().to_owned(),
+            generation: client.generation(),
+            asked,
+            welcomed: Instant::now(),
+            vanished: None,
+            told_overwritten: false,
+            told_to_move: false,
+            end: None,
+            received: Default::default(),
+            heard: [None; 2],
+        };
+        Some((known, client))
+    }
+
+    /// A new connection: the newest is the current one.
+    fn welcomed(&mut self, known: Known, client: crate::support::Client) {
+        let (generation, place) = (known.generation, known.place);
+        let number = self.record.add(known);
+        let (commands, receiver) = mpsc::unbounded_channel();
+        let connection = Connection {
+            client,
+            number,
+            user: self.user,
+            device: self.device,
+            generation,
+            record: self.record.clone(),
+            commands: receiver,
+            notices: self.notices.0.clone(),
+            turn: self.turn,
+            state: State::default(),
+        };
+        self.tasks.push(tokio::spawn(connection.live()));
+        let handle = Handle { number, generation, place, commands };
+        match &self.current {
+            // Lost the race.
+            Some(current) if current.generation > generation => self.others.push(handle),
+            _ => self.others.extend(self.current.replace(handle)),
+        }
+    }
+
+    /// With a token that has expired nobody comes in, whatever else is wrong.
+    async fn try_old_token(&mut self, place: usize) {
+        let Some(process) = self.fleet.process(place) else { return };
+        let handshake = Handshake::new(process.address).offer(&["duorelay.v1", &self.tokens.old]);
+        match timeout(PATIENCE, handshake.try_open()).await {
+            Ok(Ok(Ok(_))) => self.record.wrong("an old token was let in".into()),
+            Ok(Ok(Err(refusal))) => {
+                let code = refusal.json()["code"].as_str().unwrap_or_default().to_owned();
+                if !["token_expired", "draining", "keys_unavailable"].contains(&&*code) {
+                    self.record.wrong(format!("an old token was refused with {code}"));
+                }
+                self.record.refused(&code);
+            }
+            Ok(Err(_)) | Err(_) => {}
+        }
+    }
+}
+
+pub fn uid(user: u32) -> String {
+    format!("user{user}")
+}

@@ -1,0 +1,244 @@
+//! Every connection's history, and what of it is wrong.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// How long after a fault its traces may last: a lease, and what comes back after it.
+const HEALS_WITHIN: Duration = Duration::from_secs(8);
+
+/// How a connection came to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// The client's own doing.
+    Own,
+    /// Close frame with this code.
+    Closed(u16),
+    /// The end of TCP, without a word.
+    Cut,
+}
+
+/// Frames of one sender on one lane that a connection received: the first and the last number.
+pub type Received = BTreeMap<(u32, bool), (u32, u32)>;
+
+/// What is known of a connection.
+#[derive(Debug, Clone)]
+pub struct Known {
+    pub user: u32,
+    pub device: usize,
+    /// Which process it went to: the place in the fleet, and a number of its own.
+    pub place: usize,
+    pub process: usize,
+    pub id: String,
+    pub generation: u64,
+    pub asked: Instant,
+    pub welcomed: Instant,
+    pub vanished: Option<Instant>,
+    pub told_overwritten: bool,
+    pub told_to_move: bool,
+    pub end: Option<(Instant, End)>,
+    pub received: Received,
+    /// From which connection it heard last, and when: reliable and volatile.
+    pub heard: [Option<(u32, Instant)>; 2],
+}
+
+/// A fault: which place (none: all of them), from when to when.
+type Noted = (Option<usize>, Instant, Option<Instant>);
+
+/// All histories of a run.
+pub struct Record {
+    pub start: Instant,
+    connections: Mutex<Vec<Known>>,
+    faults: Mutex<Vec<Noted>>,
+    /// Processes that were killed.
+    killed: Mutex<Vec<usize>>,
+    wrong: Mutex<Vec<String>>,
+    /// Redis has lost its data: an older connection may take the place of a newer one that is gone.
+    pub has_lost_data: AtomicBool,
+    /// From here on every reliable frame is written down, with who received it.
+    pub is_calm: AtomicBool,
+    /// Reliable frames that were sent in the calm: sender, number.
+    pub calm_sent: Mutex<Vec<(u32, u32)>>,
+    /// Those that arrived: sender, number, receiver.
+    pub calm_received: Mutex<Vec<(u32, u32, u32)>>,
+    pub frames: AtomicUsize,
+    pub overwritten: AtomicUsize,
+    pub refused: Mutex<BTreeMap<String, usize>>,
+}
+
+impl Default for Record {
+    fn default() -> Self {
+        Self {
+            start: Instant::now(),
+            connections: Mutex::default(),
+            faults: Mutex::default(),
+            killed: Mutex::default(),
+            wrong: Mutex::default(),
+            has_lost_data: AtomicBool::default(),
+            is_calm: AtomicBool::default(),
+            calm_sent: Mutex::default(),
+            calm_received: Mutex::default(),
+            frames: AtomicUsize::default(),
+            overwritten: AtomicUsize::default(),
+            refused: Mutex::default(),
+        }
+    }
+}
+
+impl Record {
+    /// Notes a breach of the contract.
+    pub fn wrong(&self, what: String) {
+        let mut wrong = self.wrong.lock().unwrap();
+        if wrong.len() < 100 {
+            eprintln!("WRONG: {what}");
+            wrong.push(what);
+        }
+    }
+
+    pub fn take_wrong(&self) -> Vec<String> {
+        std::mem::take(&mut *self.wrong.lock().unwrap())
+    }
+
+    /// A handshake was refused.
+    pub fn refused(&self, code: &str) {
+        *self.refused.lock().unwrap().entry(code.to_owned()).or_default() += 1;
+    }
+
+    /// A connection was welcomed; its number.
+    pub fn add(&self, known: Known) -> u32 {
+        let mut connections = self.connections.lock().unwrap();
+        // A generation grows with every claim of the room, whatever Redis has forgotten.
+        for older in connections.iter().filter(|older| older.user == known.user) {
+            if older.welcomed < known.asked && older.generation >= known.generation {
+                self.wrong(format!("a generation went back: {known:?} after {older:?}"));
+            }
+        }
+        connections.push(known);
+        u32::try_from(connections.len() - 1).unwrap()
+    }
+
+    /// Changes what is known of a connection.
+    pub fn with<T>(&self, number: u32, change: impl FnOnce(&mut Known) -> T) -> T {
+        change(&mut self.connections.lock().unwrap()[number as usize])
+    }
+
+    pub fn all(&self) -> Vec<Known> {
+        self.connections.lock().unwrap().clone()
+    }
+
+    /// A fault begins; its number.
+    pub fn fault_begins(&self, place: Option<usize>) -> usize {
+        let mut faults = self.faults.lock().unwrap();
+        faults.push((place, Instant::now(), None));
+        faults.len() - 1
+    }
+
+    pub fn fault_ends(&self, fault: usize) {
+        self.faults.lock().unwrap()[fault].2 = Some(Instant::now());
+    }
+
+    pub fn killed(&self, process: usize) {
+        self.killed.lock().unwrap().push(process);
+    }
+
+    /// Was one of these places, or Redis, in trouble at that time?
+    fn was_in_trouble(&self, places: &[usize], from: Instant, to: Instant) -> bool {
+        self.faults.lock().unwrap().iter().any(|(place, begin, end)| {
+            place.is_none_or(|place| places.contains(&place))
+                && *begin <= to
+                && end.is_none_or(|end| end + HEALS_WITHIN >= from)
+        })
+    }
+
+    /// A connection has ended: was that all right?
+    pub fn ended(&self, number: u32, end: End) {
+        let now = Instant::now();
+        let known = self.with(number, |known| {
+            known.end = Some((now, end));
+            known.clone()
+        });
+        let killed = || self.killed.lock().unwrap().contains(&known.process);
+        let troubled = || self.was_in_trouble(&[known.place], known.welcomed, now);
+        let is_right = match end {
+            End::Own => true,
+            End::Closed(4001) => known.told_overwritten,
+            End::Closed(1012) => known.told_to_move,
+            // Only who is silent: a stopped process has no ear, but must look before it judges.
+            End::Closed(4009) => known.vanished.is_some(),
+            End::Closed(_) => false,
+            // What waits may be cut off with who has vanished; and a stop can outlast the time for a goodbye.
+            End::Cut => {
+                killed()
+                    || known.vanished.is_some()
+                    || (known.told_overwritten || known.told_to_move) && troubled()
+            }
+        };
+        if !is_right {
+            self.wrong(format!("connection {number} ended: {known:?}"));
+        }
+    }
+
+    /// Each frame goes to exactly one of a device's sockets, and in order: what an older connection received of a
+    /// sender stands before what a newer one did. Where a line was broken the older one's instance may not know yet.
+    pub fn check_takeovers(&self) {
+        let all = self.all();
+        let mut devices: BTreeMap<_, Vec<&Known>> = BTreeMap::new();
+        for known in &all {
+            devices.entry((known.user, known.device)).or_default().push(known);
+        }
+        let (mut checked, mut passed_over) = (0, 0);
+        for mut connections in devices.into_values() {
+            connections.sort_by_key(|known| known.generation);
+            for (at, newer) in connections.iter().enumerate() {
+                for older in &connections[..at] {
+                    for (lane, (first, _)) in &newer.received {
+                        let Some((_, last)) = older.received.get(lane) else { continue };
+                        let places = [older.place, newer.place, all[lane.0 as usize].place];
+                        let until = older.end.map_or_else(Instant::now, |(at, _)| at);
+                        if self.was_in_trouble(&places, newer.asked, until.max(newer.welcomed)) {
+                            passed_over += 1;
+                        } else if first <= last {
+                            self.wrong(format!(
+                                "{lane:?}: {last} came to {older:?} and {first} to {newer:?}"
+                            ));
+                        } else {
+                            checked += 1;
+                        }
+                    }
+                }
+            }
+        }
+        eprintln!("takeovers without a gap: {checked} checked, {passed_over} in trouble passed over");
+    }
+
+    /// In the calm no reliable frame is lost, none is doubled.
+    pub fn check_calm(&self) {
+        let sent = self.calm_sent.lock().unwrap();
+        let received = self.calm_received.lock().unwrap();
+        let mut by_frame: BTreeMap<(u32, u32), Vec<u32>> = BTreeMap::new();
+        for (sender, number, receiver) in received.iter() {
+            by_frame.entry((*sender, *number)).or_default().push(*receiver);
+        }
+        for frame in sent.iter() {
+            let receivers = by_frame.get(frame).map_or(0, Vec::len);
+            if receivers != 1 {
+                let (sender, by) = (self.with(frame.0, |known| known.clone()), by_frame.get(frame));
+                self.wrong(format!("in the calm {frame:?} came {receivers} times: {by:?}; {sender:?}"));
+            }
+        }
+        eprintln!("in the calm: {} reliable frames sent, {} received", sent.len(), received.len());
+    }
+
+    /// Reliable frames of the calm that have not arrived yet.
+    pub fn calm_missing(&self) -> usize {
+        let (sent, received) = (self.calm_sent.lock().unwrap(), self.calm_received.lock().unwrap());
+        sent.len().saturating_sub(received.len())
+    }
+
+    pub fn count(&self, counter: &AtomicUsize) {
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+}
