@@ -199,9 +199,6 @@ async fn connect(hub: Rc<Hub>, settings: Rc<SocketSettings>, join: Box<Join>) {
     let Ok(stream) = stream.arrive() else {
         return give_up(&seat);
     };
-    let socket = Socket::new(hub, seat, settings, stream, &early, identity);
-    tokio::task::spawn_local(async move {
-        socket.run().await;
-        drop(admission);
-    });
+    let socket = Socket::new(hub, seat, settings, stream, &early, identity, admission);
+    tokio::task::spawn_local(socket.run());
 }

@@ -312,6 +312,7 @@ async fn a_receiver_that_does_not_even_take_its_close_is_reset_after_five_second
     slow.expect_reset(Duration::from_secs(8)).await;
     let took = left.elapsed();
     assert!(took > Duration::from_secs(4) && took < Duration::from_secs(7), "reset after {took:?}");
+    assert_eq!(relay.metric("duorelay_closes_total", &["4008"]).await, 1.0, "counted all the same");
 }
 
 #[tokio::test]

@@ -33,7 +33,7 @@ struct Lane {
     /// subscription is known to be lost.
     confirmed: u64,
     /// The cluster's node that has acknowledged it.
-    at: Option<Server>,
+    at: Option<Box<Server>>,
 }
 
 impl Lane {
@@ -138,7 +138,7 @@ impl Lanes {
         Ok(())
     }
 
-    fn confirm(&self, channel: &str, epoch: u64, at: Option<Server>) {
+    fn confirm(&self, channel: &str, epoch: u64, at: Option<Box<Server>>) {
         if self.epoch.get() == epoch
             && let Some(lane) = self.lanes.borrow_mut().get_mut(channel)
         {
@@ -148,13 +148,13 @@ impl Lanes {
     }
 
     /// The node of a cluster to which a channel belongs.
-    fn node_of(&self, channel: &str) -> Option<Server> {
+    fn node_of(&self, channel: &str) -> Option<Box<Server>> {
         if !self.sharded {
             return None;
         }
         let slot = ClusterRouting::hash_key(channel.as_bytes());
         let routing = self.subscriber.cached_cluster_state()?;
-        routing.get_server(slot).cloned()
+        routing.get_server(slot).cloned().map(Box::new)
     }
 
     /// No socket here needs a lane any more. It is given back a little later: clients that roam come back soon.
@@ -229,7 +229,7 @@ impl Lanes {
         };
         for (channel, lane) in self.lanes.borrow_mut().iter_mut() {
             let slot = ClusterRouting::hash_key(channel.as_bytes());
-            if lane.at.as_ref() != routing.get_server(slot) {
+            if lane.at.as_deref() != routing.get_server(slot) {
                 lane.confirmed = 0;
                 self.lost.notify_one();
             }

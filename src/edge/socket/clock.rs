@@ -37,7 +37,13 @@ impl Socket {
                 self.state = State::Goodbye { until: now + CLOSE_LIMIT, forced: true };
                 Ok(())
             }
-            State::Goodbye { forced: true, .. } => Err(End::Reset),
+            State::Goodbye { forced: true, .. } => {
+                // The close frame did not even get as far as the kernel.
+                if let Some((_, close)) = self.seat.with_outbox(|outbox| outbox.pop_goodbye()) {
+                    self.hub.metrics().closed(close.code());
+                }
+                Err(End::Reset)
+            }
             State::Closing { reset, .. } if reset || !self.flushed => Err(End::Reset),
             State::Closing { .. } | State::Broken { .. } => Err(End::Close),
         }

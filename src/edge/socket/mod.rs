@@ -23,6 +23,7 @@ use tungstenite::protocol::{CloseFrame, Role, WebSocketConfig, WebSocketContext}
 use tungstenite::{Error, Message, Utf8Bytes};
 
 use crate::auth::{Identity, Verifier};
+use crate::edge::limits::Admission;
 use crate::edge::stream::Stream;
 use crate::hub::{Hub, Seat};
 use crate::relay::close::Close;
@@ -85,6 +86,8 @@ pub struct Socket {
     expires: Instant,
     told_expiring: bool,
     leaving: Leaving,
+    /// Its place among the connections of this instance, given back with it.
+    _admission: Admission,
 }
 
 type PendingAuth = JoinHandle<Result<Identity, Refusal>>;
@@ -171,6 +174,7 @@ impl Socket {
         stream: Stream,
         early: &[u8],
         identity: Identity,
+        admission: Admission,
     ) -> Self {
         let config = WebSocketConfig::default()
             .read_buffer_size(READ_BUFFER)
@@ -208,19 +212,24 @@ impl Socket {
             expires: deadline_of(identity.expires_at, now),
             told_expiring: false,
             leaving: Leaving::At(lifetime),
+            _admission: admission,
         }
     }
 
     /// Runs until the socket is closed.
-    pub async fn run(mut self) {
-        let mut sleep = pin!(tokio::time::sleep(Duration::ZERO));
-        let end = std::future::poll_fn(|cx| self.poll(cx, sleep.as_mut())).await;
-        // In this order: leave the room, then let the socket go; telling other instances goes on beside.
-        self.hub.leave(&self.seat);
-        self.hub.metrics().disconnected(self.seat.device, self.seat.protocol);
-        match end {
-            End::Close => {}
-            End::Reset => self.stream.reset_on_drop(),
+    // An `async` block, because an `async fn` would keep its argument twice, for as long as the socket lives.
+    #[expect(clippy::manual_async_fn, reason = "half a kilobyte for each connection")]
+    pub fn run(mut self) -> impl Future<Output = ()> {
+        async move {
+            let mut sleep = pin!(tokio::time::sleep(Duration::ZERO));
+            let end = std::future::poll_fn(|cx| self.poll(cx, sleep.as_mut())).await;
+            // In this order: leave the room, then let the socket go; telling other instances goes on beside.
+            self.hub.leave(&self.seat);
+            self.hub.metrics().disconnected(self.seat.device, self.seat.protocol);
+            match end {
+                End::Close => {}
+                End::Reset => self.stream.reset_on_drop(),
+            }
         }
     }
 
