@@ -10,6 +10,7 @@ use tracing::{Instrument as _, debug, info_span};
 
 pub(super) use crate::backplane::CALL_LIMIT;
 use crate::backplane::Renewal;
+use crate::metrics::Dropped;
 use crate::relay::ids::{ConnectionId, Device};
 use crate::relay::outbox::Outbox;
 use crate::relay::protocol::{BackplaneState, Protocol, ServerMessage};
@@ -96,20 +97,22 @@ impl Hub {
             let mut room = seat.room.borrow_mut();
             let before = room.visible(seat.device.other());
             room.on_claim_answered(seat.device, holder, claimed, &mut effects);
-            // Only the answer tells that an older peer was overwritten: the lane's message was lost. What that peer
-            // has sent since this connection's own `claimed` must not follow the `welcome` that names the newer one.
-            if before
-                .zip(claimed.other.as_ref())
-                .is_some_and(|(old, new)| new.member.generation > old.generation)
-            {
-                seat.with_outbox(Outbox::forget_waiting);
-            }
             if let Some(other) =
                 claimed.other.as_ref().filter(|other| self.backplane.is_silent(other.instance))
             {
                 room.on_instance(other.instance, true, &mut effects);
             }
-            room.on_welcomed(seat.device, seat.connection)
+            let peer = room.on_welcomed(seat.device, seat.connection);
+            // The peer has changed since this connection's own `claimed`: what the older one has sent in between waits
+            // here, and `welcome` goes before it. As ahead of a `peer` message, its volatile frames are dropped, and what is
+            // reliable stays.
+            let older = [before, claimed.other.as_ref().map(|holder| holder.member)];
+            if older.into_iter().flatten().any(|old| peer.is_none_or(|peer| peer.generation > old.generation))
+            {
+                let dropped = seat.with_outbox(Outbox::drop_volatile);
+                self.metrics.dropped(Dropped::PeerChanged, dropped);
+            }
+            peer
         };
         if seat.protocol == Protocol::V1 {
             let welcome = ServerMessage::Welcome {

@@ -167,7 +167,9 @@ impl Connection {
     /// Lives until the connection has ended.
     pub async fn live(mut self) {
         if let Some(generation) = self.client.welcome["peer"]["generation"].as_u64() {
-            self.state.floors = [generation; 2];
+            // The `welcome` goes before everything: what an older peer has sent reliably, since this connection's claim and
+            // before its own end, may still come behind it.
+            self.state.floors[1] = generation;
         }
         let start = Instant::now() + self.turn.mul_f64(f64::from(self.number % 64) / 64.0);
         let mut turns = interval_at(start, self.turn);
