@@ -321,7 +321,9 @@ impl Connection {
                 let _ = self.notices.send(Notice::Move(self.number, pause));
             }
             "error" if message["code"] == "peer_absent" => {
-                if self.record.is_calm.load(Ordering::Relaxed) {
+                // Who has vanished reads late what was true before.
+                let has_vanished = self.record.with(self.number, |known| known.vanished.is_some());
+                if self.record.is_calm.load(Ordering::Relaxed) && !has_vanished {
                     self.wrong("no peer in the calm");
                 }
             }
