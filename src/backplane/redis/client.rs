@@ -47,7 +47,11 @@ pub enum RedisError {
 /// # Errors
 /// [`RedisError::Url`]
 pub fn config(url: &str) -> Result<Config, RedisError> {
-    let mut config = Config::from_url(url).map_err(|error| RedisError::Url(error.details().to_owned()))?;
+    let mut config = Config::from_url(url).map_err(|error| {
+        // fred quotes the part that it does not understand, which may hold a password.
+        let what = error.details().split(": ").next().unwrap_or_default();
+        RedisError::Url(what.to_owned())
+    })?;
     // RESP3: a subscribed connection still takes PING and SSUBSCRIBE.
     config.version = RespVersion::RESP3;
     config.fail_fast = false;
