@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::support::{Config, Issuer, PROJECT, Token, free_address};
+use crate::support::{Config, Issuer, PROJECT, RedisServer, Token, free_address};
 
 /// Every setting of section 6: its flag and its variable.
 const SETTINGS: &[(&str, &str)] = &[
@@ -280,7 +280,13 @@ async fn the_emulators_unsigned_tokens_are_accepted_only_where_it_is_set() {
 #[tokio::test]
 async fn no_log_at_any_level_holds_a_token_an_address_or_a_payload() {
     let issuer = Issuer::start();
-    let relay = Config::new(&issuer).set("RUST_LOG", "trace").start().await;
+    let redis = RedisServer::start().await;
+    redis.ask(&["CONFIG", "SET", "requirepass", "secret-redis"]).await;
+    let url = format!("redis://:secret-redis@{}", redis.address());
+    let relay = Config::new(&issuer).set("RUST_LOG", "trace").set("REDIS_URL", url).start().await;
+    let wrong = [("authorization", "Bearer secret-operator")];
+    let refused = crate::support::request(relay.admin, "GET", "/v1/instances", &wrong, b"").await.unwrap();
+    assert_eq!(refused.status, 401);
     let token = Token::firebase("ann").claim("email", "secret-address@example.org").sign();
     let expired = Token::firebase("ann").expires_in(-5).sign();
     let native = relay.handshake().offer(&["duorelay.v1"]);
@@ -303,6 +309,11 @@ async fn no_log_at_any_level_holds_a_token_an_address_or_a_payload() {
     classic.expect_text().await;
     relay.operate("POST", "/v1/rooms/ann/messages", &serde_json::json!({"data": "secret-notice"})).await;
     mobile.send_close(1000, "secret-reason").await;
+    // Broken frames, and a Redis that goes away, are errors that are logged.
+    let mut raw = relay.handshake().offer(&["duorelay.v1"]).bearer(&token).open_raw().await;
+    raw.write(b"\xffsecret-bytes").await;
+    drop(redis);
+    relay.wait_for_log("the backplane is down").await;
 
     // The last lines are written when the process has ended.
     let mut relay = relay;
