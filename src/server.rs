@@ -105,7 +105,11 @@ pub async fn serve(
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
 
-    warn_of_too_few_files(config.limits.max_connections, files::raise_limit());
+    let files = files::raise_limit();
+    // The demo is for a few devices, and its first lines for people who have never seen it.
+    if page.is_none() {
+        warn_of_too_few_files(config.limits.max_connections, files);
+    }
     let instance = InstanceId(Uuid::new_v4());
     let limits = &config.limits;
     metrics.limits(limits.max_connections, limits.message_bytes, limits.queue_bytes);
