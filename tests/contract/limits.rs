@@ -400,6 +400,40 @@ async fn a_stalled_receiver_can_still_send() {
 }
 
 #[tokio::test]
+async fn a_receiver_that_closes_amid_a_message_gets_the_rest_of_it_and_its_answer() {
+    let issuer = Issuer::start();
+    let relay = Config::new(&issuer).set("DUORELAY_MESSAGE_BYTES", 500_000).start().await;
+    let frame = [&[0x80][..], &[0x55; 499_999]].concat();
+    let close = RawFrame::new(0x8, 1000_u16.to_be_bytes()).encode();
+    // Behind its close a client should be silent, and is not always; TCP's end is the relay's turn, but some do not wait.
+    let pinging = RawFrame::new(0x9, "").encode();
+    for (uid, behind, ends) in [("ann", vec![], false), ("bob", pinging, false), ("cid", vec![], true)] {
+        let mut stalled = stalled_desktop(&relay, uid).await;
+        let mut mobile = relay.v1_mobile(uid).await;
+        stalled.expect_json("peer").await;
+        mobile.send_frame(frame[0], &frame[1..]).await;
+        stalled.readable().await;
+        stalled.write(&close).await;
+        assert_eq!(mobile.expect_json("peer").await["state"], "disconnected");
+        stalled.write(&behind).await;
+        if ends {
+            stalled.finish().await;
+        }
+        assert_eq!(stalled.expect(0x2).await, frame);
+        stalled.expect_close(1000).await;
+        assert_eq!(stalled.next().await, RawEvent::End);
+    }
+    // One that does not read on is not waited for.
+    let mut stalled = stalled_desktop(&relay, "dan").await;
+    let mut mobile = relay.v1_mobile("dan").await;
+    stalled.expect_json("peer").await;
+    mobile.send_frame(frame[0], &frame[1..]).await;
+    stalled.readable().await;
+    stalled.write(&close).await;
+    stalled.expect_reset(Duration::from_secs(3)).await;
+}
+
+#[tokio::test]
 async fn a_stalled_receiver_does_not_hold_up_its_sender_or_others() {
     let issuer = Issuer::start();
     let relay = Config::new(&issuer).set("DUORELAY_MESSAGES_PER_SECOND", 0).start().await;

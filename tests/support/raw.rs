@@ -114,6 +114,17 @@ impl RawClient {
         self.write(&RawFrame::new(opcode, payload).encode()).await;
     }
 
+    /// Ends its half of the connection, and can still read.
+    pub async fn finish(&mut self) {
+        self.stream.shutdown().await.unwrap();
+    }
+
+    /// Waits until something has come that was not read, and reads none of it.
+    pub async fn readable(&self) {
+        let some = within(LIMIT, "something to read", self.stream.peek(&mut [0])).await.unwrap();
+        assert_eq!(some, 1, "the connection has ended");
+    }
+
     /// The next frame, at the latest after `limit`.
     pub async fn next_within(&mut self, limit: Duration) -> RawEvent {
         within(limit, "the next frame", async {

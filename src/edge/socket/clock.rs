@@ -44,7 +44,8 @@ impl Socket {
                 }
                 Err(End::Reset)
             }
-            State::Closing { reset, .. } if reset || !self.flushed => Err(End::Reset),
+            State::Closing { reset: true, .. } => Err(End::Reset),
+            State::Closing { .. } | State::Broken { .. } if !self.flushed => Err(End::Reset),
             State::Closing { .. } | State::Broken { .. } => Err(End::Close),
         }
     }

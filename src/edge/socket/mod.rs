@@ -119,7 +119,7 @@ enum State {
         until: Instant,
         reset: bool,
     },
-    /// The client speaks no WebSocket any more: its bytes are thrown away until it is gone.
+    /// The client speaks no WebSocket any more: what is left is written, its bytes are thrown away until it is gone.
     Broken {
         until: Instant,
     },
@@ -390,6 +390,12 @@ impl Socket {
             Error::Protocol(_) | Error::AttackAttempt => Close::ProtocolError,
             Error::Utf8(_) => Close::InvalidUtf8,
             Error::Capacity(_) => Close::TooBig,
+            // The client closes amid a message: the rest of it and the answer to the close are still to be written, and
+            // the codec, which tells the end as soon as it holds that answer, reads no more.
+            Error::ConnectionClosed if !self.flushed => {
+                self.state = State::Broken { until: now + GOODBYE_LIMIT };
+                return Ok(true);
+            }
             _ => return Err(End::Close),
         };
         debug!(connection.id = %self.seat.connection, %error, "the client broke the WebSocket protocol");
@@ -408,7 +414,9 @@ impl Socket {
         let mut scratch = [0; 4096];
         let mut io = Io { stream: &mut self.stream, cx, read: false };
         match io.read(&mut scratch) {
-            Ok(0) => Err(End::Close),
+            Ok(0) if self.flushed => Err(End::Close),
+            // What is left to write goes on, until then or until there is nobody to take it.
+            Ok(0) => Ok(false),
             Ok(_) => Ok(true),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
             Err(_) => Err(End::Close),
