@@ -7,6 +7,11 @@ use std::process::ExitCode;
 use duorelay::config::{self, Command, Machine};
 use duorelay::{demo, health, loadtest, server, telemetry};
 
+#[cfg(conformance)]
+compile_error!(
+    "a relay that echoes is none: only the example `conformance` is built so (tests/autobahn/run)"
+);
+
 fn main() -> ExitCode {
     let launch = match config::load(std::env::args_os(), std::env::vars_os(), Machine::this()) {
         Ok(launch) => launch,

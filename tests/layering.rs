@@ -104,6 +104,23 @@ fn imports_point_down() {
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
 }
 
+/// `--cfg conformance` compiles an echo into the sockets, for the Autobahn test suite.
+#[test]
+fn the_echo_is_in_no_relay() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let has_switch = |file: &PathBuf| fs::read_to_string(file).unwrap().contains("cfg(conformance)");
+    let switches: Vec<_> = rust_files(&src).into_iter().filter(has_switch).collect();
+    assert_eq!(
+        switches,
+        ["edge/socket/messages.rs", "edge/socket/mod.rs", "main.rs"].map(|file| src.join(file))
+    );
+    let main = fs::read_to_string(src.join("main.rs")).unwrap();
+    assert!(
+        main.contains("#[cfg(conformance)]\ncompile_error!("),
+        "the program could be built with the echo"
+    );
+}
+
 #[test]
 fn every_way_to_name_a_module_is_seen() {
     let of = |code: &str, path: &[&str]| {

@@ -95,6 +95,10 @@ impl Socket {
     }
 
     fn process(&mut self, message: Message, now: Instant) {
+        #[cfg(conformance)]
+        let Some(message) = self.echo(message, now) else {
+            return;
+        };
         match (message, self.seat.protocol) {
             (Message::Binary(bytes), Protocol::V1) if bytes.is_empty() => self.on_error(&EMPTY_FRAME, now),
             (Message::Binary(bytes), Protocol::V1) => self.forward(Parcel::Frame(bytes), now),

@@ -2,6 +2,8 @@
 //! watches the clock. Reading never waits for writing: a client that does not read may still send.
 
 mod clock;
+#[cfg(conformance)]
+mod conformance;
 mod messages;
 mod poll_io;
 

@@ -1,0 +1,30 @@
+//! The echo that the Autobahn test suite talks to, since neither protocol sends anything back as it came.
+//!
+//! Compiled only with `--cfg conformance`, which only `tests/autobahn/rustc` sets. With it `src/main.rs` does not compile:
+//! there is no `duorelay` that echoes.
+
+use std::time::Instant;
+
+use tungstenite::Message;
+
+use super::Socket;
+use crate::relay::close::Close;
+use crate::relay::outbox::{Outgoing, TooSlow};
+use crate::relay::protocol::Protocol;
+
+impl Socket {
+    /// Sends what a classic connection sent back to it, behind what waits in its outbox. What is not echoed goes its usual way.
+    pub(super) fn echo(&mut self, message: Message, now: Instant) -> Option<Message> {
+        let message = match (message, self.seat.protocol) {
+            (Message::Text(text), Protocol::Classic) => Outgoing::Text(text.into()),
+            (Message::Binary(bytes), Protocol::Classic) => Outgoing::Binary(bytes),
+            (message, _) => return Some(message),
+        };
+        let limit = self.hub.settings().limits.queue_bytes;
+        if let Err(TooSlow) = self.seat.with_outbox(|outbox| outbox.push_reliable(message, Some(now), limit))
+        {
+            self.leave(Close::TooSlow);
+        }
+        None
+    }
+}

@@ -1,0 +1,22 @@
+//! `duorelay demo` whose classic connections get back what they send; settings come from the environment.
+
+use std::error::Error;
+
+use duorelay::config::{self, Command, Machine};
+use duorelay::{demo, telemetry};
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), Box<dyn Error>> {
+    if !cfg!(conformance) {
+        return Err(
+            "built without --cfg conformance, so that nothing echoes: tests/autobahn/run builds it".into()
+        );
+    }
+    let launch = config::load(["conformance", "demo"].map(Into::into), std::env::vars_os(), Machine::this())
+        .map_err(|stop| format!("{stop:?}"))?;
+    let _telemetry = launch.telemetry().as_ref().map(telemetry::start).transpose()?;
+    match launch.command {
+        Command::Demo(options) => Ok(demo::run(*options).await?),
+        Command::Serve(_) | Command::Health(_) | Command::Loadtest(_) => Err("no demo was asked for".into()),
+    }
+}
