@@ -41,7 +41,7 @@ pub enum Command {
 #[derive(Debug, Clone, Copy)]
 pub enum Notice {
     /// It is over.
-    Ended(u32),
+    Ended(u32, End),
     /// The relay asks it to come back elsewhere.
     Move(u32, Duration),
 }
@@ -122,6 +122,8 @@ pub struct Connection {
     pub commands: mpsc::UnboundedReceiver<Command>,
     pub notices: mpsc::UnboundedSender<Notice>,
     pub turn: Duration,
+    /// To go on with when its token is about to expire.
+    pub fresh: Option<Arc<str>>,
     pub(crate) state: State,
 }
 
@@ -141,8 +143,6 @@ pub(crate) struct State {
     /// The last number of each sender's lane.
     last: BTreeMap<(u32, u8), u32>,
     closed: Option<u16>,
-    /// What the relay told last.
-    told: Vec<String>,
 }
 
 impl Default for State {
@@ -158,7 +158,6 @@ impl Default for State {
             floors: [0; 2],
             last: BTreeMap::new(),
             closed: None,
-            told: Vec::new(),
         }
     }
 }
@@ -196,7 +195,7 @@ impl Connection {
         };
         self.record.ended(self.number, end);
         // A device that has gone needs no notice.
-        let _ = self.notices.send(Notice::Ended(self.number));
+        let _ = self.notices.send(Notice::Ended(self.number, end));
     }
 
     async fn on_command(&mut self, command: Command) -> Option<End> {
@@ -292,9 +291,11 @@ impl Connection {
 
     async fn on_message(&mut self, message: &Value) {
         if message["type"] != "message" {
-            let told = &mut self.state.told;
-            told.push(format!("{:.1} {message}", self.record.start.elapsed().as_secs_f64()));
-            told.drain(..told.len().saturating_sub(12));
+            let told = format!("{:.3} {message}", self.record.start.elapsed().as_secs_f64());
+            self.record.with(self.number, |known| {
+                known.told.push(told);
+                known.told.drain(..known.told.len().saturating_sub(12));
+            });
         }
         match message["type"].as_str().unwrap_or_default() {
             "message" => match Frame::from_json(&message["data"]) {
@@ -314,6 +315,17 @@ impl Connection {
                 for message in late {
                     let _ = timeout(PATIENCE, self.client.try_send(message)).await;
                 }
+            }
+            "expiring" => {
+                if let Some(token) = &self.fresh {
+                    let auth = json!({"type": "auth", "token": &**token}).to_string();
+                    // Where the connection has ended, that is yet to be read.
+                    let _ = timeout(PATIENCE, self.client.try_send(Message::text(auth))).await;
+                }
+            }
+            "authenticated" => {
+                let expires = message["expires_at"].as_i64();
+                self.record.with(self.number, |known| known.expires = expires.unwrap_or_default());
             }
             "reconnect" => {
                 self.record.with(self.number, |known| known.told_to_move = true);
@@ -385,10 +397,6 @@ impl Connection {
     }
 
     fn wrong(&self, what: &str) {
-        let Self { number, user, device, .. } = self;
-        let (welcome, told) = (&self.client.welcome, &self.state.told);
-        self.record.wrong(format!(
-            "connection {number} (user {user}, device {device}): {what}; {welcome}, told {told:?}"
-        ));
+        self.record.wrong_for(self.user, &format!("#{}: {what}", self.number));
     }
 }
