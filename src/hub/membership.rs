@@ -29,6 +29,12 @@ impl Hub {
         joining: Joining,
         connection: ConnectionId,
     ) -> Result<Rc<Seat>, Refusal> {
+        if self.is_down.get() {
+            // Nothing was asked for, so that there is nothing to give back: while Redis is away each release would wait.
+            let refusal = Refusal::BackplaneUnavailable;
+            self.metrics.claimed(refusal.code());
+            return Err(refusal);
+        }
         let room = self.rooms.borrow_mut().entry(joining.user.clone()).or_default().clone();
         let seat = Rc::new(Seat {
             connection,

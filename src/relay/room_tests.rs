@@ -150,7 +150,8 @@ fn lane_messages_before_ones_own_claim_are_the_predecessors() {
 
 #[test]
 fn volatile_frames_of_an_older_peer_than_the_welcome_will_name_are_dropped() {
-    let changes: [fn(&mut Room<u32>, &mut Vec<Effect<u32>>); 5] = [
+    type Change = fn(&mut Room<u32>, &mut Vec<Effect<u32>>);
+    let changes: [Change; 5] = [
         |room, fx| room.on_claimed(Mobile, holder(4, B, ""), fx),
         |room, fx| assert_eq!(room.on_lane(Desktop, member(4), fx), Some(&3)),
         |room, fx| room.on_released(Mobile, member(2), fx),
