@@ -23,7 +23,8 @@ const PADDING: usize = 40;
 /// What a device asks of its connection.
 #[derive(Debug)]
 pub enum Command {
-    /// Sends no reliable frames from its answer on: another connection is being opened.
+    /// Sends no reliable frames any more: another connection is about to be opened. Answered when what was sent has
+    /// arrived, so that it does not race with the other one's claim: the pong is a barrier.
     Hush(oneshot::Sender<()>),
     /// Sends nothing.
     Silence,
@@ -143,6 +144,8 @@ pub(crate) struct State {
     /// The last number of each sender's lane.
     last: BTreeMap<(u32, u8), u32>,
     closed: Option<u16>,
+    /// Waits for the pong.
+    hushing: Option<oneshot::Sender<()>>,
 }
 
 impl Default for State {
@@ -158,6 +161,7 @@ impl Default for State {
             floors: [0; 2],
             last: BTreeMap::new(),
             closed: None,
+            hushing: None,
         }
     }
 }
@@ -202,8 +206,10 @@ impl Connection {
         match command {
             Command::Hush(done) => {
                 self.state.speaks = false;
-                // A device that waits no more needs no answer.
-                let _ = done.send(());
+                self.state.hushing = Some(done);
+                let ping = Message::text(json!({"type": "ping"}).to_string());
+                // One that has ended already says so when it is read.
+                let _ = timeout(PATIENCE, self.client.try_send(ping)).await;
             }
             Command::Silence => self.state.sends = false,
             Command::Close => {
@@ -316,6 +322,12 @@ impl Connection {
                     let _ = timeout(PATIENCE, self.client.try_send(message)).await;
                 }
             }
+            "pong" => {
+                if let Some(done) = self.state.hushing.take() {
+                    // A device that waits no more needs no answer.
+                    let _ = done.send(());
+                }
+            }
             "expiring" => {
                 if let Some(token) = &self.fresh {
                     let auth = json!({"type": "auth", "token": &**token}).to_string();
@@ -336,12 +348,17 @@ impl Connection {
                 // Who has vanished reads late what was true before.
                 let has_vanished = self.record.with(self.number, |known| known.vanished.is_some());
                 if self.record.is_calm.load(Ordering::Relaxed) && !has_vanished {
-                    self.wrong("no peer in the calm");
+                    self.record.calm_absent.lock().unwrap().push((self.user, self.number));
                 }
             }
             // While the relay's line to Redis is down and its queue is full.
             "error" if message["code"] == "backplane_unavailable" => {}
-            "backplane" => {}
+            "backplane" => {
+                let has_vanished = self.record.with(self.number, |known| known.vanished.is_some());
+                if self.record.is_calm.load(Ordering::Relaxed) && !has_vanished {
+                    self.record.is_disturbed.store(true, Ordering::Relaxed);
+                }
+            }
             _ => self.wrong(&format!("unexpected: {message}")),
         }
     }

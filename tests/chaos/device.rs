@@ -287,8 +287,8 @@ impl Device {
         if let Some(current) = &self.current {
             let (done, is_done) = oneshot::channel();
             let _ = current.commands.send(Command::Hush(done));
-            // One that has ended does not answer, and needs not.
-            let _ = is_done.await;
+            // One that has ended does not answer, and needs not; where Redis stands still it takes a second.
+            let _ = timeout(PATIENCE, is_done).await;
         }
         let here = self.current.as_ref().map_or(0, |current| current.place);
         let place = here + self.reactions.usize(1..INSTANCES);

@@ -86,6 +86,10 @@ pub struct Record {
     pub has_lost_data: AtomicBool,
     /// From here on every reliable frame is written down, with who received it.
     pub is_calm: AtomicBool,
+    /// The machine was so busy that Redis seemed to be away in the calm.
+    pub is_disturbed: AtomicBool,
+    /// Who was told in the calm that there was no peer: user, connection.
+    pub calm_absent: Mutex<Vec<(u32, u32)>>,
     /// Reliable frames that were sent in the calm: sender, number.
     pub calm_sent: Mutex<Vec<(u32, u32)>>,
     /// Those that arrived: sender, number, receiver.
@@ -105,6 +109,8 @@ impl Default for Record {
             wrong: Mutex::default(),
             has_lost_data: AtomicBool::default(),
             is_calm: AtomicBool::default(),
+            is_disturbed: AtomicBool::default(),
+            calm_absent: Mutex::default(),
             calm_sent: Mutex::default(),
             calm_received: Mutex::default(),
             frames: AtomicUsize::default(),
@@ -306,8 +312,16 @@ impl Record {
         eprintln!("takeovers without a gap: {checked} checked, {passed_over} in trouble passed over");
     }
 
-    /// In the calm no reliable frame is lost, none is doubled.
+    /// In the calm nobody is without a peer, and no reliable frame is lost or doubled.
     pub fn check_calm(&self) {
+        if self.is_disturbed.load(Ordering::Relaxed) {
+            return eprintln!(
+                "in the calm a relay lost Redis for seconds: this machine is too busy to look at it"
+            );
+        }
+        for (user, number) in self.calm_absent.lock().unwrap().iter() {
+            self.wrong_for(*user, &format!("#{number} had no peer in the calm"));
+        }
         let sent = self.calm_sent.lock().unwrap();
         let received = self.calm_received.lock().unwrap();
         let mut by_frame: BTreeMap<(u32, u32), Vec<u32>> = BTreeMap::new();
