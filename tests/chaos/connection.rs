@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 use tokio_tungstenite::tungstenite::Message;
 
+use crate::frame::{Frame, Mark};
 use crate::record::{End, Record};
 use crate::support::{Client, Event};
 
@@ -18,7 +19,6 @@ const VOLATILE: [u8; 2] = [0x00, 0x41];
 const RELIABLE: [u8; 2] = [0x80, 0xC1];
 /// A client whose bytes are not taken for this long looks for another instance.
 const PATIENCE: Duration = Duration::from_secs(4);
-const PADDING: usize = 40;
 
 /// What a device asks of its connection.
 #[derive(Debug)]
@@ -45,71 +45,6 @@ pub enum Notice {
     Ended(u32, End),
     /// The relay asks it to come back elsewhere.
     Move(u32, Duration),
-}
-
-/// What a frame says of itself.
-#[derive(Debug, Clone, Copy)]
-struct Frame {
-    user: u32,
-    device: u8,
-    sender: u32,
-    generation: u64,
-    number: u32,
-    mark: Mark,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Mark {
-    None,
-    /// Sent after the sender was told that it had lost its slot.
-    Late,
-    /// Sent in the calm: must arrive.
-    Calm,
-}
-
-impl Frame {
-    fn encode(self, stream: u8) -> Vec<u8> {
-        let mut bytes = vec![stream];
-        bytes.extend(self.user.to_be_bytes());
-        bytes.push(self.device);
-        bytes.extend(self.sender.to_be_bytes());
-        bytes.extend(self.generation.to_be_bytes());
-        bytes.extend(self.number.to_be_bytes());
-        bytes.push(self.mark as u8);
-        bytes.extend([0x55; PADDING]);
-        bytes
-    }
-
-    fn decode(bytes: &[u8]) -> Option<Self> {
-        let number = |at: usize| Some(u32::from_be_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
-        let mark = [Mark::None, Mark::Late, Mark::Calm];
-        (bytes.len() == 23 + PADDING).then_some(())?;
-        Some(Self {
-            user: number(1)?,
-            device: bytes[5],
-            sender: number(6)?,
-            generation: u64::from_be_bytes(bytes.get(10..18)?.try_into().ok()?),
-            number: number(18)?,
-            mark: *mark.get(usize::from(bytes[22]))?,
-        })
-    }
-
-    fn to_json(self) -> Value {
-        json!([self.user, self.device, self.sender, self.generation, self.number, self.mark as u8])
-    }
-
-    fn from_json(value: &Value) -> Option<Self> {
-        let number = |at: usize| value[at].as_u64().and_then(|number| u32::try_from(number).ok());
-        let mark = [Mark::None, Mark::Late, Mark::Calm];
-        Some(Self {
-            user: number(0)?,
-            device: u8::try_from(number(1)?).ok()?,
-            sender: number(2)?,
-            generation: value[3].as_u64()?,
-            number: number(4)?,
-            mark: *mark.get(usize::try_from(number(5)?).ok()?)?,
-        })
-    }
 }
 
 /// A connection's task.

@@ -6,7 +6,7 @@
 //! The short form runs with the other tests. A long one, and a seed that failed once again:
 //!
 //! ```sh
-//! DUORELAY_CHAOS_SECONDS=300 DUORELAY_CHAOS_SEED=7 cargo test --test chaos -- --nocapture
+//! DUORELAY_CHAOS_SECONDS=60 DUORELAY_CHAOS_USERS=300 DUORELAY_CHAOS_TURN_MS=1000 DUORELAY_CHAOS_SEED=7 cargo test --test chaos -- --nocapture
 //! ```
 //!
 //! The seed decides what goes wrong when and what each device plans; how processes interleave is theirs.
@@ -19,6 +19,7 @@ mod support;
 mod connection;
 mod device;
 mod fleet;
+mod frame;
 mod record;
 mod schedule;
 
