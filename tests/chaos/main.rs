@@ -38,7 +38,7 @@ use crate::record::{Known, Record};
 use crate::support::Token;
 
 /// What a process may hold more than at the beginning: what the allocator keeps of the worst moment.
-const KEPT: u64 = 24 << 20;
+const KEPT: u64 = 32 << 20;
 
 /// How long it takes until all is in order again: leases, heartbeats of who has vanished, the goodbye of who does not
 /// listen, and everybody's coming back.
