@@ -10,9 +10,7 @@ use tracing::{Instrument as _, debug, info_span};
 
 pub(super) use crate::backplane::CALL_LIMIT;
 use crate::backplane::Renewal;
-use crate::metrics::Dropped;
 use crate::relay::ids::{ConnectionId, Device};
-use crate::relay::outbox::Outbox;
 use crate::relay::protocol::{BackplaneState, Protocol, ServerMessage};
 use crate::relay::record::{Claim, ClaimOutcome, Claimed, Renewed};
 use crate::relay::refusal::Refusal;
@@ -31,6 +29,12 @@ impl Hub {
         joining: Joining,
         connection: ConnectionId,
     ) -> Result<Rc<Seat>, Refusal> {
+        if self.is_down.get() {
+            // Nothing was asked for, so that there is nothing to give back: while Redis is away each release would wait.
+            let refusal = Refusal::BackplaneUnavailable;
+            self.metrics.claimed(refusal.code());
+            return Err(refusal);
+        }
         let room = self.rooms.borrow_mut().entry(joining.user.clone()).or_default().clone();
         let seat = Rc::new(Seat {
             connection,
@@ -95,24 +99,13 @@ impl Hub {
         let mut effects = Vec::new();
         let peer = {
             let mut room = seat.room.borrow_mut();
-            let before = room.visible(seat.device.other());
             room.on_claim_answered(seat.device, holder, claimed, &mut effects);
             if let Some(other) =
                 claimed.other.as_ref().filter(|other| self.backplane.is_silent(other.instance))
             {
                 room.on_instance(other.instance, true, &mut effects);
             }
-            let peer = room.on_welcomed(seat.device, seat.connection);
-            // The peer has changed since this connection's own `claimed`: what the older one has sent in between waits
-            // here, and `welcome` goes before it. As ahead of a `peer` message, its volatile frames are dropped, and what is
-            // reliable stays.
-            let older = [before, claimed.other.as_ref().map(|holder| holder.member)];
-            if older.into_iter().flatten().any(|old| peer.is_none_or(|peer| peer.generation > old.generation))
-            {
-                let dropped = seat.with_outbox(Outbox::drop_volatile);
-                self.metrics.dropped(Dropped::PeerChanged, dropped);
-            }
-            peer
+            room.on_welcomed(seat.device, seat.connection)
         };
         if seat.protocol == Protocol::V1 {
             let welcome = ServerMessage::Welcome {

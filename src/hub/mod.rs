@@ -166,6 +166,10 @@ impl Hub {
                         self.push_reliable(&seat, Outgoing::Text(message.encode()), None);
                     }
                 }
+                Effect::DropVolatile { seat } => {
+                    let dropped = seat.with_outbox(Outbox::drop_volatile);
+                    self.metrics.dropped(Dropped::PeerChanged, dropped);
+                }
                 Effect::Mark { seat, lane, nonce } => {
                     let marker = Envelope::Marker { instance: self.settings.instance, nonce };
                     if self.backplane.publish(&seat.user, lane, marker, Instant::now()) == Published::Full {

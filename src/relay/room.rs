@@ -29,6 +29,12 @@ pub enum Effect<L> {
         /// Came, or went.
         connected: bool,
     },
+    /// The other slot of a local connection changed before its `welcome`, which will tell: drop the volatile frames
+    /// that wait for it.
+    DropVolatile {
+        /// Whose.
+        seat: L,
+    },
     /// Publish a marker on a lane: when it comes back, everything sent before it has arrived.
     Mark {
         /// The sender that waits for it.
@@ -92,8 +98,10 @@ struct Slot<L> {
     silent: bool,
     /// The holder's connection, if it is here.
     here: Option<L>,
-    /// What `here` believes of the other slot; `None` until it has been welcomed.
-    told: Option<Option<Member>>,
+    /// What `here` believes of the other slot, or will be told in its `welcome`.
+    told: Option<Member>,
+    /// `here` has been told.
+    welcomed: bool,
     /// `here` has sent frames through the backplane that may still be on their way.
     sent_away: bool,
     /// Set while `here` waits for this marker before it takes the short cut through memory.
@@ -111,6 +119,7 @@ impl<L> Default for Slot<L> {
             silent: false,
             here: None,
             told: None,
+            welcomed: false,
             sent_away: false,
             marker: None,
             waiting: Vec::new(),
@@ -228,15 +237,22 @@ impl<L: Clone> Room<L> {
             }
             return;
         }
+        let peer = self.slot(device.other()).visible();
+        let slot = self.slot_mut(device);
         let old = slot.holder.replace(holder.clone());
-        let evicted = slot.here.take();
+        let (evicted, was_welcomed) = (slot.here.take(), slot.welcomed);
         slot.newest = holder.member;
         slot.silent = false;
         slot.here = local;
-        slot.told = None;
+        slot.told = peer.filter(|_| slot.here.is_some());
+        slot.welcomed = false;
         slot.sent_away = false;
         slot.marker = None;
         if let Some((seat, old)) = evicted.zip(old) {
+            if !was_welcomed {
+                // Changes of the other slot do not reach it any more, and its `welcome`, yet to come, will name who is there then.
+                effects.push(Effect::DropVolatile { seat: seat.clone() });
+            }
             effects.push(Effect::Overwrite { seat, by: by(holder.member, Some(&holder), &old) });
         }
         let is_here = slot.here.is_some();
@@ -354,6 +370,7 @@ impl<L: Clone> Room<L> {
         slot.holder = None;
         slot.here = None;
         slot.told = None;
+        slot.welcomed = false;
         slot.sent_away = false;
         slot.marker = None;
         self.tell(device.other(), effects);
@@ -432,7 +449,8 @@ impl<L: Clone> Room<L> {
         let peer = self.slot(device.other()).visible();
         let slot = self.slot_mut(device);
         if slot.here.is_some() && slot.holds(connection) {
-            slot.told = Some(peer);
+            slot.told = peer;
+            slot.welcomed = true;
         }
         peer
     }
@@ -441,14 +459,15 @@ impl<L: Clone> Room<L> {
     fn tell(&mut self, device: Device, effects: &mut Vec<Effect<L>>) {
         let now = self.slot(device.other()).visible();
         let slot = self.slot_mut(device);
-        let (Some(seat), Some(told)) = (&slot.here, &mut slot.told) else {
+        let Some(seat) = slot.here.clone().filter(|_| slot.told != now) else {
             return;
         };
-        if *told == now {
+        let before = std::mem::replace(&mut slot.told, now);
+        if !slot.welcomed {
+            // Frames that wait came from somebody who was seen when they came.
+            effects.extend(before.map(|_| Effect::DropVolatile { seat }));
             return;
         }
-        let before = std::mem::replace(told, now);
-        let seat = seat.clone();
         let device = device.other();
         match (now, before) {
             (Some(member), _) => effects.push(Effect::Peer { seat, device, member, connected: true }),

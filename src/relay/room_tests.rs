@@ -149,6 +149,34 @@ fn lane_messages_before_ones_own_claim_are_the_predecessors() {
 }
 
 #[test]
+fn volatile_frames_of_an_older_peer_than_the_welcome_will_name_are_dropped() {
+    type Change = fn(&mut Room<u32>, &mut Vec<Effect<u32>>);
+    let changes: [Change; 5] = [
+        |room, fx| room.on_claimed(Mobile, holder(4, B, ""), fx),
+        |room, fx| assert_eq!(room.on_lane(Desktop, member(4), fx), Some(&3)),
+        |room, fx| room.on_released(Mobile, member(2), fx),
+        |room, fx| room.on_claim_answered(Desktop, holder(3, A, ""), &claimed(3, None), fx),
+        |room, fx| room.on_claim_answered(Desktop, holder(3, A, ""), &claimed(3, Some(holder(4, B, ""))), fx),
+    ];
+    for change in changes {
+        let mut room = Room::default();
+        room.on_claiming(Desktop, member(3).connection, 3);
+        room.on_claimed(Desktop, holder(3, A, ""), &mut vec![]);
+        assert_eq!(room.on_lane(Desktop, member(2), &mut vec![]), Some(&3));
+        assert_eq!(effects(|fx| change(&mut room, fx)), [Effect::DropVolatile { seat: 3 }]);
+        // From here on it is told with the change.
+        let newest = room.on_welcomed(Desktop, member(3).connection);
+        assert_eq!(newest, room.visible(Mobile));
+        assert_eq!(away(&mut room, Mobile, 5), [peer(3, Mobile, 5, true)]);
+    }
+    // Who has lost its slot before its welcome hears of no change.
+    let mut room = Room::default();
+    room.on_claiming(Desktop, member(3).connection, 3);
+    room.on_claimed(Desktop, holder(3, A, ""), &mut vec![]);
+    assert_eq!(away(&mut room, Desktop, 4), [Effect::DropVolatile { seat: 3 }, overwrite(3, 4, false)]);
+}
+
+#[test]
 fn the_answer_to_a_claim_stands_in_for_a_lost_lane_message() {
     let mut room = Room::default();
     room.on_claiming(Desktop, member(3).connection, 3);

@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 use tokio_tungstenite::tungstenite::Message;
 
+use crate::frame::{Frame, Mark};
 use crate::record::{End, Record};
 use crate::support::{Client, Event};
 
@@ -18,12 +19,12 @@ const VOLATILE: [u8; 2] = [0x00, 0x41];
 const RELIABLE: [u8; 2] = [0x80, 0xC1];
 /// A client whose bytes are not taken for this long looks for another instance.
 const PATIENCE: Duration = Duration::from_secs(4);
-const PADDING: usize = 40;
 
 /// What a device asks of its connection.
 #[derive(Debug)]
 pub enum Command {
-    /// Sends no reliable frames from its answer on: another connection is being opened.
+    /// Sends no reliable frames any more: another connection is about to be opened. Answered when what was sent has
+    /// arrived, so that it does not race with the other one's claim: the pong is a barrier.
     Hush(oneshot::Sender<()>),
     /// Sends nothing.
     Silence,
@@ -41,74 +42,9 @@ pub enum Command {
 #[derive(Debug, Clone, Copy)]
 pub enum Notice {
     /// It is over.
-    Ended(u32),
+    Ended(u32, End),
     /// The relay asks it to come back elsewhere.
     Move(u32, Duration),
-}
-
-/// What a frame says of itself.
-#[derive(Debug, Clone, Copy)]
-struct Frame {
-    user: u32,
-    device: u8,
-    sender: u32,
-    generation: u64,
-    number: u32,
-    mark: Mark,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Mark {
-    None,
-    /// Sent after the sender was told that it had lost its slot.
-    Late,
-    /// Sent in the calm: must arrive.
-    Calm,
-}
-
-impl Frame {
-    fn encode(self, stream: u8) -> Vec<u8> {
-        let mut bytes = vec![stream];
-        bytes.extend(self.user.to_be_bytes());
-        bytes.push(self.device);
-        bytes.extend(self.sender.to_be_bytes());
-        bytes.extend(self.generation.to_be_bytes());
-        bytes.extend(self.number.to_be_bytes());
-        bytes.push(self.mark as u8);
-        bytes.extend([0x55; PADDING]);
-        bytes
-    }
-
-    fn decode(bytes: &[u8]) -> Option<Self> {
-        let number = |at: usize| Some(u32::from_be_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
-        let mark = [Mark::None, Mark::Late, Mark::Calm];
-        (bytes.len() == 23 + PADDING).then_some(())?;
-        Some(Self {
-            user: number(1)?,
-            device: bytes[5],
-            sender: number(6)?,
-            generation: u64::from_be_bytes(bytes.get(10..18)?.try_into().ok()?),
-            number: number(18)?,
-            mark: *mark.get(usize::from(bytes[22]))?,
-        })
-    }
-
-    fn to_json(self) -> Value {
-        json!([self.user, self.device, self.sender, self.generation, self.number, self.mark as u8])
-    }
-
-    fn from_json(value: &Value) -> Option<Self> {
-        let number = |at: usize| value[at].as_u64().and_then(|number| u32::try_from(number).ok());
-        let mark = [Mark::None, Mark::Late, Mark::Calm];
-        Some(Self {
-            user: number(0)?,
-            device: u8::try_from(number(1)?).ok()?,
-            sender: number(2)?,
-            generation: value[3].as_u64()?,
-            number: number(4)?,
-            mark: *mark.get(usize::try_from(number(5)?).ok()?)?,
-        })
-    }
 }
 
 /// A connection's task.
@@ -122,6 +58,8 @@ pub struct Connection {
     pub commands: mpsc::UnboundedReceiver<Command>,
     pub notices: mpsc::UnboundedSender<Notice>,
     pub turn: Duration,
+    /// To go on with when its token is about to expire.
+    pub fresh: Option<Arc<str>>,
     pub(crate) state: State,
 }
 
@@ -141,8 +79,8 @@ pub(crate) struct State {
     /// The last number of each sender's lane.
     last: BTreeMap<(u32, u8), u32>,
     closed: Option<u16>,
-    /// What the relay told last.
-    told: Vec<String>,
+    /// Waits for the pong.
+    hushing: Option<oneshot::Sender<()>>,
 }
 
 impl Default for State {
@@ -158,7 +96,7 @@ impl Default for State {
             floors: [0; 2],
             last: BTreeMap::new(),
             closed: None,
-            told: Vec::new(),
+            hushing: None,
         }
     }
 }
@@ -196,15 +134,17 @@ impl Connection {
         };
         self.record.ended(self.number, end);
         // A device that has gone needs no notice.
-        let _ = self.notices.send(Notice::Ended(self.number));
+        let _ = self.notices.send(Notice::Ended(self.number, end));
     }
 
     async fn on_command(&mut self, command: Command) -> Option<End> {
         match command {
             Command::Hush(done) => {
                 self.state.speaks = false;
-                // A device that waits no more needs no answer.
-                let _ = done.send(());
+                self.state.hushing = Some(done);
+                let ping = Message::text(json!({"type": "ping"}).to_string());
+                // One that has ended already says so when it is read.
+                let _ = timeout(PATIENCE, self.client.try_send(ping)).await;
             }
             Command::Silence => self.state.sends = false,
             Command::Close => {
@@ -292,9 +232,11 @@ impl Connection {
 
     async fn on_message(&mut self, message: &Value) {
         if message["type"] != "message" {
-            let told = &mut self.state.told;
-            told.push(format!("{:.1} {message}", self.record.start.elapsed().as_secs_f64()));
-            told.drain(..told.len().saturating_sub(12));
+            let told = format!("{:.3} {message}", self.record.start.elapsed().as_secs_f64());
+            self.record.with(self.number, |known| {
+                known.told.push(told);
+                known.told.drain(..known.told.len().saturating_sub(12));
+            });
         }
         match message["type"].as_str().unwrap_or_default() {
             "message" => match Frame::from_json(&message["data"]) {
@@ -315,6 +257,23 @@ impl Connection {
                     let _ = timeout(PATIENCE, self.client.try_send(message)).await;
                 }
             }
+            "pong" => {
+                if let Some(done) = self.state.hushing.take() {
+                    // A device that waits no more needs no answer.
+                    let _ = done.send(());
+                }
+            }
+            "expiring" => {
+                if let Some(token) = &self.fresh {
+                    let auth = json!({"type": "auth", "token": &**token}).to_string();
+                    // Where the connection has ended, that is yet to be read.
+                    let _ = timeout(PATIENCE, self.client.try_send(Message::text(auth))).await;
+                }
+            }
+            "authenticated" => {
+                let expires = message["expires_at"].as_i64();
+                self.record.with(self.number, |known| known.expires = expires.unwrap_or_default());
+            }
             "reconnect" => {
                 self.record.with(self.number, |known| known.told_to_move = true);
                 let pause = Duration::from_millis(message["in_ms"].as_u64().unwrap_or_default());
@@ -324,12 +283,17 @@ impl Connection {
                 // Who has vanished reads late what was true before.
                 let has_vanished = self.record.with(self.number, |known| known.vanished.is_some());
                 if self.record.is_calm.load(Ordering::Relaxed) && !has_vanished {
-                    self.wrong("no peer in the calm");
+                    self.record.calm_absent.lock().unwrap().push((self.user, self.number));
                 }
             }
             // While the relay's line to Redis is down and its queue is full.
             "error" if message["code"] == "backplane_unavailable" => {}
-            "backplane" => {}
+            "backplane" => {
+                let has_vanished = self.record.with(self.number, |known| known.vanished.is_some());
+                if self.record.is_calm.load(Ordering::Relaxed) && !has_vanished {
+                    self.record.is_disturbed.store(true, Ordering::Relaxed);
+                }
+            }
             _ => self.wrong(&format!("unexpected: {message}")),
         }
     }
@@ -385,10 +349,6 @@ impl Connection {
     }
 
     fn wrong(&self, what: &str) {
-        let Self { number, user, device, .. } = self;
-        let (welcome, told) = (&self.client.welcome, &self.state.told);
-        self.record.wrong(format!(
-            "connection {number} (user {user}, device {device}): {what}; {welcome}, told {told:?}"
-        ));
+        self.record.wrong_for(self.user, &format!("#{}: {what}", self.number));
     }
 }

@@ -9,8 +9,8 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::connection::{Command, Connection, Notice, State};
 use crate::fleet::{Fleet, INSTANCES, Process};
-use crate::record::{Known, Record};
-use crate::support::{Event, Handshake};
+use crate::record::{End, Known, Record};
+use crate::support::{self, Client, Event, Handshake, Token};
 
 /// A handshake that nobody answers for this long is given up.
 const PATIENCE: Duration = Duration::from_secs(4);
@@ -30,12 +30,39 @@ pub enum Phase {
     End,
 }
 
-/// Somebody's tokens.
-#[derive(Debug)]
-pub struct Tokens {
-    pub valid: String,
-    /// Came to its end a while ago.
-    pub old: String,
+/// The devices by their numbers.
+pub const DEVICES: [&str; 2] = ["desktop", "mobile"];
+
+/// A token that expires soon.
+#[derive(Debug, Clone)]
+struct ShortToken {
+    token: String,
+    /// In seconds since the Unix epoch.
+    expires: i64,
+    /// A fresh one is sent in time; otherwise the connection is closed, and its device comes back with the old one.
+    is_refreshed: bool,
+}
+
+/// Whom to ask for a connection, and how.
+struct Attempt {
+    process: Process,
+    handshake: Handshake,
+    short: Option<ShortToken>,
+}
+
+/// Why there is no connection.
+enum Missed {
+    /// Its token has expired.
+    OldToken,
+    /// Ask another instance.
+    Elsewhere,
+}
+
+/// A connection that was welcomed.
+struct Arrival {
+    known: Known,
+    client: Client,
+    short: Option<ShortToken>,
 }
 
 /// A connection as its device has it.
@@ -43,13 +70,17 @@ struct Handle {
     number: u32,
     generation: u64,
     place: usize,
+    short: Option<ShortToken>,
     commands: mpsc::UnboundedSender<Command>,
 }
 
 pub struct Device {
     pub user: u32,
     pub device: usize,
-    pub tokens: Arc<Tokens>,
+    /// Good for all the time that there is.
+    pub token: Arc<str>,
+    /// The one that it comes with next, if that is another one.
+    short: Option<ShortToken>,
     pub fleet: Arc<Fleet>,
     pub record: Arc<Record>,
     pub turn: Duration,
@@ -75,7 +106,8 @@ enum Plan {
     Vanish,
     Reset,
     Close,
-    OldToken,
+    /// Comes with a token that is about to expire.
+    ShortToken,
     Nothing,
 }
 
@@ -87,7 +119,7 @@ const PLANS: [(u32, Plan); 8] = [
     (12, Plan::Vanish),
     (8, Plan::Reset),
     (8, Plan::Close),
-    (6, Plan::OldToken),
+    (6, Plan::ShortToken),
     (20, Plan::Nothing),
 ];
 
@@ -97,7 +129,7 @@ impl Device {
         seed: u64,
         user: u32,
         device: usize,
-        tokens: Arc<Tokens>,
+        token: Arc<str>,
         fleet: Arc<Fleet>,
         record: Arc<Record>,
         turn: Duration,
@@ -108,7 +140,8 @@ impl Device {
         Self {
             user,
             device,
-            tokens,
+            token,
+            short: None,
             fleet,
             record,
             turn,
@@ -182,10 +215,12 @@ impl Device {
 
     async fn on_notice(&mut self, notice: Notice) {
         match notice {
-            Notice::Ended(number) => {
+            Notice::Ended(number, end) => {
                 self.others.retain(|other| other.number != number);
-                if self.current.as_ref().is_some_and(|current| current.number == number) {
-                    self.current = None;
+                if let Some(current) = self.current.take_if(|current| current.number == number) {
+                    if end == End::Closed(4003) {
+                        self.short = current.short;
+                    }
                     let pause = Duration::from_millis(self.reactions.u64(50..600));
                     tokio::time::sleep(pause).await;
                     let place = self.reactions.usize(..INSTANCES);
@@ -216,16 +251,22 @@ impl Device {
                 self.come(place).await;
             }
             Plan::Race => {
-                let (one, two) = (self.handshake_at(place), self.handshake_at(place + 1));
+                let (one, two) = (self.attempt_at(place), self.attempt_at(place + 1));
                 let (one, two) = tokio::join!(self.open(one), self.open(two));
-                for (known, client) in [one, two].into_iter().flatten() {
-                    self.welcomed(known, client);
+                for arrival in [one, two].into_iter().flatten() {
+                    self.welcomed(arrival);
                 }
             }
             Plan::Vanish => self.leave(Command::Vanish, place, pause).await,
             Plan::Reset => self.leave(Command::Reset, place, pause).await,
             Plan::Close => self.leave(Command::Close, place, pause).await,
-            Plan::OldToken => self.try_old_token(place).await,
+            Plan::ShortToken => {
+                let (seconds, is_refreshed) = (self.plan.i64(1..6), self.plan.bool());
+                let (token, expires) = (Token::firebase(&uid(self.user)), support::now() + seconds);
+                let token = token.claim("exp", expires).sign();
+                self.short = Some(ShortToken { token, expires, is_refreshed });
+                self.roam().await;
+            }
             Plan::Nothing => {}
         }
     }
@@ -246,8 +287,8 @@ impl Device {
         if let Some(current) = &self.current {
             let (done, is_done) = oneshot::channel();
             let _ = current.commands.send(Command::Hush(done));
-            // One that has ended does not answer, and needs not.
-            let _ = is_done.await;
+            // One that has ended does not answer, and needs not; where Redis stands still it takes a second.
+            let _ = timeout(PATIENCE, is_done).await;
         }
         let here = self.current.as_ref().map_or(0, |current| current.place);
         let place = here + self.reactions.usize(1..INSTANCES);
@@ -260,54 +301,66 @@ impl Device {
             if *self.phase.borrow() == Phase::End {
                 return;
             }
-            let handshake = self.handshake_at(place);
-            if let Some((known, client)) = self.open(handshake).await {
-                return self.welcomed(known, client);
+            let attempt = self.attempt_at(place);
+            match self.open(attempt).await {
+                Ok(arrival) => return self.welcomed(arrival),
+                Err(Missed::OldToken) => self.short = None,
+                Err(Missed::Elsewhere) => {}
             }
             let pause = Duration::from_millis(self.reactions.u64(50..300));
             tokio::time::sleep(pause).await;
         }
     }
 
-    fn handshake_at(&self, place: usize) -> Option<(Process, Handshake)> {
+    fn attempt_at(&self, place: usize) -> Option<Attempt> {
         let process = self.fleet.process(place)?;
-        let device = ["desktop", "mobile"][self.device];
+        let token = self.short.as_ref().map_or(&*self.token, |short| &short.token);
         let handshake = Handshake::new(process.address).offer(&["duorelay.v1"]);
-        let handshake = handshake.bearer(&self.tokens.valid).device(device).client(&self.client);
-        Some((process, handshake))
+        let handshake = handshake.bearer(token).device(DEVICES[self.device]).client(&self.client);
+        Some(Attempt { process, handshake, short: self.short.clone() })
     }
 
-    async fn open(&self, to: Option<(Process, Handshake)>) -> Option<(Known, crate::support::Client)> {
-        let (process, handshake) = to?;
+    async fn open(&self, attempt: Option<Attempt>) -> Result<Arrival, Missed> {
+        let Some(Attempt { process, handshake, short }) = attempt else { return Err(Missed::Elsewhere) };
         let asked = Instant::now();
+        let is_old = short.as_ref().is_some_and(|short| short.expires <= support::now());
         let mut client = match timeout(PATIENCE, handshake.try_open()).await {
             Ok(Ok(Ok(client))) => client,
             Ok(Ok(Err(refusal))) => {
                 let code = refusal.json()["code"].as_str().unwrap_or_default().to_owned();
-                let may_be =
-                    ["draining", "full", "backplane_unavailable", "keys_unavailable", "too_many_attempts"];
-                if !may_be.contains(&&*code) {
-                    self.record.wrong(format!("user {} was refused: {code}", self.user));
-                }
                 self.record.refused(&code);
-                return None;
+                let has_expired = short.as_ref().is_some_and(|short| short.expires <= support::now());
+                let is_right = match &*code {
+                    "draining" | "keys_unavailable" => true,
+                    "token_expired" => has_expired,
+                    // Looked at after the token.
+                    "backplane_unavailable" | "too_many_attempts" => !is_old,
+                    _ => false,
+                };
+                if !is_right {
+                    self.record.wrong_for(self.user, &format!("refused: {code}"));
+                }
+                return Err(if code == "token_expired" { Missed::OldToken } else { Missed::Elsewhere });
             }
             // Killed, or stopped.
             Ok(Err(_)) | Err(_) => {
                 self.record.refused("nobody there");
-                return None;
+                return Err(Missed::Elsewhere);
             }
         };
+        if is_old {
+            self.record.wrong_for(self.user, "an old token was let in");
+        }
         let Ok(Event::Text(text)) = timeout(PATIENCE, client.next()).await else {
             self.record.refused("gone before the welcome");
-            return None;
+            return Err(Missed::Elsewhere);
         };
         client.welcome = serde_json::from_str(&text).unwrap();
         let welcome = &client.welcome;
-        let device = ["desktop", "mobile"][self.device];
+        let device = DEVICES[self.device];
         if welcome["type"] != "welcome" || welcome["device"] != device || welcome["uid"] != uid(self.user) {
-            self.record.wrong(format!("user {}, {device}: {welcome}", self.user));
-            return None;
+            self.record.wrong_for(self.user, &format!("{device}: {welcome}"));
+            return Err(Missed::Elsewhere);
         }
         let known = Known {
             user: self.user,
@@ -321,15 +374,18 @@ impl Device {
             vanished: None,
             told_overwritten: false,
             told_to_move: false,
+            expires: welcome["expires_at"].as_i64().unwrap_or_default(),
+            told: vec![format!("{:.3} {text}", self.record.start.elapsed().as_secs_f64())],
             end: None,
             received: Default::default(),
             heard: [None; 2],
         };
-        Some((known, client))
+        Ok(Arrival { known, client, short })
     }
 
     /// A new connection: the newest is the current one.
-    fn welcomed(&mut self, known: Known, client: crate::support::Client) {
+    fn welcomed(&mut self, arrival: Arrival) {
+        let Arrival { known, client, short } = arrival;
         let (generation, place) = (known.generation, known.place);
         let number = self.record.add(known);
         let (commands, receiver) = mpsc::unbounded_channel();
@@ -343,31 +399,15 @@ impl Device {
             commands: receiver,
             notices: self.notices.0.clone(),
             turn: self.turn,
+            fresh: short.as_ref().filter(|short| short.is_refreshed).map(|_| self.token.clone()),
             state: State::default(),
         };
         self.tasks.push(tokio::spawn(connection.live()));
-        let handle = Handle { number, generation, place, commands };
+        let handle = Handle { number, generation, place, short, commands };
         match &self.current {
             // Lost the race.
             Some(current) if current.generation > generation => self.others.push(handle),
             _ => self.others.extend(self.current.replace(handle)),
-        }
-    }
-
-    /// With a token that has expired nobody comes in, whatever else is wrong.
-    async fn try_old_token(&mut self, place: usize) {
-        let Some(process) = self.fleet.process(place) else { return };
-        let handshake = Handshake::new(process.address).offer(&["duorelay.v1", &self.tokens.old]);
-        match timeout(PATIENCE, handshake.try_open()).await {
-            Ok(Ok(Ok(_))) => self.record.wrong("an old token was let in".into()),
-            Ok(Ok(Err(refusal))) => {
-                let code = refusal.json()["code"].as_str().unwrap_or_default().to_owned();
-                if !["token_expired", "draining", "keys_unavailable"].contains(&&*code) {
-                    self.record.wrong(format!("an old token was refused with {code}"));
-                }
-                self.record.refused(&code);
-            }
-            Ok(Err(_)) | Err(_) => {}
         }
     }
 }

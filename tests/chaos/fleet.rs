@@ -15,10 +15,10 @@ use crate::schedule::{Fault, Trouble};
 use crate::support::{Config, Issuer, Proxy, RedisServer, Relay};
 
 pub const INSTANCES: usize = 4;
-pub const LEASE: Duration = Duration::from_secs(4);
-pub const HEARTBEAT: Duration = Duration::from_secs(3);
+pub const LEASE: Duration = Duration::from_secs(3);
+const HEARTBEAT: Duration = Duration::from_secs(3);
 const DRAIN_DELAY: u64 = 1;
-const DRAIN: u64 = 4;
+const DRAIN: u64 = 3;
 /// The contract: 2 s after delay and drain time; and what a busy machine may add.
 const LEAVES_WITHIN: Duration = Duration::from_secs(DRAIN_DELAY + DRAIN + 2 + 2);
 
@@ -31,6 +31,8 @@ pub struct Process {
 }
 
 struct Place {
+    /// Held by the trouble that it is in: whoever is in trouble has no other one.
+    trouble: Mutex<()>,
     relay: Mutex<Option<Relay>>,
     /// Where clients find it; nobody is told of one that is gone.
     process: StdMutex<Option<Process>>,
@@ -49,6 +51,7 @@ pub struct Holdings {
 pub struct Fleet {
     places: Vec<Place>,
     redis: Mutex<Option<RedisServer>>,
+    redis_trouble: Mutex<()>,
     redis_address: SocketAddr,
     processes: AtomicUsize,
     _issuer: Issuer,
@@ -69,13 +72,20 @@ impl Fleet {
                 .set("DUORELAY_DRAIN_DELAY_SECONDS", DRAIN_DELAY)
                 .set("DUORELAY_DRAIN_SECONDS", DRAIN)
                 .set("DUORELAY_MAX_LIFETIME_SECONDS", 30);
-            Place { relay: Mutex::default(), process: StdMutex::default(), line, config }
+            Place {
+                trouble: Mutex::default(),
+                relay: Mutex::default(),
+                process: StdMutex::default(),
+                line,
+                config,
+            }
         }))
         .await;
         let redis_address = redis.address();
         let fleet = Self {
             places,
             redis: Mutex::new(Some(redis)),
+            redis_trouble: Mutex::default(),
             redis_address,
             processes: AtomicUsize::new(0),
             _issuer: issuer,
@@ -117,13 +127,10 @@ impl Fleet {
         let start = Instant::now();
         join_all(schedule.iter().map(async |fault| {
             sleep_until(start + fault.at).await;
-            eprintln!(
-                "{:6.1} s: {:?} for {:.1} s",
-                fault.at.as_secs_f64(),
-                fault.trouble,
-                fault.lasts.as_secs_f64()
-            );
-            let noted = record.fault_begins(fault.trouble.instance());
+            let gate =
+                fault.trouble.instance().map_or(&self.redis_trouble, |place| &self.places[place].trouble);
+            let _alone = gate.lock().await;
+            let noted = record.fault_begins(fault.trouble);
             self.inflict(fault, record).await;
             record.fault_ends(noted);
         }))
@@ -211,20 +218,27 @@ impl Fleet {
     }
 
     /// The sum of a metric over all instances.
-    pub async fn metric(&self, name: &str) -> f64 {
+    pub async fn metric(&self, name: &str, labels: &[&str]) -> f64 {
         let mut sum = 0.0;
         for place in &self.places {
-            sum += place.relay.lock().await.as_ref().unwrap().metric(name, &[]).await;
+            sum += place.relay.lock().await.as_ref().unwrap().metric(name, labels).await;
         }
         sum
     }
 
-    /// Channels that are subscribed, and keys, in Redis.
-    pub async fn in_redis(&self) -> (Vec<Value>, Vec<Value>) {
+    /// Channels that are subscribed.
+    pub async fn channels(&self) -> Vec<Value> {
+        self.ask_redis(&["PUBSUB", "CHANNELS"]).await
+    }
+
+    /// What Redis knows.
+    pub async fn keys(&self) -> Vec<Value> {
+        self.ask_redis(&["KEYS", "*"]).await
+    }
+
+    async fn ask_redis(&self, question: &[&str]) -> Vec<Value> {
         let redis = self.redis.lock().await;
-        let redis = redis.as_ref().unwrap();
-        let list = |value: Value| value.as_array().cloned().unwrap();
-        (list(redis.ask(&["PUBSUB", "CHANNELS"]).await), list(redis.ask(&["KEYS", "*"]).await))
+        redis.as_ref().unwrap().ask(question).await.as_array().cloned().unwrap()
     }
 
     /// Tells all instances to leave, and looks how they do.

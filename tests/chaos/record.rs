@@ -7,6 +7,16 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::device::DEVICES;
+use crate::schedule::Trouble;
+use crate::support;
+
+/// What is this long ago does not explain what is wrong.
+const REMEMBERED: Duration = Duration::from_secs(30);
+/// Things that are wrong and told with their whole history.
+const HISTORIES: usize = 8;
+/// The contract's 2 s after a token's end, in whole seconds, and as much again for a busy machine.
+const EXPIRY_LIMIT: i64 = 5;
 /// How long after a fault its traces may last: a lease, and what comes back after it.
 const HEALS_WITHIN: Duration = Duration::from_secs(8);
 
@@ -39,14 +49,30 @@ pub struct Known {
     pub vanished: Option<Instant>,
     pub told_overwritten: bool,
     pub told_to_move: bool,
+    /// When its token expires, in seconds since the Unix epoch.
+    pub expires: i64,
+    /// What the relay told last.
+    pub told: Vec<String>,
     pub end: Option<(Instant, End)>,
     pub received: Received,
     /// From which connection it heard last, and when: reliable and volatile.
     pub heard: [Option<(u32, Instant)>; 2],
 }
 
-/// A fault: which place (none: all of them), from when to when.
-type Noted = (Option<usize>, Instant, Option<Instant>);
+/// A fault, and from when to when it was there.
+#[derive(Debug)]
+struct Noted {
+    trouble: Trouble,
+    begin: Instant,
+    end: Option<Instant>,
+}
+
+impl Known {
+    /// Neither side has ended it, and the client still listens.
+    pub fn is_open(&self) -> bool {
+        self.end.is_none() && self.vanished.is_none()
+    }
+}
 
 /// All histories of a run.
 pub struct Record {
@@ -60,6 +86,10 @@ pub struct Record {
     pub has_lost_data: AtomicBool,
     /// From here on every reliable frame is written down, with who received it.
     pub is_calm: AtomicBool,
+    /// The machine was so busy that Redis seemed to be away in the calm.
+    pub is_disturbed: AtomicBool,
+    /// Who was told in the calm that there was no peer: user, connection.
+    pub calm_absent: Mutex<Vec<(u32, u32)>>,
     /// Reliable frames that were sent in the calm: sender, number.
     pub calm_sent: Mutex<Vec<(u32, u32)>>,
     /// Those that arrived: sender, number, receiver.
@@ -79,6 +109,8 @@ impl Default for Record {
             wrong: Mutex::default(),
             has_lost_data: AtomicBool::default(),
             is_calm: AtomicBool::default(),
+            is_disturbed: AtomicBool::default(),
+            calm_absent: Mutex::default(),
             calm_sent: Mutex::default(),
             calm_received: Mutex::default(),
             frames: AtomicUsize::default(),
@@ -93,9 +125,55 @@ impl Record {
     pub fn wrong(&self, what: String) {
         let mut wrong = self.wrong.lock().unwrap();
         if wrong.len() < 100 {
-            eprintln!("WRONG: {what}");
+            eprintln!("{:.3} s: WRONG: {what}", self.seconds(Instant::now()));
             wrong.push(what);
         }
+    }
+
+    /// Notes a breach of the contract towards a user, with all that led to it.
+    pub fn wrong_for(&self, user: u32, what: &str) {
+        let has_enough = self.wrong.lock().unwrap().len() >= HISTORIES;
+        let history = if has_enough { String::new() } else { self.history(user) };
+        self.wrong(format!("user {user}: {what}{history}"));
+    }
+
+    /// Since the beginning.
+    fn seconds(&self, at: Instant) -> f64 {
+        at.duration_since(self.start).as_secs_f64()
+    }
+
+    /// What a user's connections went through lately, and what befell the instances and Redis meanwhile.
+    fn history(&self, user: u32) -> String {
+        let now = Instant::now();
+        let recent = |end: Option<Instant>| end.is_none_or(|end| now.duration_since(end) < REMEMBERED);
+        let mut lines = Vec::new();
+        for (number, known) in self.of(user) {
+            if !recent(known.end.map(|(at, _)| at)) {
+                continue;
+            }
+            let Known { device, place, process, id, generation, told, received, .. } = &known;
+            let vanished = known.vanished.map(|at| format!(", vanished {:.3}", self.seconds(at)));
+            let end = known.end.map(|(at, end)| format!(", ended {:.3} {end:?}", self.seconds(at)));
+            lines.push((
+                known.asked,
+                format!(
+                    "#{number} {} at {place} (process {process}), {id}, generation {generation}: welcomed {:.3}{}{}, \
+                     received {received:?}, told {told:?}",
+                    DEVICES[*device],
+                    self.seconds(known.welcomed),
+                    vanished.unwrap_or_default(),
+                    end.unwrap_or_default(),
+                ),
+            ));
+        }
+        for Noted { trouble, begin, end } in self.faults.lock().unwrap().iter() {
+            if recent(*end) {
+                let end = end.map(|end| format!("{:.3}", self.seconds(end)));
+                lines.push((*begin, format!("{trouble:?} until {}", end.unwrap_or_default())));
+            }
+        }
+        lines.sort_by_key(|(at, _)| *at);
+        lines.into_iter().map(|(at, line)| format!("\n    {:.3} {line}", self.seconds(at))).collect()
     }
 
     pub fn take_wrong(&self) -> Vec<String> {
@@ -111,13 +189,16 @@ impl Record {
     pub fn add(&self, known: Known) -> u32 {
         let mut connections = self.connections.lock().unwrap();
         // A generation grows with every claim of the room, whatever Redis has forgotten.
-        for older in connections.iter().filter(|older| older.user == known.user) {
-            if older.welcomed < known.asked && older.generation >= known.generation {
-                self.wrong(format!("a generation went back: {known:?} after {older:?}"));
-            }
-        }
+        let went_back = connections.iter().any(|older| {
+            older.user == known.user && older.welcomed < known.asked && older.generation >= known.generation
+        });
+        let (user, number) = (known.user, connections.len());
         connections.push(known);
-        u32::try_from(connections.len() - 1).unwrap()
+        drop(connections);
+        if went_back {
+            self.wrong_for(user, &format!("the generation of #{number} went back"));
+        }
+        u32::try_from(number).unwrap()
     }
 
     /// Changes what is known of a connection.
@@ -129,15 +210,24 @@ impl Record {
         self.connections.lock().unwrap().clone()
     }
 
+    /// A user's connections, each with its number.
+    pub fn of(&self, user: u32) -> Vec<(u32, Known)> {
+        let connections = self.connections.lock().unwrap();
+        let numbered = (0..).zip(connections.iter()).filter(|(_, known)| known.user == user);
+        numbered.map(|(number, known)| (number, known.clone())).collect()
+    }
+
     /// A fault begins; its number.
-    pub fn fault_begins(&self, place: Option<usize>) -> usize {
+    pub fn fault_begins(&self, trouble: Trouble) -> usize {
         let mut faults = self.faults.lock().unwrap();
-        faults.push((place, Instant::now(), None));
+        let begin = Instant::now();
+        eprintln!("{:.3} s: {trouble:?}", self.seconds(begin));
+        faults.push(Noted { trouble, begin, end: None });
         faults.len() - 1
     }
 
     pub fn fault_ends(&self, fault: usize) {
-        self.faults.lock().unwrap()[fault].2 = Some(Instant::now());
+        self.faults.lock().unwrap()[fault].end = Some(Instant::now());
     }
 
     pub fn killed(&self, process: usize) {
@@ -146,8 +236,8 @@ impl Record {
 
     /// Was one of these places, or Redis, in trouble at that time?
     fn was_in_trouble(&self, places: &[usize], from: Instant, to: Instant) -> bool {
-        self.faults.lock().unwrap().iter().any(|(place, begin, end)| {
-            place.is_none_or(|place| places.contains(&place))
+        self.faults.lock().unwrap().iter().any(|Noted { trouble, begin, end }| {
+            trouble.instance().is_none_or(|place| places.contains(&place))
                 && *begin <= to
                 && end.is_none_or(|end| end + HEALS_WITHIN >= from)
         })
@@ -166,6 +256,8 @@ impl Record {
             End::Own => true,
             End::Closed(4001) => known.told_overwritten,
             End::Closed(1012) => known.told_to_move,
+            // Within 2 s of its token's end, and no earlier.
+            End::Closed(4003) => support::now() >= known.expires,
             // Only who is silent: a stopped process has no ear, but must look before it judges.
             End::Closed(4009) => known.vanished.is_some(),
             End::Closed(_) => false,
@@ -177,7 +269,11 @@ impl Record {
             }
         };
         if !is_right {
-            self.wrong(format!("connection {number} ended: {known:?}"));
+            self.wrong_for(known.user, &format!("#{number} ended with {end:?}"));
+        }
+        let is_late = support::now() > known.expires + EXPIRY_LIMIT;
+        if is_late && known.vanished.is_none() && !killed() && !troubled() {
+            self.wrong_for(known.user, &format!("#{number} outlived its token ({})", known.expires));
         }
     }
 
@@ -201,9 +297,11 @@ impl Record {
                         if self.was_in_trouble(&places, newer.asked, until.max(newer.welcomed)) {
                             passed_over += 1;
                         } else if first <= last {
-                            self.wrong(format!(
-                                "{lane:?}: {last} came to {older:?} and {first} to {newer:?}"
-                            ));
+                            let what = format!(
+                                "of {lane:?}, {last} came to {} and {first} to {}",
+                                older.id, newer.id
+                            );
+                            self.wrong_for(newer.user, &what);
                         } else {
                             checked += 1;
                         }
@@ -214,8 +312,16 @@ impl Record {
         eprintln!("takeovers without a gap: {checked} checked, {passed_over} in trouble passed over");
     }
 
-    /// In the calm no reliable frame is lost, none is doubled.
+    /// In the calm nobody is without a peer, and no reliable frame is lost or doubled.
     pub fn check_calm(&self) {
+        if self.is_disturbed.load(Ordering::Relaxed) {
+            return eprintln!(
+                "in the calm a relay lost Redis for seconds: this machine is too busy to look at it"
+            );
+        }
+        for (user, number) in self.calm_absent.lock().unwrap().iter() {
+            self.wrong_for(*user, &format!("#{number} had no peer in the calm"));
+        }
         let sent = self.calm_sent.lock().unwrap();
         let received = self.calm_received.lock().unwrap();
         let mut by_frame: BTreeMap<(u32, u32), Vec<u32>> = BTreeMap::new();
@@ -225,8 +331,9 @@ impl Record {
         for frame in sent.iter() {
             let receivers = by_frame.get(frame).map_or(0, Vec::len);
             if receivers != 1 {
-                let (sender, by) = (self.with(frame.0, |known| known.clone()), by_frame.get(frame));
-                self.wrong(format!("in the calm {frame:?} came {receivers} times: {by:?}; {sender:?}"));
+                let user = self.with(frame.0, |known| known.user);
+                let what = format!("in the calm {frame:?} came {receivers} times: {:?}", by_frame.get(frame));
+                self.wrong_for(user, &what);
             }
         }
         eprintln!("in the calm: {} reliable frames sent, {} received", sent.len(), received.len());

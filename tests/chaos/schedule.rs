@@ -28,6 +28,21 @@ pub enum Trouble {
 }
 
 impl Trouble {
+    /// Its name.
+    pub fn kind(self) -> &'static str {
+        match self {
+            Self::Kill(_) => "kill",
+            Self::Leave(_) => "leave",
+            Self::Stop(_) => "stop",
+            Self::Hold(_) => "hold",
+            Self::Throttle(..) => "throttle",
+            Self::Cut(_) => "cut",
+            Self::Freeze => "freeze",
+            Self::Restart => "restart",
+            Self::Flush => "flush",
+        }
+    }
+
     /// The instance that it is about; Redis otherwise.
     pub fn instance(self) -> Option<usize> {
         match self {
@@ -51,9 +66,9 @@ pub struct Fault {
 }
 
 /// How long an instance that was told to leave may take, with the time that another needs to start.
-const LEAVES_WITHIN: f64 = 9.0;
+const LEAVES_WITHIN: f64 = 8.0;
 /// Kinds of trouble.
-const KINDS: usize = 9;
+pub const KINDS: usize = 9;
 
 /// Faults for this time: all kinds come up before one comes up again. Whoever is in trouble has no other one.
 pub fn schedule(seed: u64, instances: usize, length: Duration) -> Vec<Fault> {
@@ -83,12 +98,11 @@ pub fn schedule(seed: u64, instances: usize, length: Duration) -> Vec<Fault> {
         };
         let free_at = trouble.instance().map_or(&mut redis_busy, |place| &mut busy[place]);
         let from = at.max(*free_at);
-        *free_at = from + lasts + 0.5;
-        faults.push(Fault {
-            at: Duration::from_secs_f64(from),
-            lasts: Duration::from_secs_f64(lasts),
-            trouble,
-        });
+        if from < length.as_secs_f64() {
+            *free_at = from + lasts + 0.5;
+            let (at, lasts) = (Duration::from_secs_f64(from), Duration::from_secs_f64(lasts));
+            faults.push(Fault { at, lasts, trouble });
+        }
         at += seconds(&mut rng, 0.4, 2.6);
     }
     faults
@@ -99,4 +113,11 @@ fn a_seed_always_gives_the_same_schedule() {
     let minute = Duration::from_secs(60);
     assert_eq!(schedule(7, 4, minute), schedule(7, 4, minute));
     assert_ne!(schedule(7, 4, minute), schedule(8, 4, minute));
+}
+
+#[test]
+fn every_kind_of_trouble_comes_up_in_the_short_form() {
+    let faults = schedule(crate::SEED, 4, Duration::from_secs(crate::SECONDS));
+    let kinds: std::collections::BTreeSet<_> = faults.iter().map(|fault| fault.trouble.kind()).collect();
+    assert_eq!(kinds.len(), KINDS, "{kinds:?}");
 }

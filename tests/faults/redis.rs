@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use serde_json::json;
 use tokio::time::Instant;
 
@@ -156,6 +157,26 @@ async fn while_redis_is_frozen_clients_are_told_and_nothing_piles_up() {
     drop(flooded);
     fleet.relays[0].wait_for_metric("duorelay_backplane_up", &[], 1.0).await;
     check_newest_remain(&fleet, "ann", traffic).await;
+}
+
+#[tokio::test]
+async fn refused_handshakes_take_no_memory_while_redis_is_away() {
+    let (redis, fleet, mut traffic) = start().await;
+    let relay = &fleet.relays[0];
+    let away = Instant::now();
+    drop(redis);
+    let is_told = |traffic: &Traffic| traffic.desktop.told_backplane("down", away).is_some();
+    traffic.until(WITHIN + SLACK, "the desktop to be told", is_told).await;
+    let before = resident(relay);
+    let attempts = v1(relay, "bob", "desktop");
+    join_all((0..8).map(async |_| {
+        for _ in 0..250 {
+            attempts.refused().await.expect_refusal(503, "backplane_unavailable");
+        }
+    }))
+    .await;
+    let grown = resident(relay).saturating_sub(before);
+    assert!(grown < 4 << 20, "{} KiB more", grown >> 10);
 }
 
 #[tokio::test]

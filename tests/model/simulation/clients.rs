@@ -232,10 +232,11 @@ impl Simulation {
         // All reliable streams are one lane.
         let lane = if stream >= 0x80 { 0x80 } else { stream };
         let last = socket.last.insert((from, lane), count).unwrap_or(0);
-        // What was read for it before its welcome was told of no peer, and volatile frames may come
+        // What an older peer sent reliably before the welcome stands behind it, and volatile frames may come
         // just before their sender is announced.
         let is_announced = match &socket.peer {
-            _ if !socket.has_heard_of_peer => true,
+            Some((_, known)) if !socket.has_heard_of_peer => stream >= 0x80 || generation >= *known,
+            None if !socket.has_heard_of_peer => true,
             Some((peer, known)) => *peer == sender || (stream < 0x80 && generation > *known),
             None => stream < 0x80,
         };
@@ -250,9 +251,11 @@ impl Simulation {
         } else {
             None
         };
+        let peer = socket.peer.clone();
         drop(sockets);
         if let Some(wrong) = wrong {
-            self.blame(index, &format!("{wrong}: {count} of socket {from}"));
+            let frame = format!("{count} of socket {from} (generation {generation}) on stream {stream:#x}");
+            self.blame(index, &format!("{wrong}: {frame}, its peer is {peer:?}"));
         }
     }
 

@@ -70,7 +70,7 @@ impl World {
                     self.instances[at].publishes[lane as usize]
                         .push_back(Message::Marker { publisher, nonce });
                 }
-                Effect::Resume { .. } => {}
+                Effect::DropVolatile { .. } | Effect::Resume { .. } => {}
             }
         }
     }
