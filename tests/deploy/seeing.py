@@ -5,6 +5,7 @@ Needs redis-server; the last part needs Prometheus (Debian's package of that nam
 """
 
 import json
+import random
 import re
 import shutil
 import socket
@@ -50,9 +51,14 @@ STREAMS, FRAMES = (0x01, 0x80), 20
 
 
 def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+    """Below the range of outgoing connections, any of which could take it meanwhile."""
+    while True:
+        with socket.socket() as found:
+            try:
+                found.bind(("127.0.0.1", random.randrange(10_000, 30_000)))
+                return found.getsockname()[1]
+            except OSError:
+                pass
 
 
 def wait_for(what, limit=LIMIT):
@@ -161,6 +167,9 @@ class Prometheus:
                 return json.load(answer)["data"]
         except urllib.error.HTTPError as error:
             with error:
+                # It listens before it is ready.
+                if error.code == 503:
+                    return None
                 raise AssertionError(f"{parameters}: {error.read().decode()}") from None
         except urllib.error.URLError:
             assert self.process.poll() is None, self.log.read_text()
