@@ -5,6 +5,8 @@
 FROM rust:1.95-slim-bookworm AS build
 WORKDIR /build
 ENV CARGO_PROFILE_RELEASE_STRIP=symbols
+# The slim image has a compiler, and no make, which jemalloc's sources need.
+RUN apt-get update && apt-get install --yes --no-install-recommends make && rm -rf /var/lib/apt/lists/*
 
 # Dependencies are a layer of their own, which is built again only when one of these files changes.
 COPY Cargo.toml Cargo.lock ./

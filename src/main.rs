@@ -12,6 +12,11 @@ compile_error!(
     "a relay that echoes is none: only the example `conformance` is built so (tests/autobahn/run)"
 );
 
+/// glibc's allocator keeps what it was once given, so that a relay which had many slow receivers and is empty again would
+/// still be short of memory, and refuse everybody (`tests/contract/memory.rs`). This one gives it back within seconds.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn main() -> ExitCode {
     let launch = match config::load(std::env::args_os(), std::env::vars_os(), Machine::this()) {
         Ok(launch) => launch,

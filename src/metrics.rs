@@ -82,6 +82,28 @@ const CLOSES: [&str; 14] = [
     "other",
 ];
 
+/// What `error` messages say; the rest are refusals of a fresh token.
+const ERRORS: [&str; 18] = [
+    "bad_json",
+    "unknown_type",
+    "bad_field",
+    "empty_frame",
+    "peer_absent",
+    "rate_limited",
+    "backplane_unavailable",
+    "wrong_user",
+    "token_expired",
+    "token_not_yet_valid",
+    "wrong_audience",
+    "wrong_issuer",
+    "bad_signature",
+    "unknown_key",
+    "malformed_token",
+    "token_revoked",
+    "user_disabled",
+    "other",
+];
+
 /// Counters that differ in the value of one label.
 #[derive(Debug)]
 struct By<const N: usize>([(&'static str, Counter); N]);
@@ -169,6 +191,7 @@ pub struct Metrics {
     dropped: By<8>,
     overwritten: By<2>,
     closes: By<14>,
+    errors: By<18>,
     claims: By<3>,
     renewals: By<3>,
     publishes: By<3>,
@@ -182,6 +205,10 @@ pub struct Metrics {
     pub claim_seconds: Durations,
     /// How long it takes to verify a token, whatever comes of it.
     pub verify_seconds: Durations,
+    /// Connections that speak HTTP: not upgraded yet, or never.
+    pub http_connections: Gauge,
+    /// Connections that were closed because no whole request came in time.
+    pub requests_overdue: Counter,
     /// Connections that were dropped because nothing came from them for two heartbeats.
     pub heartbeats_missed: Counter,
     /// Bytes that wait for sockets, as of the last second.
@@ -190,6 +217,8 @@ pub struct Metrics {
     pub waiting_connections: Gauge,
     /// 1 from the beginning of a drain.
     pub draining: Gauge,
+    /// 1 while nobody new is let in, because the control group's memory is nearly used.
+    pub memory_short: Gauge,
     /// 1 while the backplane answers all workers.
     pub backplane_up: Gauge,
     /// Round trip of the last message that this instance published to itself.
@@ -252,6 +281,7 @@ impl Default for Metrics {
                 ["hand_over", "eviction"],
             ),
             closes: new.by("closes", "Close frames sent", "code", CLOSES),
+            errors: new.by("errors", "Error messages told to clients", "code", ERRORS),
             claims: new.by(
                 "claims",
                 "Claims of slots by result",
@@ -282,6 +312,10 @@ impl Default for Metrics {
             relay_seconds: new.seconds("relay", "From one socket to the other, inside this instance"),
             claim_seconds: new.seconds("claim", "Duration of claims"),
             verify_seconds: new.seconds("verify", "Duration of verifying a token, whatever came of it"),
+            http_connections: new
+                .one("http_connections", "Connections that speak HTTP: not upgraded yet, or never"),
+            requests_overdue: new
+                .one("requests_overdue", "Connections that were closed, as no whole request came in time"),
             heartbeats_missed: new.one(
                 "heartbeats_missed",
                 "Connections that were dropped, as nothing came from them for two heartbeats",
@@ -289,6 +323,8 @@ impl Default for Metrics {
             outbox_bytes: queue_bytes.get_or_create_owned(&vec![("queue", "outbox")]),
             waiting_connections: new.one("waiting_connections", "Connections for which anything waits"),
             draining: new.one("draining", "1 from the beginning of a drain"),
+            memory_short: new
+                .one("memory_short", "1 while nobody new is let in, because memory is nearly used"),
             backplane_up: new.one("backplane_up", "1 while the backplane answers"),
             backplane_probe_seconds: new
                 .seconds("backplane_probe", "Round trip of the last probe through the backplane"),
@@ -390,6 +426,11 @@ impl Metrics {
         count(self.key_refreshes.of(if fetched { "fetched" } else { "failed" }), 1);
     }
 
+    /// A client was told of an error.
+    pub fn told_error(&self, code: &str) {
+        count(self.errors.of(code).or(self.errors.of("other")), 1);
+    }
+
     /// A close frame was sent. The client chooses the code that its own close is answered with.
     pub fn closed(&self, code: u16) {
         count(self.closes.of(&code.to_string()).or(self.closes.of("other")), 1);
@@ -451,6 +492,7 @@ mod tests {
         metrics.published(PublishResult::Failed);
         metrics.overwritten(true);
         (1000..5000).for_each(|code| metrics.closed(code));
+        Refusal::CODES.iter().for_each(|code| metrics.told_error(code));
         metrics.limits(None, 1, 2);
         let after = metrics.encode(Format::Text);
         let series = |text: &str| {

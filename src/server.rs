@@ -2,7 +2,6 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -64,7 +63,7 @@ const DRAIN_TICK: Duration = Duration::from_millis(50);
 const SWEEP: Duration = Duration::from_secs(60);
 
 /// How often it is looked whether memory is short.
-const MEMORY_TICK: Duration = Duration::from_millis(500);
+const MEMORY_TICK: Duration = Duration::from_millis(100);
 
 /// Serves until SIGTERM or SIGINT, then leaves without a gap.
 ///
@@ -175,10 +174,11 @@ pub async fn serve(
         instance.id = %instance,
         "duorelay listens"
     );
-    let serving = tokio::spawn(listen::serve(public_port, public(edge, page)));
-    let admin_serving = tokio::spawn(listen::serve(admin_port, operators));
+    let serving = tokio::spawn(listen::serve(public_port, public(edge, page), Arc::clone(&metrics)));
+    let admin_serving = tokio::spawn(listen::serve(admin_port, operators, Arc::clone(&metrics)));
     let sweeping = tokio::spawn(sweep(Arc::clone(&gate)));
-    let watching = memory::limited_group().map(|group| tokio::spawn(watch_memory(Arc::clone(&gate), group)));
+    let watching = memory::Group::of_this_process()
+        .map(|group| tokio::spawn(watch_memory(Arc::clone(&gate), Arc::clone(&metrics), group)));
 
     let hurry = tokio::select! {
         _ = terminate.recv() => false,
@@ -274,11 +274,12 @@ async fn drain(gate: &Gate, workers: &Workers, delay: Duration, drain: Duration)
 
 /// Closes the door while the process is near its memory's limit. Three short reads of files that are in memory: they
 /// do not hold up the edge.
-async fn watch_memory(gate: Arc<Gate>, group: PathBuf) {
+async fn watch_memory(gate: Arc<Gate>, metrics: Arc<Metrics>, group: memory::Group) {
     let mut ticks = tokio::time::interval(MEMORY_TICK);
     loop {
         ticks.tick().await;
-        let is_short = memory::is_short(&group);
+        let is_short = group.is_short();
+        metrics.memory_short.set(is_short.into());
         if gate.set_short_of_memory(is_short) {
             if is_short {
                 warn!("memory is short: nobody new is let in");

@@ -121,6 +121,64 @@ fn the_echo_is_in_no_relay() {
     );
 }
 
+/// What could be printed by accident: a payload, a token, or JSON of a client, unless `Private` holds it.
+const NEVER_PRINTED: [&str; 8] = [
+    "Bytes",
+    "Message",
+    "RawValue",
+    "token: String",
+    "token: &'a str",
+    "token: Arc<str>",
+    "payload: &'a str",
+    "label: Arc<str>",
+];
+
+/// The text of each item whose `Debug` is derived.
+fn printed_items(code: &str) -> impl Iterator<Item = &str> {
+    code.match_indices("#[derive(").filter_map(|(start, _)| {
+        let rest = &code[start..];
+        let derived = rest[..rest.find(')')?].contains("Debug");
+        let body = &rest[rest.find([';', '{'])?..];
+        let mut depth = 0;
+        let end = body.find(|c| {
+            depth += i32::from(c == '{') - i32::from(c == '}');
+            depth == 0
+        });
+        derived.then(|| &rest[..rest.len() - body.len() + end.unwrap_or(body.len())])
+    })
+}
+
+#[test]
+fn what_is_printed_holds_neither_a_token_nor_a_payload() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut wrong = Vec::new();
+    // What the load tester sends is made up.
+    let ours = |file: &PathBuf| !file.to_string_lossy().contains("loadtest");
+    for file in rust_files(&src).into_iter().filter(ours) {
+        let code = code_alone(&fs::read_to_string(&file).unwrap());
+        for item in printed_items(&code) {
+            let open = item.replace("Private<Bytes>", "").replace("Private<Arc<str>>", "");
+            let found = NEVER_PRINTED.iter().find(|word| match words(word).count() {
+                1 => words(&open).any(|found| found == **word),
+                _ => open.contains(*word),
+            });
+            let name = item.lines().nth(1).unwrap_or_default().trim();
+            wrong.extend(
+                found.map(|word| format!("{}: `{name}` derives Debug and holds `{word}`", file.display())),
+            );
+        }
+    }
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+
+    let items = |code| printed_items(code).collect::<Vec<_>>();
+    assert_eq!(items("#[derive(Debug)]\nstruct A(Bytes);\nstruct B;"), ["#[derive(Debug)]\nstruct A(Bytes)"]);
+    assert_eq!(items("#[derive(Clone)]\nstruct A { a: Bytes }"), [""; 0]);
+    assert_eq!(
+        items("#[derive(Clone, Debug)]\nenum A { B { c: Bytes }, D } fn f() {}"),
+        ["#[derive(Clone, Debug)]\nenum A { B { c: Bytes }, D "]
+    );
+}
+
 #[test]
 fn every_way_to_name_a_module_is_seen() {
     let of = |code: &str, path: &[&str]| {

@@ -14,6 +14,7 @@ fuzz_target!(|bytes: &[u8]| {
     let parsed = ClientMessage::parse(text);
     let again = match &parsed {
         Ok(ClientMessage::Send { data, id }) => {
+            let data: &str = data;
             let id_field = id.as_ref().map(|id| format!(r#","id":{}"#, json!(id))).unwrap_or_default();
             let message = ServerMessage::Message {
                 from: From::Mobile,
@@ -37,7 +38,7 @@ fuzz_target!(|bytes: &[u8]| {
                 None => r#"{"type":"ping"}"#.to_owned(),
             }
         }
-        Ok(ClientMessage::Auth { token }) => json!({"type": "auth", "token": token}).to_string(),
+        Ok(ClientMessage::Auth { token }) => json!({"type": "auth", "token": **token}).to_string(),
         Err(error) => {
             let answer =
                 ServerMessage::Error { code: error.code, detail: error.detail, id: error.id.as_deref() };

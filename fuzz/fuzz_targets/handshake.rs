@@ -36,14 +36,14 @@ fuzz_target!(|bytes: &[u8]| {
     let _ = read(&Method::GET, &query, &headers, false);
     headers.insert("sec-websocket-version", HeaderValue::from_static("13"));
     if let Ok(handshake) = read(&Method::CONNECT, &query, &headers, true) {
-        assert!(!handshake.token.is_empty() && handshake.token.trim() == handshake.token);
+        assert!(!handshake.token.is_empty() && handshake.token.trim() == *handshake.token);
         assert!(handshake.client.is_none_or(|client| ClientId::new(client.as_str()).is_some()));
         // A protocol's name is none, even where it is what another header gives as the token.
         let offered = !handshake.token.starts_with("duorelay.")
             && headers
                 .get_all("sec-websocket-protocol")
                 .iter()
-                .any(|value| value.to_str().unwrap().split(',').any(|part| part.trim() == handshake.token));
+                .any(|value| value.to_str().unwrap().split(',').any(|part| part.trim() == *handshake.token));
         let selected = handshake.selected.as_ref().map(|value| value.to_str().unwrap());
         match handshake.protocol {
             Protocol::V1 => assert_eq!(selected, Some(V1)),

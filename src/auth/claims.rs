@@ -124,7 +124,6 @@ fn parse_object<'de, T: Deserialize<'de>>(json: &'de [u8]) -> Result<T, Refusal>
 }
 
 /// A token with an acceptable header, whose signature was not checked yet.
-#[derive(Debug)]
 pub(super) struct SignedToken<'a> {
     algorithm: Algorithm,
     kid: String,

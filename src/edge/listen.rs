@@ -22,6 +22,7 @@ use tracing::{debug, warn};
 
 use super::http::PeerAddress;
 use super::stream::tune;
+use crate::metrics::Metrics;
 
 /// Connections that may wait in the kernel.
 const BACKLOG: i32 = 4096;
@@ -52,7 +53,7 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Accepts and serves for ever.
-pub async fn serve(listener: TcpListener, router: Router) {
+pub async fn serve(listener: TcpListener, router: Router, metrics: Arc<Metrics>) {
     let places = Arc::new(Semaphore::new(HTTP_CONNECTIONS));
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else {
@@ -67,11 +68,13 @@ pub async fn serve(listener: TcpListener, router: Router) {
                 continue;
             }
         };
-        let router = router.clone();
+        let (router, metrics) = (router.clone(), Arc::clone(&metrics));
         tokio::spawn(async move {
-            if let Err(error) = speak(stream, peer, router).await {
+            metrics.http_connections.inc();
+            if let Err(error) = speak(stream, peer, router, &metrics).await {
                 debug!(%error, "an HTTP connection ended early");
             }
+            metrics.http_connections.dec();
             drop(place);
         });
     }
@@ -79,7 +82,12 @@ pub async fn serve(listener: TcpListener, router: Router) {
 
 type HttpError = Box<dyn std::error::Error + Send + Sync>;
 
-async fn speak(stream: TcpStream, peer: SocketAddr, router: Router) -> Result<(), HttpError> {
+async fn speak(
+    stream: TcpStream,
+    peer: SocketAddr,
+    router: Router,
+    metrics: &Metrics,
+) -> Result<(), HttpError> {
     tune(&stream)?;
     let has_asked = Arc::new(AtomicBool::new(false));
     let asks = Arc::clone(&has_asked);
@@ -101,11 +109,17 @@ async fn speak(stream: TcpStream, peer: SocketAddr, router: Router) -> Result<()
     let mut connection = pin!(http.serve_connection_with_upgrades(TokioIo::new(stream), service));
     // hyper's own limits begin when it knows which version is spoken, for which it waits without one; and an HTTP/2
     // connection may ask for nothing for ever.
-    if let Ok(ended) = timeout(HEADER_LIMIT, &mut connection).await {
-        return ended;
+    let ended = match timeout(HEADER_LIMIT, &mut connection).await {
+        Ok(ended) => ended,
+        Err(_) if !has_asked.load(Ordering::Relaxed) => Err("no request came in time".into()),
+        Err(_) => return connection.await,
+    };
+    // A connection that is kept alive and has nothing to ask any more ends in the same error, and is none of these.
+    if let Err(error) = &ended
+        && !has_asked.load(Ordering::Relaxed)
+        && error.downcast_ref::<hyper::Error>().is_none_or(hyper::Error::is_timeout)
+    {
+        metrics.requests_overdue.inc();
     }
-    if !has_asked.load(Ordering::Relaxed) {
-        return Err("no request came in time".into());
-    }
-    connection.await
+    ended
 }

@@ -19,7 +19,6 @@ use crate::relay::refusal::Refusal;
 pub const HAND_OVER_LIMIT: Duration = Duration::from_secs(10);
 
 /// A socket on its way from the thread that accepted it.
-#[derive(Debug)]
 pub struct Moving {
     /// The socket.
     pub stream: MovingStream,
@@ -28,7 +27,6 @@ pub struct Moving {
 }
 
 /// A signed-in connection that asks for its slot.
-#[derive(Debug)]
 pub struct Join {
     /// Who, and which slot.
     pub joining: Joining,
@@ -45,7 +43,6 @@ pub struct Join {
 }
 
 /// What the edge asks of a worker.
-#[derive(Debug)]
 pub enum Command {
     /// A new connection.
     Join(Box<Join>),

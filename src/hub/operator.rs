@@ -47,7 +47,7 @@ impl Hub {
         devices: &[Device],
         data: Bytes,
     ) -> Result<usize, Refusal> {
-        let envelope = |_: &Holder| Envelope::ServerMessage { data: data.clone() };
+        let envelope = |_: &Holder| Envelope::ServerMessage { data: data.clone().into() };
         self.to_devices(user, devices, envelope, |to| self.deliver_server_message(to, &data)).await
     }
 

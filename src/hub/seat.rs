@@ -16,7 +16,7 @@ use crate::relay::record::Holder;
 use super::SharedRoom;
 
 /// A connection that is about to claim its slot.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Joining {
     /// The verified user.
     pub user: UserId,

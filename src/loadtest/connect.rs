@@ -81,7 +81,6 @@ impl Target {
 }
 
 /// Who connects, and how.
-#[derive(Debug)]
 pub(super) struct Caller<'a> {
     /// Which slot.
     pub(super) device: Device,

@@ -241,7 +241,7 @@ impl Run {
         let mut shares: Vec<Vec<User>> = vec![Vec::new(); count];
         for (number, token) in (0_u32..).zip(tokens) {
             if let Some(share) = shares.get_mut(number as usize % count) {
-                share.push(User { number, token: token.clone() });
+                share.push(User { number, token: token.clone().into() });
             }
         }
         let mut threads = Vec::new();

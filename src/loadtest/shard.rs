@@ -16,6 +16,7 @@ use super::socket::Socket;
 use super::tally::Tally;
 use crate::config::{Link, LoadOptions};
 use crate::relay::ids::Device;
+use crate::relay::private::Private;
 
 /// One user, signed in.
 #[derive(Debug, Clone)]
@@ -23,7 +24,7 @@ pub(super) struct User {
     /// Its place among all users.
     pub(super) number: u32,
     /// The ID token.
-    pub(super) token: Arc<str>,
+    pub(super) token: Private<Arc<str>>,
 }
 
 /// Where a run stands.

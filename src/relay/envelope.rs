@@ -8,6 +8,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::ids::{ClientId, ConnectionId, Device, Generation, InstanceId};
+use super::private::Private;
 use super::protocol::{Member, Parcel};
 use super::record::Holder;
 
@@ -45,7 +46,7 @@ pub enum Envelope {
     /// From an operator, for this device.
     ServerMessage {
         /// JSON.
-        data: Bytes,
+        data: Private<Bytes>,
     },
     /// An operator disconnects this device.
     Disconnect {
@@ -158,7 +159,7 @@ impl Envelope {
                 Self::Released { device, member: Member { connection, generation: generation()? } }
             }
             Header::Marker(instance, nonce) => Self::Marker { instance, nonce },
-            Header::ServerMessage(()) => Self::ServerMessage { data: utf8()? },
+            Header::ServerMessage(()) => Self::ServerMessage { data: utf8()?.into() },
             Header::Disconnect(connection) => Self::Disconnect { connection },
         })
     }
@@ -252,7 +253,7 @@ mod tests {
             ),
             (device(), member()).prop_map(|(device, member)| Envelope::Released { device, member }),
             (instance(), any::<u64>()).prop_map(|(instance, nonce)| Envelope::Marker { instance, nonce }),
-            ".*".prop_map(|data| Envelope::ServerMessage { data: data.into() }),
+            ".*".prop_map(|data| Envelope::ServerMessage { data: Bytes::from(data).into() }),
             member().prop_map(|member| Envelope::Disconnect { connection: member.connection }),
         ]
     }

@@ -6,6 +6,7 @@ use http::header::{
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 use super::ids::{ClientId, Device};
+use super::private::Private;
 use super::protocol::{Protocol, V1};
 use super::refusal::Refusal;
 
@@ -22,7 +23,7 @@ pub struct Handshake {
     /// What will be spoken.
     pub protocol: Protocol,
     /// The ID token, not verified.
-    pub token: String,
+    pub token: Private<String>,
     /// The one subprotocol to answer with.
     pub selected: Option<HeaderValue>,
 }
@@ -64,9 +65,18 @@ pub fn read(method: &Method, query: &str, headers: &HeaderMap, tunnel: bool) -> 
         // A browser fails a handshake whose offer is not answered: with only the token in it, the
         // token itself is the answer.
         let echo = offer.token.map(HeaderValue::from_str).transpose();
-        (Protocol::Classic, echo.map_err(|_| Refusal::BadRequest("the token is not a header value"))?)
+        let mut echo = echo.map_err(|_| Refusal::BadRequest("the token is not a header value"))?;
+        // It is not printed, and no HTTP/2 compression remembers it (RFC 7541 section 7.1.3).
+        echo.iter_mut().for_each(|token| token.set_sensitive(true));
+        (Protocol::Classic, echo)
     };
-    Ok(Handshake { device: device.unwrap_or(by_place), client, protocol, token: token.to_owned(), selected })
+    Ok(Handshake {
+        device: device.unwrap_or(by_place),
+        client,
+        protocol,
+        token: token.to_owned().into(),
+        selected,
+    })
 }
 
 /// The token of a native app, or of `GET /v1/session`.
@@ -204,7 +214,7 @@ mod tests {
         for (more, (device, protocol, token, selected)) in table {
             let handshake = ask("", more).unwrap();
             assert_eq!((handshake.device, handshake.protocol), (device, protocol), "{more:?}");
-            assert_eq!(handshake.token, token, "{more:?}");
+            assert_eq!(*handshake.token, token, "{more:?}");
             assert_eq!(handshake.selected, selected.map(HeaderValue::from_static), "{more:?}");
         }
     }
@@ -257,6 +267,6 @@ mod tests {
     #[test]
     fn a_tunnel_needs_no_upgrade_and_no_key() {
         let list = headers(&[("sec-websocket-version", "13"), ("authorization", "Bearer t")]);
-        assert_eq!(read(&Method::CONNECT, "", &list, true).unwrap().token, "t");
+        assert_eq!(*read(&Method::CONNECT, "", &list, true).unwrap().token, "t");
     }
 }

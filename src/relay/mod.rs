@@ -10,6 +10,7 @@ pub mod handshake;
 pub mod ids;
 pub mod limits;
 pub mod outbox;
+pub mod private;
 pub mod protocol;
 pub mod record;
 pub mod refusal;

@@ -5,6 +5,7 @@
 //! of its stream, so a slow receiver sees fewer frames, not older ones.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -12,13 +13,23 @@ use bytes::Bytes;
 use super::close::Close;
 use super::ids::StreamId;
 
-/// One WebSocket message on its way out.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// One WebSocket message on its way out. `Debug` tells its kind and its size.
+#[derive(Clone, PartialEq, Eq)]
 pub enum Outgoing {
     /// UTF-8 text.
     Text(Bytes),
     /// A frame.
     Binary(Bytes),
+}
+
+impl fmt::Debug for Outgoing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match self {
+            Self::Text(_) => "Text",
+            Self::Binary(_) => "Binary",
+        };
+        write!(f, "{kind}({} bytes)", self.len())
+    }
 }
 
 impl Outgoing {
@@ -71,7 +82,6 @@ pub enum Pushed {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TooSlow;
 
-#[derive(Debug)]
 struct Frame {
     stream: StreamId,
     bytes: Bytes,
@@ -79,7 +89,7 @@ struct Frame {
 }
 
 /// The three lanes of one connection.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Outbox {
     control: VecDeque<Bytes>,
     reliable: VecDeque<Due>,

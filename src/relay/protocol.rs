@@ -2,12 +2,14 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::fmt;
 
 use bytes::Bytes;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::ids::{ConnectionId, Device, Generation, InstanceId, UserId};
+use super::private::Private;
 
 /// The one `duorelay.` subprotocol that there is.
 pub const V1: &str = "duorelay.v1";
@@ -52,7 +54,7 @@ pub enum ClientMessage<'a> {
     /// To the other device, reliably.
     Send {
         /// Any JSON value, exactly as the client wrote it.
-        data: &'a str,
+        data: Private<&'a str>,
         /// Repeated to the other device, and in errors.
         id: Option<String>,
     },
@@ -64,7 +66,7 @@ pub enum ClientMessage<'a> {
     /// A fresh token for the same user.
     Auth {
         /// The ID token.
-        token: String,
+        token: Private<String>,
     },
 }
 
@@ -114,12 +116,12 @@ impl<'a> ClientMessage<'a> {
             .ok_or_else(|| error("bad_field", "type is missing"))?;
         match kind.as_str() {
             "send" => match fields.get("data") {
-                Some(data) => Ok(Self::Send { data: data.get(), id: id.map_err(bad_id)? }),
+                Some(data) => Ok(Self::Send { data: data.get().into(), id: id.map_err(bad_id)? }),
                 None => Err(error("bad_field", "data is missing (null is a value)")),
             },
             "ping" => Ok(Self::Ping { id: id.map_err(bad_id)? }),
             "auth" => match string("token") {
-                Ok(Some(token)) => Ok(Self::Auth { token }),
+                Ok(Some(token)) => Ok(Self::Auth { token: token.into() }),
                 Ok(None) => Err(error("bad_field", "token is missing")),
                 Err(()) => Err(error("bad_field", "token must be a string")),
             },
@@ -202,7 +204,7 @@ pub struct By {
 }
 
 /// What the relay says to a v1 client in a text message.
-#[derive(Debug, Serialize)]
+#[derive(Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum ServerMessage<'a> {
     /// The first message, always.
@@ -309,8 +311,8 @@ impl ServerMessage<'_> {
     }
 }
 
-/// What one device sends to the other.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What one device sends to the other. `Debug` tells its kind and its size.
+#[derive(Clone, PartialEq, Eq)]
 pub enum Parcel {
     /// A v1 binary message, stream id included; never empty.
     Frame(Bytes),
@@ -330,6 +332,17 @@ pub enum Parcel {
         /// The sender's e-mail address or uid.
         label: std::sync::Arc<str>,
     },
+}
+
+impl fmt::Debug for Parcel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match self {
+            Self::Frame(_) => "Frame",
+            Self::Send { .. } => "Send",
+            Self::Text { .. } => "Text",
+        };
+        write!(f, "{kind}({} bytes)", self.len())
+    }
 }
 
 impl Parcel {

@@ -155,7 +155,7 @@ pub async fn every_envelope_arrives_as_it_was_published(world: &World) {
         send("null", None),
         text("smessage"),
         text(""),
-        Envelope::ServerMessage { data: Bytes::from_static(b"{\"from\":\"operator\"}") },
+        Envelope::ServerMessage { data: Bytes::from_static(b"{\"from\":\"operator\"}").into() },
         Envelope::Disconnect { connection: mobile.member.connection },
     ];
     for envelope in &envelopes {

@@ -251,6 +251,7 @@ async fn other_pages_origins_are_refused() {
     ] {
         from(origin).refused().await.expect_refusal(403, "origin_not_allowed");
     }
+    assert_eq!(relay.metric("duorelay_handshakes_total", &[r#"result="origin_not_allowed""#]).await, 5.0);
     // Only pages have an origin: native apps send none.
     relay.handshake().offer(&["duorelay.v1", &token]).open_v1().await;
 }
@@ -293,6 +294,9 @@ async fn a_full_relay_refuses_until_a_connection_ends() {
     let _second = relay.v1_desktop("bob").await;
     let third = relay.handshake().bearer(&Token::firebase("carl").sign());
     third.refused().await.expect_refusal(503, "full");
+    assert_eq!(relay.metric("duorelay_handshakes_total", &[r#"result="full""#]).await, 1.0);
+    assert_eq!(relay.metric("duorelay_connections", &[]).await, 2.0);
+    assert_eq!(relay.metric("duorelay_max_connections", &[]).await, 2.0);
 
     first.send_close(1000, "").await;
     first.expect_close(1000).await;
@@ -322,6 +326,7 @@ async fn too_many_handshakes_from_one_address_are_refused_for_a_while() {
     // Refused before anything else is looked at.
     let without_token = relay.handshake().refused().await;
     without_token.expect_refusal(429, "too_many_attempts");
+    assert_eq!(relay.metric("duorelay_handshakes_total", &[r#"result="too_many_attempts""#]).await, 2.0);
 
     let other_address = handshake.clone().from(Ipv4Addr::new(127, 0, 0, 2).into());
     assert_eq!(other_address.send().await.1.status, 101, "each address has its own limit");
@@ -354,6 +359,7 @@ async fn handshakes_are_counted_for_the_client_behind_trusted_proxies() {
     }
     let again = from(&proxied, "192.0.2.78, 203.0.113.3").refused().await;
     again.expect_refusal(429, "too_many_attempts");
+    assert!(proxied.metric("duorelay_handshakes_total", &[r#"result="too_many_attempts""#]).await >= 1.0);
 
     // Nobody is believed by default.
     let direct = config.start().await;

@@ -72,6 +72,9 @@ async fn a_connection_that_never_answers_is_dropped_after_two_periods() {
     assert!(events.iter().any(|event| matches!(event, RawEvent::Frame(0x9, _))), "no ping came: {events:?}");
     let Some(RawEvent::Frame(0x8, payload)) = events.last() else { panic!("{events:?}, then {end:?}") };
     assert_eq!(payload.get(..2), Some(&4009_u16.to_be_bytes()[..]));
+    // The other one has been silent since as well.
+    assert!(relay.metric("duorelay_closes_total", &["4009"]).await >= 1.0);
+    assert!(relay.metric("duorelay_heartbeats_missed_total", &[]).await >= 1.0);
 }
 
 #[tokio::test]
@@ -124,6 +127,7 @@ async fn a_half_open_connection_that_reads_nothing_is_reset() {
     };
     crate::support::within(Duration::from_secs(6), "the peer to be gone", sending).await;
     raw.expect_reset(Duration::from_secs(8)).await;
+    assert!(relay.metric("duorelay_heartbeats_missed_total", &[]).await >= 1.0);
 }
 
 #[tokio::test]

@@ -47,6 +47,8 @@ async fn a_message_may_have_message_bytes_and_one_more_ends_in_1009() {
     classic.expect_text().await;
     classic.send_text(&"x".repeat(5001)).await;
     classic.expect_close(1009).await;
+    assert_eq!(relay.metric("duorelay_closes_total", &["1009"]).await, 3.0);
+    assert_eq!(relay.metric("duorelay_max_message_bytes", &[]).await, 5000.0);
 }
 
 #[tokio::test]
@@ -108,6 +110,7 @@ async fn past_the_rate_reliable_messages_wait_and_all_arrive() {
         told += 1;
     }
     assert!((1..=took.as_secs() + 1).contains(&told), "told {told} times in {took:?}");
+    assert_eq!(relay.metric("duorelay_errors_total", &["rate_limited"]).await, told as f64);
 }
 
 #[tokio::test]
@@ -130,7 +133,7 @@ async fn past_the_rate_volatile_frames_are_dropped() {
         }
     }
     assert!((15..=60).contains(&frames), "{frames} of 200 frames passed at 20 a second");
-    assert!(relay.metric("duorelay_dropped_total", &[]).await >= 100.0);
+    assert!(relay.metric("duorelay_dropped_total", &[r#"cause="rate""#]).await >= 100.0);
 }
 
 #[tokio::test]
@@ -230,6 +233,8 @@ async fn ten_seconds_past_the_rate_without_a_break_end_in_1008() {
     let took = started.elapsed();
     assert!(took > Duration::from_secs(9), "closed after {took:?} already");
     assert!((5..=13).contains(&errors), "told {errors} times in {took:?}");
+    assert_eq!(relay.metric("duorelay_closes_total", &["1008"]).await, 2.0);
+    assert!(relay.metric("duorelay_errors_total", &["rate_limited"]).await >= f64::from(errors));
 }
 
 #[tokio::test]
@@ -380,7 +385,7 @@ async fn waiting_volatile_frames_are_bounded_together_and_the_longest_waiting_go
     let tail: Vec<u8> = (125..=127).collect();
     assert!(streams.ends_with(&tail), "the newest three fit into 64 KiB: {streams:?}");
     assert!(streams.len() < 40, "more waited than the queue holds: {streams:?}");
-    assert!(relay.metric("duorelay_dropped_total", &[]).await >= 80.0);
+    assert!(relay.metric("duorelay_dropped_total", &[r#"cause="queue_full""#]).await >= 80.0);
 }
 
 #[tokio::test]

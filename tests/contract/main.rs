@@ -15,6 +15,7 @@ mod handshake;
 mod heartbeat;
 mod http2;
 mod limits;
+mod memory;
 mod operator;
 mod revocation;
 mod session;

@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::support::{Config, Issuer, Relay};
+use crate::support::{Config, Issuer, Relay, Token};
 
 /// A request's head may take 10 s; some more on a busy machine.
 const ENDS_WITHIN: Duration = Duration::from_secs(14);
@@ -64,4 +64,16 @@ async fn sockets_that_ask_for_nothing_are_closed() {
         );
     }
     assert_eq!(relay.metric("duorelay_connections", &[]).await, 0.0);
+    // All but the body that never ends, whose head was answered.
+    assert_eq!(relay.metric("duorelay_requests_overdue_total", &[]).await, (attacks.len() - 1) as f64);
+}
+
+#[tokio::test]
+async fn a_head_that_is_too_large_is_refused() {
+    let issuer = Issuer::start();
+    let relay = Config::new(&issuer).start().await;
+    let handshake = relay.handshake().bearer(&Token::firebase("ann").sign());
+    handshake.clone().header("X-Large", &"x".repeat(16 * 1024)).open().await;
+    let (_, refused) = handshake.header("X-Large", &"x".repeat(33 * 1024)).send().await;
+    assert_eq!(refused.status, 431);
 }

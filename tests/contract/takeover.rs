@@ -217,6 +217,9 @@ async fn more_than_ten_evictions_of_a_slot_in_ten_seconds_are_refused_for_a_whil
     }
     let refused = tab("b").refused().await;
     refused.expect_refusal(429, "too_many_attempts");
+    assert_eq!(relay.metric("duorelay_claims_total", &[r#"result="too_many_attempts""#]).await, 1.0);
+    assert_eq!(relay.metric("duorelay_handshakes_total", &[r#"result="too_many_attempts""#]).await, 1.0);
+    assert_eq!(relay.metric("duorelay_overwritten_total", &[r#"cause="eviction""#]).await, 10.0);
     // The one that was there stays, and its own client may still come back.
     current.sync().await;
     let again = tab("a").open_v1().await;

@@ -133,6 +133,8 @@ async fn the_twenty_first_error_in_ten_seconds_ends_the_connection() {
         other => panic!("expected 1008, got {other:?}"),
     }
     client.expect_end().await;
+    assert_eq!(relay.metric("duorelay_errors_total", &["bad_json"]).await, 21.0);
+    assert_eq!(relay.metric("duorelay_closes_total", &["1008"]).await, 1.0);
 }
 
 #[tokio::test]

@@ -1,29 +1,24 @@
 """What is shipped agrees with the program and with itself.
 
 docker-compose.yml, k8s/, app.yaml and the Dockerfile are read as their platforms read them, and held against
-the real binary: its settings, its ports, its probes, the time it takes to leave. Run by tests/deploy/run, which
-sets DUORELAY (the binary) and KUBECTL (which builds the overlays).
+the real binary: its settings, its ports, its probes, the time it takes to leave.
 """
 
 import json
-import os
 import re
-import select
 import subprocess
-import time
 import tomllib
 import unittest
 import urllib.error
 import urllib.request
-from pathlib import Path
 
 import kubernetes_validate
-import prometheus_client.openmetrics.parser as openmetrics
-import prometheus_client.parser as prometheus
-import yaml
 
-TOP = Path(__file__).parents[2]
-DUORELAY = os.environ["DUORELAY"]
+from shipped import (
+    APP, COMPOSE, DEFAULTS, DUORELAY, HAPROXY, OVERLAYS, TOP, VERSION, Relay, interpolated, load, of_kind, read,
+    relay_container, relay_pod, seconds, setting,
+)
+
 # How long an instance may take beyond drain delay and drain time.
 AFTER_DRAIN = 2
 KUBERNETES = "1.35"
@@ -31,49 +26,6 @@ KUBERNETES = "1.35"
 EXTENSIONS = {"cloud.google.com/v1", "networking.gke.io/v1", "networking.gke.io/v1beta1", "monitoring.coreos.com/v1"}
 # What a person fills in, and what the tests do.
 FILL_IN = {"PROJECT_ID": "my-project", "MEMORYSTORE_IP": "127.0.0.1"}
-
-
-def read(path):
-    return (TOP / path).read_text()
-
-
-def load(path):
-    return yaml.safe_load(read(path))
-
-
-def interpolated(text):
-    """`${NAME:-default}` without NAME, as Compose reads it."""
-    return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", str(text))
-
-
-def kustomize(overlay):
-    built = subprocess.run([os.environ["KUBECTL"], "kustomize", TOP / "k8s" / overlay], capture_output=True, text=True)
-    assert built.returncode == 0 and not built.stderr, f"{overlay}: {built.stderr}"
-    return [found for found in yaml.safe_load_all(built.stdout) if found]
-
-
-HELP = subprocess.run([DUORELAY, "serve", "--help"], capture_output=True, text=True, check=True).stdout
-DEFAULTS = {name: default for default, name in re.findall(r"(?:\[default: ([^\]]*)\] )?\[env: (\w+)\]", HELP)}
-VERSION = tomllib.loads(read("Cargo.toml"))["package"]["version"]
-COMPOSE = load("docker-compose.yml")
-APP = load("app.yaml")
-HAPROXY = read("k8s/compose/haproxy.cfg")
-OVERLAYS = {name: kustomize(f"overlays/{name}") for name in ("local", "gke")}
-
-
-def of_kind(overlay, kind, name="duorelay"):
-    found = [it for it in OVERLAYS[overlay] if it["kind"] == kind and re.fullmatch(rf"{name}(-\w{{10}})?", it["metadata"]["name"])]
-    assert len(found) == 1, f"{overlay} has {len(found)} {kind} {name}"
-    return found[0]
-
-
-def relay_pod(overlay):
-    return of_kind(overlay, "Deployment")["spec"]["template"]
-
-
-def relay_container(overlay):
-    (container,) = relay_pod(overlay)["spec"]["containers"]
-    return container
 
 
 def environments():
@@ -84,41 +36,8 @@ def environments():
     yield "app.yaml", APP["env_variables"]
 
 
-def setting(environment, name):
-    return float(environment.get(name) or DEFAULTS[name])
-
-
 def leaving(environment):
     return setting(environment, "DUORELAY_DRAIN_DELAY_SECONDS") + setting(environment, "DUORELAY_DRAIN_SECONDS") + AFTER_DRAIN
-
-
-class Relay:
-    """A relay with this environment, on free ports; its log until it listens or ends."""
-
-    def __init__(self, command, environment):
-        own = {"DUORELAY_LISTEN": "127.0.0.1:0", "DUORELAY_ADMIN_LISTEN": "127.0.0.1:0", "REDIS_URL": "redis://127.0.0.1:1"}
-        self.process = subprocess.Popen(
-            [DUORELAY, *command], env={**environment, **own, "LOG_FORMAT": "json"},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0)
-        self.log = ""
-        deadline = time.monotonic() + 20
-        while "duorelay listens" not in self.log:
-            assert select.select([self.process.stdout], [], [], max(0, deadline - time.monotonic()))[0], f"silent: {self.log}"
-            text = self.process.stdout.read(65536).decode()
-            if not text:
-                break
-            self.log += text
-        lines = [json.loads(line) for line in self.log.splitlines() if line.startswith("{")]
-        listens = next((line for line in lines if line.get("message") == "duorelay listens"), {})
-        self.address, self.admin = listens.get("address"), listens.get("admin.address")
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.process.kill()
-        self.process.wait()
-        self.process.stdout.close()
 
 
 class Settings(unittest.TestCase):
@@ -334,73 +253,6 @@ class Cluster(unittest.TestCase):
         for name, service in COMPOSE["services"].items():
             self.assertTrue(service["read_only"] and service["cap_drop"] == ["ALL"] and service["mem_limit"], name)
 
-
-class Seeing(unittest.TestCase):
-    @classmethod
-    def setUpClass(cls):
-        """What a real relay tells, read by Prometheus's own parsers in both formats."""
-        with Relay(["serve"], {"FIREBASE_PROJECT_ID": "my-project"}) as relay:
-            url = f"http://{relay.admin}/metrics"
-            cls.kinds = scrape(url, "application/openmetrics-text", openmetrics.text_string_to_metric_families)
-            older = scrape(url, "text/plain", prometheus.text_string_to_metric_families)
-        cls.METRICS = {family.name: family for family in cls.kinds}
-        cls.OLDER = {family.name: family for family in older}
-
-    def test_metrics_are_well_formed(self):
-        self.assertEqual(len(self.METRICS), len(self.kinds), "a family is there twice")
-        self.assertEqual(set(self.METRICS) - {"duorelay_build"}, set(self.OLDER) - {"duorelay_build_info"})
-        for name, family in self.METRICS.items():
-            with self.subTest(name):
-                self.assertRegex(name, r"^(duorelay|process)_[a-z]+(_[a-z]+)*$")
-                self.assertGreater(len(family.documentation), 5)
-                self.assertIn(family.type, ("counter", "gauge", "histogram", "info"))
-                for unit in ("seconds", "bytes"):
-                    self.assertEqual(family.unit == unit, name.endswith(f"_{unit}"))
-                if family.type == "counter":
-                    self.assertFalse(name.endswith("_total"), "the format adds it")
-                seen = [(sample.name, *sorted(sample.labels.items())) for sample in family.samples]
-                self.assertEqual(len(seen), len(set(seen)), "a series is there twice")
-                self.assertLessEqual(len(seen), 25, "a label has too many values")
-                for sample in family.samples:
-                    self.assertLessEqual(set(sample.labels), LABELS)
-                    self.assertTrue(all(re.fullmatch(r"[a-z0-9_.+-]+|\+Inf", value) for value in sample.labels.values()))
-
-    def test_the_contracts_metrics_are_there_from_the_start(self):
-        for name, labels in CONTRACT.items():
-            with self.subTest(name):
-                samples = self.METRICS[name].samples
-                self.assertTrue(samples)
-                self.assertEqual(set(samples[0].labels) - {"le"}, labels)
-        values = {sample.labels["result"] for sample in self.METRICS["duorelay_handshakes"].samples}
-        self.assertGreater(len(values), 15)
-        self.assertEqual(len(self.METRICS["duorelay_connections"].samples), 4)
-
-    def assert_known(self, expression):
-        for name in set(re.findall(r"\b(?:duorelay|process)_\w+", expression)):
-            self.assertIn(re.sub(r"_(total|bucket|sum|count|info)$", "", name), self.METRICS, expression)
-
-    def test_alerts_are_about_metrics_that_exist(self):
-        rules = load("k8s/observe/rules.yml")
-        for rule in rules["groups"][0]["rules"]:
-            self.assert_known(rule["expr"])
-            self.assertTrue(rule["annotations"]["summary"] and rule["annotations"]["description"])
-        self.assertEqual(of_kind("gke", "PrometheusRule")["spec"], rules, "rules.yml and prometheusrule.yaml differ")
-
-    def test_the_dashboard_is_about_metrics_that_exist(self):
-        dashboard = json.loads(read("k8s/observe/duorelay.json"))
-        expressions = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
-        self.assertGreater(len(expressions), 10)
-        for expression in expressions:
-            self.assert_known(expression)
-        (source,) = load("k8s/compose/grafana/datasources/prometheus.yml")["datasources"]
-        self.assertEqual({panel["datasource"]["uid"] for panel in dashboard["panels"] if "datasource" in panel}, {source["uid"]})
-
-    def test_instances_are_added_before_they_are_full(self):
-        (pods,) = [it["pods"] for it in of_kind("gke", "HorizontalPodAutoscaler")["spec"]["metrics"] if it["type"] == "Pods"]
-        self.assert_known(pods["metric"]["name"])
-        limit = setting(of_kind("gke", "ConfigMap")["data"], "DUORELAY_MAX_CONNECTIONS")
-        self.assertLess(int(pods["target"]["averageValue"]), 0.8 * limit)
-
     def test_a_full_relay_has_files_left(self):
         relay = COMPOSE["services"]["relay"]
         self.assertGreater(relay["ulimits"]["nofile"], setting(relay["environment"], "DUORELAY_MAX_CONNECTIONS") + 1000)
@@ -411,38 +263,8 @@ class Seeing(unittest.TestCase):
                 self.assertTrue((TOP / volume.split(":")[0]).exists(), f"{name}: {volume}")
 
 
-LABELS = {"cause", "code", "device", "lane", "le", "path", "protocol", "queue", "result", "version"}
-# Section 5 of the contract: each family's labels.
-CONTRACT = {
-    "duorelay_connections": {"device", "protocol"},
-    "duorelay_handshakes": {"result"},
-    "duorelay_frames": {"lane", "path"},
-    "duorelay_frame_bytes": {"lane", "path"},
-    "duorelay_dropped": {"cause"},
-    "duorelay_overwritten": {"cause"},
-    "duorelay_closes": {"code"},
-    "duorelay_relay_seconds": set(),
-    "duorelay_claim_seconds": set(),
-    "duorelay_backplane_up": set(),
-    "duorelay_backplane_probe_seconds": set(),
-    "duorelay_backplane_gaps": set(),
-}
-
-
-def scrape(url, accept, parse):
-    request = urllib.request.Request(url, headers={"Accept": accept})
-    with urllib.request.urlopen(request, timeout=5) as answer:
-        assert answer.headers["Content-Type"].startswith(accept), answer.headers["Content-Type"]
-        return list(parse(answer.read().decode()))
-
-
 def container_ports(overlay):
     return {port["name"]: port["containerPort"] for port in relay_container(overlay)["ports"]}
-
-
-def seconds(text):
-    number, unit = re.fullmatch(r"(\d+)(ms|s|m|h)", text).groups()
-    return int(number) * {"ms": 0.001, "s": 1, "m": 60, "h": 3600}[unit]
 
 
 def find(tree, key):

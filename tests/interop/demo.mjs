@@ -5,7 +5,9 @@ import { once } from 'node:events'
 import { createServer } from 'node:net'
 
 const BINARY = process.env.DUORELAY_BIN
-if (!BINARY) throw new Error('DUORELAY_BIN must name the duorelay program (tests/interop/run sets it)')
+// A demo that runs already, such as the one behind the balancer of docker-compose.yml.
+const RUNNING = process.env.DUORELAY_DEMO
+if (!BINARY && !RUNNING) throw new Error('DUORELAY_BIN must name the duorelay program (tests/interop/run sets it)')
 
 async function freePort() {
   const server = createServer().listen(0, '127.0.0.1')
@@ -31,6 +33,7 @@ export async function eventually(what, ms, attempt) {
 
 /** A running demo: `{http, ws, token(user), stop()}`. */
 export async function startDemo() {
+  if (RUNNING) return client(RUNNING, async () => {}, () => '')
   const [port, adminPort] = [await freePort(), await freePort()]
   const args = ['demo', '--listen', `127.0.0.1:${port}`, '--admin-listen', `127.0.0.1:${adminPort}`]
   const child = spawn(BINARY, args, { env: { PATH: process.env.PATH }, stdio: ['ignore', 'pipe', 'pipe'] })
@@ -52,6 +55,10 @@ export async function startDemo() {
     await stop()
     throw error
   }
+  return client(http, stop, () => log)
+}
+
+function client(http, stop, log) {
   const token = async (user) => {
     const response = await fetch(`${http}/demo/token`, {
       method: 'POST',
@@ -61,5 +68,5 @@ export async function startDemo() {
     if (response.status !== 200) throw new Error(`/demo/token: ${response.status} ${await response.text()}`)
     return await response.json()
   }
-  return { http, ws: `ws://127.0.0.1:${port}/ws`, token, stop, log: () => log }
+  return { http, ws: `${http.replace('http', 'ws')}/ws`, token, stop, log }
 }

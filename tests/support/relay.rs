@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -22,14 +23,15 @@ pub const ADMIN_TOKEN: &str = "operator-of-the-contract-tests";
 pub struct Config {
     env: BTreeMap<String, String>,
     args: Vec<String>,
-    open_files: Option<(u32, u32)>,
+    /// What a shell does before it becomes the relay.
+    before: Vec<String>,
 }
 
 impl Config {
     /// `duorelay serve` with the memory backplane, for the tokens of `issuer`, without a limit on
     /// handshakes (all tests come from one address).
     pub fn new(issuer: &Issuer) -> Self {
-        Self { env: BTreeMap::new(), args: vec!["serve".into()], open_files: None }
+        Self { env: BTreeMap::new(), args: vec!["serve".into()], before: Vec::new() }
             .set("FIREBASE_PROJECT_ID", PROJECT)
             .set("DUORELAY_JWKS_URL", issuer.jwks_url())
             .set("DUORELAY_ADMIN_TOKEN", ADMIN_TOKEN)
@@ -64,21 +66,25 @@ impl Config {
 
     /// Starts it under these limits of open files, the soft and the hard one.
     pub fn open_files(mut self, soft: u32, hard: u32) -> Self {
-        self.open_files = Some((soft, hard));
+        self.before.push(format!("ulimit -Sn {soft} && ulimit -Hn {hard}"));
+        self
+    }
+
+    /// Starts it in this control group.
+    pub fn in_group(mut self, group: &Path) -> Self {
+        self.before.push(format!("echo $$ >{}/cgroup.procs", group.display()));
         self
     }
 
     /// The command, with free ports unless the test chose its own.
     fn command(&self, public: SocketAddr, admin: SocketAddr) -> Command {
         let program = env!("CARGO_BIN_EXE_duorelay");
-        let mut command = match self.open_files {
-            None => Command::new(program),
-            Some((soft, hard)) => {
-                let limited = format!("ulimit -Sn {soft} && ulimit -Hn {hard} && exec {program} \"$@\"");
-                let mut shell = Command::new("/bin/sh");
-                shell.args(["-c", &limited, "duorelay"]);
-                shell
-            }
+        let mut command = if self.before.is_empty() {
+            Command::new(program)
+        } else {
+            let mut shell = Command::new("/bin/sh");
+            shell.args(["-c", &format!("{} && exec {program} \"$@\"", self.before.join(" && ")), "duorelay"]);
+            shell
         };
         command
             .args(&self.args)

@@ -197,6 +197,7 @@ impl Socket {
 
     fn tell_error(&mut self, error: &MessageError) {
         let MessageError { code, detail, id } = error;
+        self.hub.metrics().told_error(code);
         self.hub.control(&self.seat, &ServerMessage::Error { code, detail, id: id.as_deref() });
     }
 
