@@ -96,13 +96,23 @@ fn builder(config: &Config) -> Builder {
     builder
 }
 
-/// What a worker's two clients are made after.
+/// What a worker's clients are made after.
 #[derive(Clone)]
 pub struct Template {
-    /// For commands and publishes.
-    pub(super) commands: Client,
-    /// For what is subscribed.
-    pub(super) subscriber: Client,
+    client: Client,
+    commands_only: Client,
+}
+
+impl Template {
+    /// A worker's clients, for commands and for what is subscribed. Both are one connection where Redis is one server:
+    /// what is published, claimed and subscribed then has one order, and what comes back comes in one read. On a
+    /// cluster they are two, because fred takes the answers of other commands for that to an SSUBSCRIBE.
+    pub(super) fn clients(&self) -> (Client, Client) {
+        let subscriber = self.client.clone_new();
+        let commands =
+            if subscriber.is_clustered() { self.commands_only.clone_new() } else { subscriber.clone() };
+        (commands, subscriber)
+    }
 }
 
 /// Clients that reconnect for ever once they are connected; commands meanwhile end by their time limit.
@@ -118,7 +128,7 @@ pub fn template(config: &Config) -> Result<Template, RedisError> {
         let client = builder.set_policy(policy).build();
         client.map_err(|error| RedisError::Url(error.details().to_owned()))
     };
-    Ok(Template { commands: build(NO_MESSAGES)?, subscriber: build(MESSAGES)? })
+    Ok(Template { client: build(MESSAGES)?, commands_only: build(NO_MESSAGES)? })
 }
 
 /// Connects once. A server that is not there (yet) is no error: an instance starts without Redis and waits.

@@ -76,6 +76,11 @@ impl Lanes {
         self.sharded
     }
 
+    /// Grows with every connection.
+    pub(super) fn epoch(&self) -> u64 {
+        self.epoch.get()
+    }
+
     /// Everything that is wanted is subscribed on the present connection.
     pub(super) fn is_whole(&self) -> bool {
         self.whole.get() == self.epoch.get()

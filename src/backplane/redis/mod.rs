@@ -23,7 +23,7 @@ use fred::clients::Client;
 use fred::interfaces::{ClientLike as _, ClusterInterface as _, EventInterface as _, PubsubInterface as _};
 use fred::types::config::Server;
 use fred::types::{ClusterStateChange, Message, Value};
-use futures_util::future::{FutureExt as _, LocalBoxFuture, join_all};
+use futures_util::future::{FutureExt as _, LocalBoxFuture, join_all, try_join};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, oneshot};
 use tokio::time::{MissedTickBehavior, timeout, timeout_at};
@@ -110,8 +110,7 @@ impl Redis {
     /// Connects in the background, for ever; until then every claim is refused.
     #[must_use]
     pub fn start(settings: RedisSettings, worker: usize, sink: Sink) -> Rc<Self> {
-        let Template { commands, subscriber } = &settings.template;
-        let (commands, subscriber) = (commands.clone_new(), subscriber.clone_new());
+        let (commands, subscriber) = settings.template.clients();
         let sharded = commands.is_clustered();
         let names = Names::new(&settings.prefix);
         let lease_ms = u64::try_from(settings.lease.as_millis()).unwrap_or(u64::MAX);
@@ -150,10 +149,10 @@ impl Redis {
             tokio::task::spawn_local(note_reconnects(me.clone(), reconnects)),
             tokio::task::spawn_local(restore(me.clone())),
             tokio::task::spawn_local(tick(me.clone())),
-            tokio::task::spawn_local(stay_connected(self.commands.clone())),
             tokio::task::spawn_local(stay_connected(self.subscriber.clone())),
         ];
         if self.lanes.is_sharded() {
+            tasks.push(tokio::task::spawn_local(stay_connected(self.commands.clone())));
             tasks.push(tokio::task::spawn_local(follow_cluster(me, changes)));
         }
         self.tasks.borrow_mut().extend(tasks);
@@ -328,12 +327,25 @@ impl Redis {
         };
         let lane = self.names.lane(user, claim.device);
         let subscribing = self.lanes.subscribe(user, claim.device, lane);
-        subscribing.instrument(info_span!(target: STEPS, "subscribe")).await.map_err(failed)?;
+        let subscribing = subscribing.instrument(info_span!(target: STEPS, "subscribe"));
         let (told, own_claim) = oneshot::channel();
         self.own_claims.borrow_mut().insert(claim.connection, told);
         // The entry goes with this future, however it ends.
         let _forget = OnDrop(|| drop(self.own_claims.borrow_mut().remove(&claim.connection)));
-        let outcome = self.scripts.claim(&self.commands, user, &claim).await.map_err(failed)?;
+        let claiming = self.scripts.claim(&self.commands, user, &claim);
+        let outcome = if self.lanes.is_sharded() {
+            subscribing.await.map_err(failed)?;
+            claiming.await.map_err(failed)?
+        } else {
+            // One write: they take their places on the one connection in this order, when they are first polled.
+            let epoch = self.lanes.epoch();
+            let ((), outcome) = try_join(subscribing, claiming).await.map_err(failed)?;
+            if self.lanes.epoch() != epoch {
+                // The connection was made anew in between: the claim may have come before the subscription.
+                return Err(Unavailable);
+            }
+            outcome
+        };
         if let ClaimOutcome::Claimed(claimed) = &outcome {
             for holder in claimed.replaced.iter().chain(&claimed.other) {
                 self.presence.note(holder.instance, Instant::now());
