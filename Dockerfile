@@ -10,6 +10,7 @@ RUN apt-get update && apt-get install --yes --no-install-recommends make && rm -
 
 # Dependencies are a layer of their own, which is built again only when one of these files changes.
 COPY Cargo.toml Cargo.lock ./
+COPY .cargo .cargo
 COPY benches benches
 COPY fuzz fuzz
 RUN mkdir src && touch src/lib.rs && echo 'fn main() {}' >src/main.rs \
