@@ -1,7 +1,7 @@
 //! The backplane of many instances: one Redis (alone, with Sentinel, or a cluster) that they all share.
 //!
-//! Each worker has two connections: one for commands and publishes, so that a user's publishes keep their
-//! order, and one that is subscribed. How a room lives in Redis is told in `src/README.md`.
+//! Each worker has one connection for everything, so that what it publishes, claims and subscribes has one order; to a
+//! cluster's nodes it has two. How a room lives in Redis is told in `src/README.md`.
 
 mod client;
 #[cfg(fuzzing)]
