@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use tokio::runtime::LocalOptions;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, timeout};
 use tracing::{Instrument as _, debug, error};
@@ -71,11 +72,20 @@ impl Worker {
     /// When the system gives no thread or no epoll.
     pub fn start(number: usize, settings: WorkerSettings) -> io::Result<Self> {
         let (commands, receiver) = mpsc::channel(COMMANDS);
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (started, is_started) = std::sync::mpsc::channel();
         let thread = thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
-            let local = tokio::task::LocalSet::new();
-            local.block_on(&runtime, run(number, settings, receiver));
+            // It cannot be moved, and so is made where it runs.
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build_local(LocalOptions::default());
+            // Who starts it waits for this.
+            let _ = started.send(runtime.as_ref().map(|_| ()).map_err(io::Error::kind));
+            if let Ok(runtime) = runtime {
+                runtime.block_on(run(number, settings, receiver));
+            }
         })?;
+        // A thread that says nothing has panicked.
+        is_started.recv().map_err(io::Error::other)??;
         Ok(Self { commands, thread })
     }
 

@@ -210,9 +210,10 @@ async fn ready_is_lost_without_probes_for_ten_seconds() {
 async fn a_subscriber_that_redis_cuts_off_comes_back() {
     let (redis, fleet, mut traffic) = start().await;
     traffic.crosses_after(Instant::now(), LIMIT).await;
+    // Before the limit, which their claims could meet: they travel on the connection that is subscribed.
+    let (mut flooding, _flooded) = pair("eve", &fleet.relays[0], &fleet.relays[1]).await;
     // Each worker hears its probes; a few large frames in one turn are too many now.
     redis.ask(&["CONFIG", "SET", "client-output-buffer-limit", "pubsub 1kb 0 0"]).await;
-    let (mut flooding, _flooded) = pair("eve", &fleet.relays[0], &fleet.relays[1]).await;
     let (start, payload) = (Instant::now(), vec![0x55; 60_000]);
     let gaps = async || fleet.relays[1].metric("duorelay_backplane_gaps_total", &[]).await;
     let gaps_before = gaps().await;

@@ -223,7 +223,9 @@ impl Socket {
     #[expect(clippy::manual_async_fn, reason = "half a kilobyte for each connection")]
     pub fn run(mut self) -> impl Future<Output = ()> {
         async move {
-            let mut sleep = pin!(tokio::time::sleep(Duration::ZERO));
+            // For its first deadline, and not for now: tokio wakes its own epoll for a timer that is due at once.
+            let at = self.next_deadline().unwrap_or(self.last_byte);
+            let mut sleep = pin!(tokio::time::sleep_until(at.into()));
             let end = std::future::poll_fn(|cx| self.poll(cx, sleep.as_mut())).await;
             // In this order: leave the room, then let the socket go; telling other instances goes on beside.
             self.hub.leave(&self.seat);
