@@ -257,8 +257,9 @@ def report(results):
         fill("constants", constants(results))
         fill("capacity", capacity(results))
     if {"idle", "stalled"} <= set(done):
-        # Two full lanes and what is gathered for one write (16 KiB), for each receiver; and all connections.
-        bound = (2 * QUEUE_BYTES + 16384) * STALLED + 2 * STALLED * results["idle"]["rss_per_connection"]
+        # Two full lanes and what is gathered for one write (16 KiB and a message, in a buffer that doubles to 32 KiB), for each
+        # receiver; and all connections.
+        bound = (2 * QUEUE_BYTES + 32768) * STALLED + 2 * STALLED * results["idle"]["rss_per_connection"]
         rows = [
             [name, f"{found['sent_bytes'] / 1e6:,.0f} MB", f"{found['let_go']:,.0f}", f"{found['grown'] / 1e6:,.1f} MB", f"{bound / 1e6:,.1f} MB"]
             for name, found in results["stalled"].items()
