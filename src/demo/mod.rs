@@ -29,7 +29,7 @@ use crate::metrics::Metrics;
 use crate::relay::ids::{ClientId, UserId};
 use crate::server::{self, ServerError};
 
-/// The page, its styles and scripts, and the browser client.
+/// The page, its styles and scripts. Every relay serves the browser client itself.
 static WEB: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/src/demo/web");
 
 /// How long the demo's tokens last: as long as Firebase's.

@@ -27,8 +27,8 @@ use crate::relay::protocol::Member;
 use crate::relay::refusal::Refusal;
 
 /// The browser client, which every instance serves: a page needs no package for it.
-const CLIENT: &str = include_str!("../demo/web/duorelay.js");
-const CLIENT_TYPES: &str = include_str!("../demo/web/duorelay.d.ts");
+const CLIENT: &str = include_str!("../client/js/duorelay.js");
+const CLIENT_TYPES: &str = include_str!("../client/js/duorelay.d.ts");
 
 /// What every request may need.
 #[derive(Debug)]

@@ -1,6 +1,6 @@
 // What the client meets outside, under the tests' control: sockets, time, HTTP, the page.
 import { mock } from "node:test";
-import { duorelay } from "../../src/demo/web/duorelay.js";
+import { duorelay } from "../../src/client/js/duorelay.js";
 
 export class FakeWebSocket {
   static made = [];

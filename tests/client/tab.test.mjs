@@ -1,6 +1,6 @@
 import { describe, test } from "node:test";
 import assert from "node:assert/strict";
-import { TabClient } from "../../src/demo/web/duorelay.js";
+import { TabClient } from "../../src/client/js/duorelay.js";
 
 /** A tab's sessionStorage. */
 class Storage {
