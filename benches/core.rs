@@ -7,10 +7,11 @@ use std::time::Instant;
 use bytes::Bytes;
 use divan::Bencher;
 use duorelay::relay::envelope::Envelope;
-use duorelay::relay::ids::{ConnectionId, Device, Generation, InstanceId, StreamId, UserId};
+use duorelay::relay::ids::{ConnectionId, Device, Generation, InstanceId, Member, StreamId, UserId};
 use duorelay::relay::limits::Rate;
 use duorelay::relay::outbox::{Outbox, Outgoing};
-use duorelay::relay::protocol::{ClientMessage, From, Member, Parcel, ServerMessage, compact_json, raw_json};
+use duorelay::relay::parcel::Parcel;
+use duorelay::relay::protocol::{ClientMessage, Sender, ServerMessage, compact_json, raw_json};
 use duorelay::relay::record::{Claim, Holder, Record};
 use duorelay::relay::room::Room;
 use uuid::Uuid;
@@ -42,7 +43,7 @@ fn encode_message(bencher: Bencher<'_, '_>) {
     let data = format!(r#"{{"blob":"{}"}}"#, "x".repeat(FACE));
     bencher.bench(|| {
         let data = Some(raw_json(black_box(&data)));
-        ServerMessage::Message { from: From::Mobile, data, text: None, id: Some("42") }.encode()
+        ServerMessage::Message { from: Sender::Mobile, data, text: None, id: Some("42") }.encode()
     });
 }
 

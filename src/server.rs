@@ -19,12 +19,14 @@ use crate::backplane::readiness::Readiness;
 use crate::backplane::redis::{self, Redis, RedisError, RedisSettings};
 use crate::backplane::{Backplane, InstanceInfo, Sink};
 use crate::config::Config;
-use crate::edge::http::{Edge, public};
-use crate::edge::limits::Gate;
-use crate::edge::operator::admin;
+use crate::edge::Edge;
+use crate::edge::admin::admin;
+use crate::edge::gate::Gate;
+use crate::edge::http::public;
+use crate::edge::listen;
+use crate::edge::socket::SocketSettings;
 use crate::edge::workers::{Command, Workers};
-use crate::edge::{listen, memory};
-use crate::files;
+use crate::host::{cgroup, open_files};
 use crate::hub::HubSettings;
 use crate::metrics::Metrics;
 use crate::relay::ids::InstanceId;
@@ -104,7 +106,7 @@ pub async fn serve(
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
 
-    let files = files::raise_limit();
+    let files = open_files::raise_limit();
     // The demo is for a few devices, and its first lines for people who have never seen it.
     if page.is_none() {
         warn_of_too_few_files(config.limits.max_connections, files);
@@ -146,12 +148,14 @@ pub async fn serve(
             heartbeat: config.times.heartbeat,
             lease: config.times.lease,
         },
-        verifier: verifier.clone(),
-        verify_on: tokio::runtime::Handle::current(),
-        message_bytes: limits.message_bytes,
-        enforce_expiry: config.enforce_expiry,
-        max_lifetime: config.times.max_lifetime,
-        leave_within: config.times.drain,
+        socket: SocketSettings {
+            verifier: verifier.clone(),
+            verify_on: tokio::runtime::Handle::current(),
+            message_bytes: limits.message_bytes,
+            enforce_expiry: config.enforce_expiry,
+            max_lifetime: config.times.max_lifetime,
+            leave_within: config.times.drain,
+        },
         metrics: Arc::clone(&metrics),
         backplane,
     };
@@ -177,7 +181,7 @@ pub async fn serve(
     let serving = tokio::spawn(listen::serve(public_port, public(edge, page), Arc::clone(&metrics)));
     let admin_serving = tokio::spawn(listen::serve(admin_port, operators, Arc::clone(&metrics)));
     let sweeping = tokio::spawn(sweep(Arc::clone(&gate)));
-    let watching = memory::Group::of_this_process()
+    let watching = cgroup::Group::of_this_process()
         .map(|group| tokio::spawn(watch_memory(Arc::clone(&gate), Arc::clone(&metrics), group)));
 
     let hurry = tokio::select! {
@@ -197,7 +201,7 @@ pub async fn serve(
     if let Some(watching) = watching {
         watching.abort();
     }
-    let stopping = tokio::time::timeout(STOP_LIMIT, to_workers.tell_all(|| Command::Stop));
+    let stopping = tokio::time::timeout(STOP_LIMIT, to_workers.send_to_all(|| Command::Stop));
     // A worker that does not listen is not waited for.
     let _ = stopping.await;
     drop(to_workers);
@@ -213,13 +217,13 @@ pub async fn serve(
 /// At the limit of open files no connection is accepted: who is turned away gets no answer, not even that it is full.
 fn warn_of_too_few_files(max_connections: Option<u32>, files: Option<u64>) {
     if let (Some(connections), Some(files)) = (max_connections, files)
-        && u64::from(connections) + files::OTHER_FILES > files
+        && u64::from(connections) + open_files::OTHER_FILES > files
     {
         warn!(
             files.limit = files,
             "DUORELAY_MAX_CONNECTIONS ({connections}) cannot be reached: this process may open {files} files; raise its \
              hard limit (ulimit -Hn, LimitNOFILE=, ulimits) to {}, or lower DUORELAY_MAX_CONNECTIONS",
-            u64::from(connections) + files::OTHER_FILES,
+            u64::from(connections) + open_files::OTHER_FILES,
         );
     }
 }
@@ -264,7 +268,7 @@ async fn drain(gate: &Gate, workers: &Workers, delay: Duration, drain: Duration)
     sleep(delay).await;
     gate.close();
     let deadline = Instant::now() + drain;
-    workers.tell_all(|| Command::Drain(deadline)).await;
+    workers.send_to_all(|| Command::Drain(deadline)).await;
     let mut ticks = tokio::time::interval(DRAIN_TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while gate.connections() > 0 && Instant::now() < deadline + GOODBYE_LIMIT {
@@ -274,7 +278,7 @@ async fn drain(gate: &Gate, workers: &Workers, delay: Duration, drain: Duration)
 
 /// Closes the door while the process is near its memory's limit. Three short reads of files that are in memory: they
 /// do not hold up the edge.
-async fn watch_memory(gate: Arc<Gate>, metrics: Arc<Metrics>, group: memory::Group) {
+async fn watch_memory(gate: Arc<Gate>, metrics: Arc<Metrics>, group: cgroup::Group) {
     let mut ticks = tokio::time::interval(MEMORY_TICK);
     loop {
         ticks.tick().await;

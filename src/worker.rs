@@ -16,7 +16,6 @@ use tokio::time::{MissedTickBehavior, timeout};
 use tracing::{Instrument as _, debug, error};
 use uuid::Uuid;
 
-use crate::auth::Verifier;
 use crate::backplane::{Backplane, Sink};
 use crate::edge::socket::{Socket, SocketSettings};
 use crate::edge::workers::{Command, HAND_OVER_LIMIT, Join, Moving};
@@ -40,18 +39,8 @@ pub type MakeBackplane = dyn Fn(usize, Sink) -> Rc<dyn Backplane> + Send + Sync;
 pub struct WorkerSettings {
     /// The hub's.
     pub hub: HubSettings,
-    /// Verifies fresh tokens in-band.
-    pub verifier: Verifier,
-    /// Where they are verified.
-    pub verify_on: tokio::runtime::Handle,
-    /// The largest message.
-    pub message_bytes: usize,
-    /// Close with 4003 when a token expires.
-    pub enforce_expiry: bool,
-    /// Ask sockets to come back after this time.
-    pub max_lifetime: Option<Duration>,
-    /// How long a socket that was asked to come back may stay.
-    pub leave_within: Duration,
+    /// Its sockets'.
+    pub socket: SocketSettings,
     /// What this process counts.
     pub metrics: Arc<Metrics>,
     /// Makes a worker's share of the backplane, on the worker's thread.
@@ -78,7 +67,7 @@ impl Worker {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build_local(LocalOptions::default());
-            // Who starts it waits for this.
+            // `start` blocks until the runtime is up.
             let _ = started.send(runtime.as_ref().map(|_| ()).map_err(io::Error::kind));
             if let Ok(runtime) = runtime {
                 runtime.block_on(run(number, settings, receiver));
@@ -106,14 +95,7 @@ impl Worker {
 
 async fn run(number: usize, settings: WorkerSettings, mut commands: mpsc::Receiver<Command>) {
     let hub = Hub::new(settings.hub, settings.metrics, |sink| (settings.backplane)(number, sink));
-    let sockets = Rc::new(SocketSettings {
-        verifier: settings.verifier,
-        verify_on: settings.verify_on,
-        message_bytes: settings.message_bytes,
-        enforce_expiry: settings.enforce_expiry,
-        max_lifetime: settings.max_lifetime,
-        leave_within: settings.leave_within,
-    });
+    let sockets = Rc::new(settings.socket);
     let renewing = tokio::task::spawn_local(renew(Rc::clone(&hub)));
     let counting = tokio::task::spawn_local(count(Rc::clone(&hub)));
     while let Some(command) = commands.recv().await {
@@ -121,14 +103,14 @@ async fn run(number: usize, settings: WorkerSettings, mut commands: mpsc::Receiv
             Command::Join(join) => {
                 tokio::task::spawn_local(connect(Rc::clone(&hub), Rc::clone(&sockets), join));
             }
-            Command::Look(user, answer) => {
-                answer_with(answer, &hub, move |hub| async move { hub.look(&user).await });
+            Command::Snapshot(user, answer) => {
+                answer_with(answer, &hub, move |hub| async move { hub.snapshot(&user).await });
             }
-            Command::Tell(user, devices, data, answer) => {
+            Command::Send(user, devices, data, answer) => {
                 answer_with(
                     answer,
                     &hub,
-                    move |hub| async move { hub.tell_user(&user, &devices, data).await },
+                    move |hub| async move { hub.send_to_user(&user, &devices, data).await },
                 );
             }
             Command::Disconnect(user, devices, answer) => {

@@ -20,9 +20,9 @@ const RULES: &[Rule] = &[
         ours: &["auth", "config", "edge", "metrics", "relay", "server", "telemetry"],
         never: &["fred", "redis"],
     },
-    Rule { module: "files", ours: &[], never: &["axum", "fred", "redis", "tokio", "tungstenite"] },
     Rule { module: "health", ours: &["config"], never: &["axum", "fred", "redis", "tungstenite"] },
-    Rule { module: "loadtest", ours: &["auth", "config", "files", "relay", "telemetry"], never: &[] },
+    Rule { module: "host", ours: &[], never: &["axum", "fred", "redis", "tokio", "tungstenite"] },
+    Rule { module: "loadtest", ours: &["auth", "config", "host", "relay", "telemetry"], never: &[] },
     Rule {
         module: "server",
         ours: &[
@@ -30,7 +30,7 @@ const RULES: &[Rule] = &[
             "backplane",
             "config",
             "edge",
-            "files",
+            "host",
             "hub",
             "metrics",
             "relay",

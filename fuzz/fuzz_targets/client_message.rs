@@ -1,7 +1,7 @@
 //! A v1 client's text message: what is accepted reaches the other device as it was written.
 #![no_main]
 
-use duorelay::relay::protocol::{ClientMessage, From, ServerMessage, compact_json, raw_json};
+use duorelay::relay::protocol::{ClientMessage, Sender, ServerMessage, compact_json, raw_json};
 use libfuzzer_sys::fuzz_target;
 use serde_json::{Value, json};
 
@@ -17,7 +17,7 @@ fuzz_target!(|bytes: &[u8]| {
             let data: &str = data;
             let id_field = id.as_ref().map(|id| format!(r#","id":{}"#, json!(id))).unwrap_or_default();
             let message = ServerMessage::Message {
-                from: From::Mobile,
+                from: Sender::Mobile,
                 data: Some(raw_json(data)),
                 text: None,
                 id: id.as_deref(),

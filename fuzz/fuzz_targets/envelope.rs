@@ -1,10 +1,10 @@
-//! What comes on a lane: what is accepted says the same when it is written again.
+//! What comes on a channel: what is accepted says the same when it is written again.
 #![no_main]
 
 use bytes::Bytes;
 use duorelay::relay::envelope::Envelope;
 use duorelay::relay::ids::ClientId;
-use duorelay::relay::protocol::Parcel;
+use duorelay::relay::parcel::Parcel;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {

@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 use std::sync::{Arc, LazyLock};
 
-use duorelay::edge::limits::Gate;
+use duorelay::edge::gate::Gate;
 use duorelay::relay::handshake::read;
 use duorelay::relay::ids::{ClientId, Device};
 use duorelay::relay::protocol::{Protocol, V1};

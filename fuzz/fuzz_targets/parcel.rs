@@ -2,9 +2,10 @@
 #![no_main]
 
 use bytes::Bytes;
+use duorelay::relay::classic::{Occupancy, classic_text};
 use duorelay::relay::envelope::Envelope;
-use duorelay::relay::ids::{ConnectionId, Generation};
-use duorelay::relay::protocol::{Member, Occupancy, Parcel, classic_text};
+use duorelay::relay::ids::{ConnectionId, Generation, Member};
+use duorelay::relay::parcel::Parcel;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {

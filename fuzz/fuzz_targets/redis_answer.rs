@@ -5,12 +5,12 @@ use duorelay::backplane::redis::fuzzing::{announced, slot};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
-    if let Some(Some(held)) = std::str::from_utf8(bytes).ok().and_then(slot) {
-        let holder = &held.holder;
+    if let Some(Some(lease)) = std::str::from_utf8(bytes).ok().and_then(slot) {
+        let holder = &lease.holder;
         let client = holder.client.as_ref().map_or(".", |client| client.as_str());
-        let (member, instance, end) = (holder.member, holder.instance, held.lease_ends);
+        let (member, instance, end) = (holder.member, holder.instance, lease.ends);
         let text = format!("{} {instance} {client} {} {end}", member.connection, member.generation);
-        assert_eq!(slot(&text), Some(Some(held)));
+        assert_eq!(slot(&text), Some(Some(lease)));
     }
     let instances = announced(bytes);
     assert!(instances.len() <= 1);

@@ -11,9 +11,8 @@ use futures_util::future::{FutureExt as _, LocalBoxFuture, ready};
 
 use super::{Backplane, Event, InstanceInfo, Published, Renewal, RoomSnapshot, Sink, Unavailable};
 use crate::relay::envelope::Envelope;
-use crate::relay::ids::{ConnectionId, Device, InstanceId, UserId};
-use crate::relay::protocol::Member;
-use crate::relay::record::{Claim, ClaimOutcome, Claimed, Held, Holder, Record, Renewed};
+use crate::relay::ids::{ConnectionId, Device, InstanceId, Member, UserId};
+use crate::relay::record::{Claim, ClaimOutcome, Claimed, Holder, Lease, Record, Renewed};
 
 /// Rooms that several workers of one thread can be attached to (the relay attaches one; tests more).
 #[derive(Default)]
@@ -26,7 +25,7 @@ pub struct Memory {
 #[derive(Default)]
 struct Room {
     record: Record,
-    lanes: [Vec<Weak<Attached>>; 2],
+    channels: [Vec<Weak<Attached>>; 2],
 }
 
 /// One worker's share of a [`Memory`].
@@ -60,16 +59,16 @@ impl Memory {
         }
     }
 
-    /// Hands an envelope to everyone who is subscribed to one of the lanes. No borrow is held
+    /// Hands an envelope to everyone who is subscribed to one of the channels. No borrow is held
     /// meanwhile: a sink may call back.
-    fn hand_out(&self, user: &UserId, lanes: &[Device], envelope: &Envelope) {
-        for lane in lanes {
+    fn hand_out(&self, user: &UserId, channels: &[Device], envelope: &Envelope) {
+        for channel in channels {
             let subscribers = match self.rooms.borrow().get(user) {
-                Some(room) => room.lanes[*lane as usize].clone(),
+                Some(room) => room.channels[*channel as usize].clone(),
                 None => return,
             };
             for subscriber in subscribers.iter().filter_map(Weak::upgrade) {
-                (subscriber.sink)(Event::Lane { user, lane: *lane, envelope: envelope.clone() });
+                (subscriber.sink)(Event::Envelope { user, channel: *channel, envelope: envelope.clone() });
             }
         }
     }
@@ -90,7 +89,7 @@ impl Memory {
         let Some(room) = rooms.get(user) else {
             return true;
         };
-        if room.lanes.iter().any(|lane| !lane.is_empty()) {
+        if room.channels.iter().any(|channel| !channel.is_empty()) {
             return true;
         }
         let is_idle = room.record.is_idle(now_ms());
@@ -112,9 +111,9 @@ impl Backplane for Attached {
         let outcome = {
             let mut rooms = self.memory.rooms.borrow_mut();
             let room = rooms.entry(user.clone()).or_default();
-            let lane = &mut room.lanes[device as usize];
-            if !lane.iter().any(|subscriber| subscriber.ptr_eq(&self.me)) {
-                lane.push(self.me.clone());
+            let channel = &mut room.channels[device as usize];
+            if !channel.iter().any(|subscriber| subscriber.ptr_eq(&self.me)) {
+                channel.push(self.me.clone());
             }
             room.record.claim(now_us(), self.lease_ms, claim)
         };
@@ -162,26 +161,26 @@ impl Backplane for Attached {
         ready(()).boxed_local()
     }
 
-    fn unsubscribe(&self, user: &UserId, lane: Device) {
+    fn unsubscribe(&self, user: &UserId, channel: Device) {
         if let Some(room) = self.memory.rooms.borrow_mut().get_mut(user) {
-            room.lanes[lane as usize].retain(|subscriber| !subscriber.ptr_eq(&self.me));
+            room.channels[channel as usize].retain(|subscriber| !subscriber.ptr_eq(&self.me));
         }
         self.memory.forget_idle(user);
     }
 
-    fn publish(&self, user: &UserId, lane: Device, envelope: Envelope, _since: Instant) -> Published {
-        self.memory.hand_out(user, &[lane], &envelope);
+    fn publish(&self, user: &UserId, channel: Device, envelope: Envelope, _since: Instant) -> Published {
+        self.memory.hand_out(user, &[channel], &envelope);
         Published::Queued
     }
 
     fn room<'a>(&'a self, user: &'a UserId) -> LocalBoxFuture<'a, Result<RoomSnapshot, Unavailable>> {
         let now = now_ms();
         let rooms = self.memory.rooms.borrow();
-        let held = |device| {
-            let held = rooms.get(user).and_then(|room| room.record.holder(device, now))?;
-            Some(Held { holder: held.holder.clone(), lease_ends: held.lease_ends - now })
+        let lease = |device| {
+            let lease = rooms.get(user).and_then(|room| room.record.holder(device, now))?;
+            Some(Lease { holder: lease.holder.clone(), ends: lease.ends - now })
         };
-        ready(Ok(Device::ALL.map(held))).boxed_local()
+        ready(Ok(Device::ALL.map(lease))).boxed_local()
     }
 
     fn instances(&self) -> Vec<InstanceInfo> {

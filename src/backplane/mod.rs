@@ -1,17 +1,17 @@
-//! What joins instances: claims of slots, and a lane per device. These are the promises; [`memory`] keeps
+//! What joins instances: claims of slots, and a channel per device. These are the promises; [`memory`] keeps
 //! them inside one process, [`redis`] between any number of them, and one test suite holds both to them.
 //!
 //! - **Claims are ordered.** Each claim, renewal and release of a room happens at one point of one order,
 //!   by the rules of [`crate::relay::record`]. Claims of two connections at the same instant leave
 //!   exactly one holder.
-//! - **Subscribed before claimed.** When a claim is made, the lane of its device is subscribed already
-//!   (acknowledged, where that takes time). So the claim's answer and what the lane says afterwards
+//! - **Subscribed before claimed.** When a claim is made, the channel of its device is subscribed already
+//!   (acknowledged, where that takes time). So the claim's answer and what the channel says afterwards
 //!   are everything.
-//! - **One order of a user's lanes.** What one instance publishes for a user arrives in the order in which it was
-//!   published, and a subscriber of both lanes of a user hears them in one order. `Claimed` and `Released` are
-//!   published on both lanes, at the point of the room's order at which they happened: what comes before a
-//!   `Claimed` on a lane belongs to the predecessor, what comes after it to the new holder. (Redis keeps this
-//!   with one subscriber connection for both lanes, which share a hash tag.)
+//! - **One order of a user's channels.** What one instance publishes for a user arrives in the order in which it was
+//!   published, and a subscriber of both channels of a user hears them in one order. `Claimed` and `Released` are
+//!   published on both channels, at the point of the room's order at which they happened: what comes before a
+//!   `Claimed` on a channel belongs to the predecessor, what comes after it to the new holder. (Redis keeps this
+//!   with one subscriber connection for both channels, which share a hash tag.)
 //! - **A claim's own message first.** A claim is answered after its `Claimed` was handed out, unless that
 //!   message was lost (which is noticed after [`OWN_CLAIM_LIMIT`]).
 //! - **At most once.** A message may be lost, when the backplane fails or restarts; then [`Event::Up`]
@@ -30,11 +30,11 @@ use tokio::sync::oneshot;
 
 use crate::relay::envelope::Envelope;
 use crate::relay::ids::{ConnectionId, Device, InstanceId, UserId};
-use crate::relay::record::{Claim, ClaimOutcome, Held, Holder, Renewed};
+use crate::relay::record::{Claim, ClaimOutcome, Holder, Lease, Renewed};
 
 /// A call takes at most this long; then it has failed.
 pub const CALL_LIMIT: Duration = Duration::from_secs(2);
-/// How long the answer to a claim waits for the claim's own message on the lane.
+/// How long the answer to a claim waits for the claim's own message on the channel.
 pub const OWN_CLAIM_LIMIT: Duration = Duration::from_millis(500);
 /// A volatile frame that waited longer than this to be published is dropped for newer ones.
 pub const STALE: Duration = Duration::from_millis(500);
@@ -47,16 +47,16 @@ pub struct Unavailable;
 /// What a backplane tells a worker, in the order in which it happened.
 #[derive(Debug)]
 pub enum Event<'a> {
-    /// A message came on the lane of a user's device.
-    Lane {
+    /// A message came on the channel of a user's device.
+    Envelope {
         /// Whose.
         user: &'a UserId,
         /// Which of the two.
-        lane: Device,
+        channel: Device,
         /// What came.
         envelope: Envelope,
     },
-    /// What came on a lane could not be read (another version, or somebody else's publish).
+    /// What came on a channel could not be read (another version, or somebody else's publish).
     Unreadable,
     /// Other instances cannot be reached.
     Down,
@@ -84,7 +84,7 @@ pub struct Renewal {
     pub holder: Holder,
 }
 
-/// What came of a publish.
+/// Outcome of a publish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use]
 pub enum Published {
@@ -98,7 +98,7 @@ pub enum Published {
 pub type Barrier = oneshot::Receiver<()>;
 
 /// Who holds the two slots of a room, with the milliseconds that are left of each lease.
-pub type RoomSnapshot = [Option<Held>; 2];
+pub type RoomSnapshot = [Option<Lease>; 2];
 
 /// One running instance, as it announces itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,7 +117,7 @@ pub struct InstanceInfo {
 
 /// One worker's share of the backplane.
 pub trait Backplane {
-    /// Subscribes the lane of the claim's device, then claims the slot.
+    /// Subscribes the channel of the claim's device, then claims the slot.
     fn claim<'a>(
         &'a self,
         user: &'a UserId,
@@ -135,14 +135,14 @@ pub trait Backplane {
         connection: ConnectionId,
     ) -> LocalBoxFuture<'a, ()>;
 
-    /// No socket here needs this lane any more.
-    fn unsubscribe(&self, user: &UserId, lane: Device);
+    /// No socket here needs this channel any more.
+    fn unsubscribe(&self, user: &UserId, channel: Device);
 
-    /// Publishes on a lane, after everything that was published for this user before. `since` is when
+    /// Publishes on a channel, after everything that was published for this user before. `since` is when
     /// it was read: a volatile frame is dropped when it gets stale.
-    fn publish(&self, user: &UserId, lane: Device, envelope: Envelope, since: Instant) -> Published;
+    fn publish(&self, user: &UserId, channel: Device, envelope: Envelope, since: Instant) -> Published;
 
-    /// A barrier behind what was published on this lane; `None` when all of it has been handed on already. What is
+    /// A barrier behind what was published on this channel; `None` when all of it has been handed on already. What is
     /// published or claimed after that, by whichever instance, comes behind it.
     fn barrier(&self, _user: &UserId, _lane: Device) -> Option<Barrier> {
         None

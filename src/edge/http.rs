@@ -4,7 +4,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
@@ -13,41 +12,19 @@ use http::header::{
     ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, CACHE_CONTROL, CONTENT_TYPE, ORIGIN, RETRY_AFTER,
     SEC_WEBSOCKET_VERSION, UPGRADE, VARY,
 };
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use http::{HeaderMap, HeaderValue, StatusCode};
 use serde::Serialize;
 
-use super::limits::Gate;
-use super::upgrade;
-use super::workers::{Command, Workers};
-use crate::auth::{Verifier, unix_now};
-use crate::hub::Readiness;
-use crate::metrics::Metrics;
+use super::workers::Command;
+use super::{Edge, peer_of, upgrade};
+use crate::auth::unix_now;
 use crate::relay::handshake;
-use crate::relay::protocol::Member;
+use crate::relay::ids::Member;
 use crate::relay::refusal::Refusal;
 
 /// The browser client, which every instance serves: a page needs no package for it.
 const CLIENT: &str = include_str!("../client/js/duorelay.js");
 const CLIENT_TYPES: &str = include_str!("../client/js/duorelay.d.ts");
-
-/// What every request may need.
-#[derive(Debug)]
-pub struct Edge {
-    /// Who may come in.
-    pub gate: Arc<Gate>,
-    /// Who they are.
-    pub verifier: Verifier,
-    /// Where their rooms are.
-    pub workers: Workers,
-    /// What this process counts.
-    pub metrics: Arc<Metrics>,
-    /// The backplane's first probe is back, and no later one is missing.
-    pub readiness: Readiness,
-}
-
-/// Where a request's TCP connection comes from.
-#[derive(Debug, Clone, Copy)]
-pub struct PeerAddress(pub SocketAddr);
 
 /// The public port. `page` is served where no upgrade is asked for at `/`, and beside it.
 pub fn public(edge: Arc<Edge>, page: Option<Router>) -> Router {
@@ -183,25 +160,20 @@ async fn read_session(edge: &Edge, peer: SocketAddr, headers: &HeaderMap) -> Res
     let token = handshake::bearer(headers)?.ok_or(Refusal::MissingToken)?;
     let identity = edge.verifier.verify(token, unix_now()).await?;
     let user = identity.user.clone();
-    let [desktop, mobile] = edge.workers.ask(&identity.user, |answer| Command::Look(user, answer)).await?;
+    let [desktop, mobile] =
+        edge.workers.ask(&identity.user, |answer| Command::Snapshot(user, answer)).await?;
     let session = Session {
         uid: identity.user.as_str(),
         email: identity.email.as_ref().map(|email| email.as_str()),
         expires_at: identity.expires_at,
         room: Slots {
-            desktop: desktop.map(|held| held.holder.member),
-            mobile: mobile.map(|held| held.holder.member),
+            desktop: desktop.map(|lease| lease.holder.member),
+            mobile: mobile.map(|lease| lease.holder.member),
         },
     };
     let mut response = axum::Json(session).into_response();
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     Ok(response)
-}
-
-/// Where a request comes from.
-pub(super) fn peer_of(request: &Request) -> SocketAddr {
-    let unknown = SocketAddr::from(([0, 0, 0, 0], 0));
-    request.extensions().get::<PeerAddress>().map_or(unknown, |peer| peer.0)
 }
 
 /// Cross-origin resource sharing (Fetch standard, section 3.3) for the origins that may connect.
@@ -235,24 +207,4 @@ fn client_file(content_type: &'static str, text: &'static str) -> Response {
         (ACCESS_CONTROL_ALLOW_ORIGIN, "*"),
     ];
     (headers, text).into_response()
-}
-
-/// An empty answer with these headers.
-pub(super) fn empty(status: StatusCode, headers: &[(HeaderName, HeaderValue)]) -> Response {
-    let mut response = Response::new(Body::empty());
-    *response.status_mut() = status;
-    for (name, value) in headers {
-        response.headers_mut().insert(name.clone(), value.clone());
-    }
-    response
-}
-
-/// The methods of an HTTP/1.1 upgrade and of an HTTP/2 tunnel.
-#[must_use]
-pub fn is_tunnel(request: &Request) -> bool {
-    request.method() == Method::CONNECT
-        && request
-            .extensions()
-            .get::<hyper::ext::Protocol>()
-            .is_some_and(|protocol| protocol.as_str() == "websocket")
 }

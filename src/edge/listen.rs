@@ -20,7 +20,7 @@ use tokio::time::timeout;
 use tower_service::Service as _;
 use tracing::{debug, warn};
 
-use super::http::PeerAddress;
+use super::PeerAddress;
 use super::stream::tune;
 use crate::metrics::Metrics;
 

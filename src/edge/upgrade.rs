@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::body::Body;
 use axum::extract::Request;
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 use http::header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, UPGRADE};
-use http::{HeaderValue, StatusCode};
+use http::{HeaderName, HeaderValue, Method, StatusCode};
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use hyper_util::server::conn::auto::upgrade::{Parts, downcast};
@@ -17,10 +18,10 @@ use tokio::time::timeout;
 use tracing::{Instrument as _, Span, debug, info_span};
 use tungstenite::handshake::derive_accept_key;
 
-use super::http::{Edge, empty, is_tunnel, peer_of};
 use super::socket::label_of;
 use super::stream::MovingStream;
 use super::workers::{Command, HAND_OVER_LIMIT, Join, Moving};
+use super::{Edge, peer_of};
 use crate::auth::unix_now;
 use crate::hub::Joining;
 use crate::relay::handshake;
@@ -34,6 +35,15 @@ const UPGRADE_LIMIT: Duration = Duration::from_secs(10);
 #[must_use]
 pub fn is_upgrade(request: &Request) -> bool {
     request.headers().contains_key(UPGRADE) || is_tunnel(request)
+}
+
+/// The methods of an HTTP/1.1 upgrade and of an HTTP/2 tunnel.
+fn is_tunnel(request: &Request) -> bool {
+    request.method() == Method::CONNECT
+        && request
+            .extensions()
+            .get::<hyper::ext::Protocol>()
+            .is_some_and(|protocol| protocol.as_str() == "websocket")
 }
 
 /// Answers a handshake: 101 (200 inside HTTP/2), or a refusal.
@@ -105,6 +115,16 @@ async fn accept(edge: &Edge, request: &mut Request) -> Result<Response, Refusal>
     headers.push((UPGRADE, HeaderValue::from_static("websocket")));
     headers.push((SEC_WEBSOCKET_ACCEPT, accept));
     Ok(empty(StatusCode::SWITCHING_PROTOCOLS, &headers))
+}
+
+/// An empty answer with these headers.
+fn empty(status: StatusCode, headers: &[(HeaderName, HeaderValue)]) -> Response {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = status;
+    for (name, value) in headers {
+        response.headers_mut().insert(name.clone(), value.clone());
+    }
+    response
 }
 
 /// Takes the socket out of hyper once the answer has left, and hands it to the worker that waits for it.

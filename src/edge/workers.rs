@@ -8,7 +8,7 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
-use super::limits::Admission;
+use super::gate::Admission;
 use super::stream::MovingStream;
 use crate::auth::Identity;
 use crate::hub::{CALL_LIMIT, InstanceInfo, Joining, RoomSnapshot};
@@ -47,9 +47,9 @@ pub enum Command {
     /// A new connection.
     Join(Box<Join>),
     /// Who is in a room?
-    Look(UserId, oneshot::Sender<Result<RoomSnapshot, Refusal>>),
+    Snapshot(UserId, oneshot::Sender<Result<RoomSnapshot, Refusal>>),
     /// A message from an operator.
-    Tell(UserId, Vec<Device>, Bytes, oneshot::Sender<Result<usize, Refusal>>),
+    Send(UserId, Vec<Device>, Bytes, oneshot::Sender<Result<usize, Refusal>>),
     /// An operator disconnects devices.
     Disconnect(UserId, Vec<Device>, oneshot::Sender<Result<usize, Refusal>>),
     /// Which instances are there?
@@ -106,7 +106,7 @@ impl Workers {
     }
 
     /// Hands a command to every worker.
-    pub async fn tell_all(&self, command: impl Fn() -> Command) {
+    pub async fn send_to_all(&self, command: impl Fn() -> Command) {
         for worker in self.0.iter() {
             // A worker that is gone needs to be told nothing.
             let _ = timeout(HAND_OVER_LIMIT, worker.send(command())).await;

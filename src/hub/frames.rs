@@ -7,11 +7,13 @@ use bytes::Bytes;
 
 use crate::backplane::{Barrier, Published};
 use crate::metrics::{Dropped, Path};
+use crate::relay::classic::{Occupancy, classic_text};
 use crate::relay::close::Close;
 use crate::relay::envelope::Envelope;
 use crate::relay::ids::StreamId;
 use crate::relay::outbox::{Outgoing, Pushed, TooSlow};
-use crate::relay::protocol::{From, Parcel, Protocol, ServerMessage, classic_text, compact_json, raw_json};
+use crate::relay::parcel::Parcel;
+use crate::relay::protocol::{Protocol, Sender, ServerMessage, compact_json, raw_json};
 use crate::relay::room::Route;
 
 use super::{Hub, Seat, Sent};
@@ -87,11 +89,11 @@ impl Hub {
     pub(super) fn deliver(
         self: &Rc<Self>,
         to: &Rc<Seat>,
-        occupancy: crate::relay::protocol::Occupancy,
+        occupancy: Occupancy,
         parcel: &Parcel,
         since: Instant,
     ) {
-        let from = From::from(to.device.other());
+        let from = Sender::from(to.device.other());
         let text = match (parcel, to.protocol) {
             (Parcel::Frame(bytes), _) => return self.deliver_frame(to, bytes, since),
             (Parcel::Send { data, id, .. }, Protocol::V1) => {

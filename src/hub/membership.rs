@@ -131,7 +131,7 @@ impl Hub {
             seat.drain.set(Some(Drain { at, deadline }));
         }
         self.apply(effects);
-        self.settle(seat);
+        self.release_unused(seat);
         self.metrics.connected(seat.device, seat.protocol);
     }
 
@@ -145,11 +145,11 @@ impl Hub {
 
     pub(super) fn release(self: &Rc<Self>, seat: &Rc<Seat>, left: Left) {
         match left {
-            Left::Overwritten => self.settle(seat),
+            Left::Overwritten => self.release_unused(seat),
             Left::Current | Left::Claiming => {
-                // The room's lane stays subscribed for another connection of this device; the slow work
+                // The room's channel stays subscribed for another connection of this device; the slow work
                 // of telling other instances goes on beside.
-                self.settle(seat);
+                self.release_unused(seat);
                 let (hub, seat) = (Rc::clone(self), Rc::clone(seat));
                 tokio::task::spawn_local(async move {
                     let release = hub.backplane.release(&seat.user, seat.device, seat.connection);
@@ -161,9 +161,9 @@ impl Hub {
         }
     }
 
-    /// Gives back lanes and rooms that nobody here needs any more.
-    pub(super) fn settle(&self, seat: &Seat) {
-        // A connection that has joined since may have made the room anew: its lanes are not this seat's to
+    /// Gives back channels and rooms that nobody here needs any more.
+    pub(super) fn release_unused(&self, seat: &Seat) {
+        // A connection that has joined since may have made the room anew: its channels are not this seat's to
         // give back.
         let known = self.room(&seat.user);
         if !known.is_some_and(|room| Rc::ptr_eq(&room, &seat.room)) {
@@ -229,7 +229,7 @@ impl Hub {
             let mut effects = Vec::new();
             seat.room.borrow_mut().on_renewed(seat.device, seat.connection, known, renewed, &mut effects);
             self.apply(effects);
-            self.settle(&seat);
+            self.release_unused(&seat);
         }
     }
 

@@ -14,25 +14,24 @@ use bytes::Bytes;
 pub use crate::backplane::readiness::Readiness;
 use crate::backplane::{Backplane, Event, Published};
 pub use crate::backplane::{Barrier, CALL_LIMIT, InstanceInfo, RoomSnapshot};
-use crate::metrics::{Dropped, Metrics, Share};
+use crate::metrics::{Dropped, Metrics, WorkerGauge};
+use crate::relay::classic::CLASSIC_OVERWRITTEN;
 use crate::relay::close::Close;
 use crate::relay::envelope::Envelope;
-use crate::relay::ids::{Device, InstanceId, UserId};
+use crate::relay::ids::{Device, InstanceId, Member, UserId};
 use crate::relay::outbox::{Outbox, Outgoing};
-use crate::relay::protocol::{
-    BackplaneState, CLASSIC_OVERWRITTEN, ClientLimits, Member, PeerState, Protocol, ServerMessage,
-};
+use crate::relay::protocol::{BackplaneState, ClientLimits, PeerState, Protocol, ServerMessage};
 use crate::relay::room::{Effect, Room};
 
 mod frames;
 mod membership;
-mod operator;
 mod seat;
+mod user;
 
 pub use self::seat::{Drain, Joining, Seat};
 
 type SharedRoom = Rc<RefCell<Room<Rc<Seat>>>>;
-/// What came of a message to the other device.
+/// Outcome of a message to the other device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use]
 pub enum Sent {
@@ -71,8 +70,8 @@ pub struct Hub {
     backplane: Rc<dyn Backplane>,
     metrics: Arc<Metrics>,
     /// This worker's shares of what waits.
-    outbox_bytes: Share,
-    waiting_connections: Share,
+    outbox_bytes: WorkerGauge,
+    waiting_connections: WorkerGauge,
     is_down: Cell<bool>,
     leaving: Cell<Option<Instant>>,
 }
@@ -96,8 +95,8 @@ impl Hub {
                 settings,
                 rooms: RefCell::default(),
                 backplane,
-                outbox_bytes: Share::of(&metrics.outbox_bytes),
-                waiting_connections: Share::of(&metrics.waiting_connections),
+                outbox_bytes: WorkerGauge::of(&metrics.outbox_bytes),
+                waiting_connections: WorkerGauge::of(&metrics.waiting_connections),
                 metrics,
                 is_down: Cell::new(false),
                 leaving: Cell::new(None),
@@ -154,7 +153,7 @@ impl Hub {
                     };
                     self.metrics.overwritten(by.same_client);
                     seat.close(Some(last), Close::Overwritten);
-                    self.settle(&seat);
+                    self.release_unused(&seat);
                 }
                 Effect::Peer { seat, device, member, connected } => {
                     let dropped = seat.with_outbox(Outbox::drop_volatile);
@@ -170,9 +169,10 @@ impl Hub {
                     let dropped = seat.with_outbox(Outbox::drop_volatile);
                     self.metrics.dropped(Dropped::PeerChanged, dropped);
                 }
-                Effect::Mark { seat, lane, nonce } => {
+                Effect::Mark { seat, channel, nonce } => {
                     let marker = Envelope::Marker { instance: self.settings.instance, nonce };
-                    if self.backplane.publish(&seat.user, lane, marker, Instant::now()) == Published::Full {
+                    if self.backplane.publish(&seat.user, channel, marker, Instant::now()) == Published::Full
+                    {
                         self.on_marker_overdue(&seat);
                     }
                 }
@@ -187,7 +187,7 @@ impl Hub {
 
     fn on_event(self: &Rc<Self>, event: Event<'_>) {
         match event {
-            Event::Lane { user, lane, envelope } => self.on_lane(user, lane, envelope),
+            Event::Envelope { user, channel, envelope } => self.on_envelope(user, channel, envelope),
             Event::Unreadable => self.metrics.dropped(Dropped::Unreadable, 1),
             Event::Down => self.on_backplane(BackplaneState::Down),
             Event::Up => self.on_backplane(BackplaneState::Up),
@@ -197,14 +197,14 @@ impl Hub {
         }
     }
 
-    fn on_lane(self: &Rc<Self>, user: &UserId, lane: Device, envelope: Envelope) {
+    fn on_envelope(self: &Rc<Self>, user: &UserId, channel: Device, envelope: Envelope) {
         let Some(room) = self.room(user) else { return };
         let mut effects = Vec::new();
         match envelope {
             Envelope::Parcel { from, parcel } => {
                 let (to, occupancy) = {
                     let mut room = room.borrow_mut();
-                    let to = room.on_lane(lane, from, &mut effects).cloned();
+                    let to = room.accept(channel, from, &mut effects).cloned();
                     (to, room.occupancy())
                 };
                 self.apply(effects);
@@ -223,18 +223,18 @@ impl Hub {
             }
             Envelope::Marker { instance, nonce } => {
                 if instance == self.settings.instance {
-                    room.borrow_mut().on_marker(lane, nonce, &mut effects);
+                    room.borrow_mut().on_marker(channel, nonce, &mut effects);
                     self.apply(effects);
                 }
             }
             Envelope::ServerMessage { data } => {
-                let to = room.borrow().here(lane).cloned();
+                let to = room.borrow().here(channel).cloned();
                 if let Some(to) = to {
                     self.deliver_server_message(&to, &data);
                 }
             }
             Envelope::Disconnect { connection } => {
-                let to = room.borrow().here(lane).cloned();
+                let to = room.borrow().here(channel).cloned();
                 if let Some(to) = to.filter(|to| to.connection == connection) {
                     self.disconnect(&to);
                 }

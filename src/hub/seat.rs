@@ -8,9 +8,9 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use crate::relay::close::Close;
-use crate::relay::ids::{ClientId, ConnectionId, Device, Generation, InstanceId, UserId};
+use crate::relay::ids::{ClientId, ConnectionId, Device, Generation, InstanceId, Member, UserId};
 use crate::relay::outbox::Outbox;
-use crate::relay::protocol::{Member, Protocol};
+use crate::relay::protocol::Protocol;
 use crate::relay::record::Holder;
 
 use super::SharedRoom;

@@ -40,7 +40,7 @@ use self::shard::{Event, Phase, Plan, User};
 use self::tokens::mint;
 use self::watch::{Reading, Watch};
 use crate::config::{LoadOptions, Output, Placement, Scenario};
-use crate::files::raise_limit;
+use crate::host::open_files::raise_limit;
 
 /// Between "all are connected" and the first frame.
 const RUN_UP: Duration = Duration::from_millis(100);

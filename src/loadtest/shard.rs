@@ -102,12 +102,12 @@ pub(super) fn start(
             events,
         });
         LocalSet::new().block_on(&runtime, async {
-            let telling = shard.clone();
-            let telling = tokio::task::spawn_local(async move { telling.tell_every_second().await });
+            let reporting = shard.clone();
+            let reporting = tokio::task::spawn_local(async move { reporting.report_every_second().await });
             super::scenario::run(&shard).await;
-            telling.abort();
+            reporting.abort();
             // The second in which everything ended.
-            shard.tell(shard.second(Instant::now())).await;
+            shard.report(shard.second(Instant::now())).await;
         });
     })
 }
@@ -127,7 +127,7 @@ impl Shard {
 
     /// Tells that all are connected, and waits for the common start; `None` when the run stops before.
     pub(super) async fn ready(&self) -> Option<Instant> {
-        self.tell(None).await;
+        self.report(None).await;
         // The receiver is gone only when the whole run is.
         let _ = self.events.send(Event::Ready).await;
         let mut phase = self.phase.clone();
@@ -162,7 +162,7 @@ impl Shard {
         Some(now.checked_duration_since(begin)?.as_secs())
     }
 
-    async fn tell_every_second(&self) {
+    async fn report_every_second(&self) {
         let mut last = None;
         loop {
             let now = Instant::now();
@@ -174,11 +174,11 @@ impl Shard {
                 _ => now + Duration::from_millis(200),
             };
             sleep_until(next.max(now + Duration::from_millis(1))).await;
-            self.tell(second).await;
+            self.report(second).await;
         }
     }
 
-    async fn tell(&self, second: Option<u64>) {
+    async fn report(&self, second: Option<u64>) {
         let tally = Box::new(self.tally.take());
         let event = match second {
             Some(second) => Event::Second(second, tally),

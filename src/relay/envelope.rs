@@ -1,4 +1,4 @@
-//! What instances say to each other on a lane: a short MessagePack header, and the payload behind it as
+//! What instances say to each other on a channel: a short MessagePack header, and the payload behind it as
 //! it is, so that it is neither copied nor parsed on its way.
 
 use std::borrow::Cow;
@@ -7,12 +7,12 @@ use std::io::Cursor;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::ids::{ClientId, ConnectionId, Device, Generation, InstanceId};
+use super::ids::{ClientId, ConnectionId, Device, Generation, InstanceId, Member};
+use super::parcel::Parcel;
 use super::private::Private;
-use super::protocol::{Member, Parcel};
 use super::record::Holder;
 
-/// One message on the lane of a device.
+/// One message on the channel of a device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Envelope {
     /// From the current member of the other slot, for this device.
@@ -22,21 +22,21 @@ pub enum Envelope {
         /// What was sent.
         parcel: Parcel,
     },
-    /// A slot has a new holder (published on both lanes).
+    /// A slot has a new holder (published on both channels).
     Claimed {
         /// Which slot.
         device: Device,
         /// Who holds it now.
         holder: Holder,
     },
-    /// A slot became free (published on both lanes).
+    /// A slot became free (published on both channels).
     Released {
         /// Which slot.
         device: Device,
         /// Who held it.
         member: Member,
     },
-    /// What its publisher sent on this lane before it has arrived.
+    /// What its publisher sent on this channel before it has arrived.
     Marker {
         /// Who published it.
         instance: InstanceId,
@@ -93,7 +93,7 @@ impl Header<'_> {
 }
 
 impl Envelope {
-    /// The bytes on the lane.
+    /// The bytes on the channel.
     #[must_use]
     pub fn encode(&self) -> Bytes {
         match self {
@@ -126,7 +126,7 @@ impl Envelope {
         }
     }
 
-    /// Reads what came on a lane; payloads stay slices of `bytes`.
+    /// Reads what came on a channel; payloads stay slices of `bytes`.
     ///
     /// # Errors
     /// When `bytes` are not what [`Self::encode`] writes.

@@ -175,6 +175,20 @@ impl ClientId {
     }
 }
 
+/// A connection that holds a slot, as others see it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, serde::Deserialize)]
+pub struct Member {
+    /// Which connection.
+    pub connection: ConnectionId,
+    /// The generation under which it holds its slot.
+    pub generation: Generation,
+}
+
+impl Member {
+    /// Before any member.
+    pub const NONE: Self = Self { connection: ConnectionId::NONE, generation: Generation::NONE };
+}
+
 /// Byte 0 of a binary frame: which stream it belongs to, and so which lane it takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StreamId(pub u8);

@@ -25,7 +25,7 @@ pub enum Verdict {
         /// When the next message may pass.
         until: Instant,
         /// True at most once a second: tell the client `rate_limited`.
-        tell: bool,
+        report: bool,
     },
     /// Past the rate for too long: close with 1008.
     Abuse,
@@ -39,14 +39,14 @@ pub struct Rate {
     full_at: Option<Instant>,
     past_since: Option<Instant>,
     last_limited: Option<Instant>,
-    last_told: Option<Instant>,
+    last_reported: Option<Instant>,
 }
 
 impl Rate {
     /// A full bucket; 0 is no limit.
     #[must_use]
     pub const fn new(per_second: u32) -> Self {
-        Self { per_second, full_at: None, past_since: None, last_limited: None, last_told: None }
+        Self { per_second, full_at: None, past_since: None, last_limited: None, last_reported: None }
     }
 
     /// One more message.
@@ -68,11 +68,11 @@ impl Rate {
         if self.past_since.is_some_and(|since| now.duration_since(since) >= PAST_RATE) {
             return Verdict::Abuse;
         }
-        let tell = self.last_told.is_none_or(|told| now.duration_since(told) >= Duration::from_secs(1));
-        if tell {
-            self.last_told = Some(now);
+        let report = self.last_reported.is_none_or(|last| now.duration_since(last) >= Duration::from_secs(1));
+        if report {
+            self.last_reported = Some(now);
         }
-        Verdict::Limited { until, tell }
+        Verdict::Limited { until, report }
     }
 
     /// A message that was held has waited for its turn: it takes the place that has become free.
@@ -135,10 +135,10 @@ mod tests {
         for _ in 0..10 {
             assert_eq!(rate.on_message(now), Verdict::Pass);
         }
-        assert_eq!(rate.on_message(now), Verdict::Limited { until: now + ms(100), tell: true });
-        assert_eq!(rate.on_message(now), Verdict::Limited { until: now + ms(100), tell: false });
+        assert_eq!(rate.on_message(now), Verdict::Limited { until: now + ms(100), report: true });
+        assert_eq!(rate.on_message(now), Verdict::Limited { until: now + ms(100), report: false });
         assert_eq!(rate.on_message(now + ms(100)), Verdict::Pass);
-        assert_eq!(rate.on_message(now + ms(100)), Verdict::Limited { until: now + ms(200), tell: false });
+        assert_eq!(rate.on_message(now + ms(100)), Verdict::Limited { until: now + ms(200), report: false });
     }
 
     #[test]
@@ -158,7 +158,7 @@ mod tests {
     fn one_message_a_second_is_a_rate_too() {
         let (mut rate, now) = (Rate::new(1), Instant::now());
         assert_eq!(rate.on_message(now), Verdict::Pass);
-        assert_eq!(rate.on_message(now), Verdict::Limited { until: now + ms(1000), tell: true });
+        assert_eq!(rate.on_message(now), Verdict::Limited { until: now + ms(1000), report: true });
         assert_eq!(rate.on_message(now + ms(1000)), Verdict::Pass);
     }
 

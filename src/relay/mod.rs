@@ -4,12 +4,14 @@
 // Tests may start from any instant.
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
+pub mod classic;
 pub mod close;
 pub mod envelope;
 pub mod handshake;
 pub mod ids;
 pub mod limits;
 pub mod outbox;
+pub mod parcel;
 pub mod private;
 pub mod protocol;
 pub mod record;

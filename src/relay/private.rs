@@ -43,8 +43,10 @@ mod tests {
 
     use crate::relay::envelope::Envelope;
     use crate::relay::handshake;
+    use crate::relay::ids::Member;
     use crate::relay::outbox::{Due, Outgoing};
-    use crate::relay::protocol::{ClientMessage, Member, Parcel};
+    use crate::relay::parcel::Parcel;
+    use crate::relay::protocol::ClientMessage;
 
     #[test]
     fn what_holds_a_token_or_a_payload_does_not_print_it() {

@@ -1,14 +1,13 @@
-//! What clients say and hear: the control messages of `duorelay.v1`, and the classic protocol's text.
+//! The control messages of `duorelay.v1`, in both directions.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fmt;
 
 use bytes::Bytes;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::ids::{ConnectionId, Device, Generation, InstanceId, UserId};
+use super::ids::{ConnectionId, Device, Generation, InstanceId, Member, UserId};
 use super::private::Private;
 
 /// The one `duorelay.` subprotocol that there is.
@@ -32,20 +31,6 @@ impl Protocol {
             Self::V1 => "v1",
         }
     }
-}
-
-/// A connection that holds a slot, as others see it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, serde::Deserialize)]
-pub struct Member {
-    /// Which connection.
-    pub connection: ConnectionId,
-    /// The generation under which it holds its slot.
-    pub generation: Generation,
-}
-
-impl Member {
-    /// Before any member.
-    pub const NONE: Self = Self { connection: ConnectionId::NONE, generation: Generation::NONE };
 }
 
 /// What a v1 client says in a text message.
@@ -133,7 +118,7 @@ impl<'a> ClientMessage<'a> {
 /// Who sent a `message`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum From {
+pub enum Sender {
     /// The user's desktop.
     Desktop,
     /// The user's mobile.
@@ -142,7 +127,7 @@ pub enum From {
     Server,
 }
 
-impl core::convert::From<Device> for From {
+impl From<Device> for Sender {
     fn from(device: Device) -> Self {
         match device {
             Device::Desktop => Self::Desktop,
@@ -194,7 +179,7 @@ pub struct ClientLimits {
 
 /// Who took a slot over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct By {
+pub struct Successor {
     /// The new connection.
     pub connection: ConnectionId,
     /// Its generation.
@@ -242,7 +227,7 @@ pub enum ServerMessage<'a> {
     /// From the other device, or from an operator.
     Message {
         /// Who sent it.
-        from: From,
+        from: Sender,
         /// Any JSON value, exactly as its sender wrote it.
         #[serde(skip_serializing_if = "Option::is_none")]
         data: Option<&'a RawValue>,
@@ -256,7 +241,7 @@ pub enum ServerMessage<'a> {
     /// This connection lost its slot; close 4001 follows.
     Overwritten {
         /// Who holds it now.
-        by: By,
+        by: Successor,
     },
     /// The token expires soon.
     Expiring {
@@ -310,88 +295,6 @@ impl ServerMessage<'_> {
         serde_json::to_vec(self).map(Bytes::from).unwrap_or_default()
     }
 }
-
-/// What one device sends to the other. `Debug` tells its kind and its size.
-#[derive(Clone, PartialEq, Eq)]
-pub enum Parcel {
-    /// A v1 binary message, stream id included; never empty.
-    Frame(Bytes),
-    /// A v1 `send`.
-    Send {
-        /// JSON, as the client wrote it.
-        data: Bytes,
-        /// The client's id for it.
-        id: Option<String>,
-        /// The sender's e-mail address or uid, for a classic receiver.
-        label: std::sync::Arc<str>,
-    },
-    /// A classic message.
-    Text {
-        /// What the client sent, as text.
-        text: Bytes,
-        /// The sender's e-mail address or uid.
-        label: std::sync::Arc<str>,
-    },
-}
-
-impl fmt::Debug for Parcel {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kind = match self {
-            Self::Frame(_) => "Frame",
-            Self::Send { .. } => "Send",
-            Self::Text { .. } => "Text",
-        };
-        write!(f, "{kind}({} bytes)", self.len())
-    }
-}
-
-impl Parcel {
-    /// True when the parcel must not be lost or replaced on its way.
-    #[must_use]
-    pub fn is_reliable(&self) -> bool {
-        match self {
-            Self::Frame(bytes) => bytes.first().is_some_and(|id| *id >= 0x80),
-            Self::Send { .. } | Self::Text { .. } => true,
-        }
-    }
-
-    /// What it weighs while it waits, in bytes.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        match self {
-            Self::Frame(bytes) => bytes.len(),
-            Self::Send { data, id, label } => data.len() + id.as_ref().map_or(0, String::len) + label.len(),
-            Self::Text { text, label } => text.len() + label.len(),
-        }
-    }
-
-    /// True for a parcel without any content.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-}
-
-/// Which slots of a room are held, for the classic protocol's two lines.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Occupancy {
-    /// Is a desktop connected?
-    pub desktop: bool,
-    /// Is a mobile connected?
-    pub mobile: bool,
-}
-
-/// A message to a classic client: a line feed, then four lines, each ended by a line feed.
-#[must_use]
-pub fn classic_text(occupancy: Occupancy, label: &str, text: &str) -> Bytes {
-    let Occupancy { desktop, mobile } = occupancy;
-    Bytes::from(format!(
-        "\nDesktop connected: {desktop}\nMobile connected: {mobile}\nRoom: {label}\nMessage: {text}\n"
-    ))
-}
-
-/// What a classic connection is told when it loses its slot.
-pub const CLASSIC_OVERWRITTEN: &str = "This connection has been overwritten with a new one";
 
 /// JSON without the white space outside strings (RFC 8259 section 2); key order and digits are kept.
 #[must_use]

@@ -54,7 +54,7 @@ fn every_server_message_has_these_bytes() {
         ),
         (
             ServerMessage::Message {
-                from: From::Mobile,
+                from: Sender::Mobile,
                 data: Some(raw_json("{ \"b\":1e400 }")),
                 text: None,
                 id: Some("x"),
@@ -62,16 +62,21 @@ fn every_server_message_has_these_bytes() {
             r#"{"type":"message","from":"mobile","data":{ "b":1e400 },"id":"x"}"#.to_owned(),
         ),
         (
-            ServerMessage::Message { from: From::Server, data: Some(raw_json("null")), text: None, id: None },
+            ServerMessage::Message {
+                from: Sender::Server,
+                data: Some(raw_json("null")),
+                text: None,
+                id: None,
+            },
             r#"{"type":"message","from":"server","data":null}"#.to_owned(),
         ),
         (
-            ServerMessage::Message { from: From::Desktop, data: None, text: Some("h\ni"), id: None },
+            ServerMessage::Message { from: Sender::Desktop, data: None, text: Some("h\ni"), id: None },
             r#"{"type":"message","from":"desktop","text":"h\ni"}"#.to_owned(),
         ),
         (
             ServerMessage::Overwritten {
-                by: By { connection: C, generation: Generation(8), same_client: true },
+                by: Successor { connection: C, generation: Generation(8), same_client: true },
             },
             format!(
                 r#"{{"type":"overwritten","by":{{"connection":"{c}","generation":8,"same_client":true}}}}"#
@@ -150,15 +155,6 @@ fn deep_nesting_is_passed_on_and_not_recursed_into() {
 }
 
 #[test]
-fn classic_text_is_a_line_feed_and_four_lines() {
-    let occupancy = Occupancy { desktop: true, mobile: false };
-    assert_eq!(
-        classic_text(occupancy, "a@b.c", "x\ny"),
-        "\nDesktop connected: true\nMobile connected: false\nRoom: a@b.c\nMessage: x\ny\n"
-    );
-}
-
-#[test]
 fn compact_json_strips_only_outside_strings() {
     let json = "{ \"b \\\" \\\\\" :\t1.50E+2,\r\n\"a\" : [ 1 , \" \" ] }";
     assert_eq!(compact_json(json), "{\"b \\\" \\\\\":1.50E+2,\"a\":[1,\" \"]}");
@@ -183,7 +179,7 @@ proptest! {
         let json = format!("{{\"type\":\"send\",\"data\":{pretty}}}");
         let parsed = ClientMessage::parse(&json);
         prop_assert_eq!(parsed.as_ref(), Ok(&ClientMessage::Send { data: Private::new(&pretty), id: None }));
-        let message = ServerMessage::Message { from: From::Mobile, data: Some(raw_json(&pretty)), text: None, id: None };
+        let message = ServerMessage::Message { from: Sender::Mobile, data: Some(raw_json(&pretty)), text: None, id: None };
         let read: serde_json::Value = serde_json::from_slice(&message.encode()).unwrap();
         prop_assert_eq!(&read["data"], &value);
     }

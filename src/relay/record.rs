@@ -3,8 +3,7 @@
 //! These are the rules of claim, renew and release. The memory backplane calls them as they are; the
 //! Redis backplane runs the same rules as Lua scripts, where each is atomic.
 
-use super::ids::{ClientId, ConnectionId, Device, Generation, InstanceId};
-use super::protocol::Member;
+use super::ids::{ClientId, ConnectionId, Device, Generation, InstanceId, Member};
 
 /// A connection that holds a slot, and where its socket is.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -28,11 +27,11 @@ impl Holder {
 
 /// A holder and the end of its lease, in milliseconds of the backplane's clock.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Held {
+pub struct Lease {
     /// Who holds the slot.
     pub holder: Holder,
     /// When the slot is free again unless it is renewed before.
-    pub lease_ends: u64,
+    pub ends: u64,
 }
 
 /// What a new connection asks for.
@@ -50,7 +49,7 @@ pub struct Claim {
     pub known: Generation,
 }
 
-/// What came of a claim.
+/// Outcome of a claim.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[must_use]
 pub enum ClaimOutcome {
@@ -74,7 +73,7 @@ pub struct Claimed {
     pub other: Option<Holder>,
 }
 
-/// What came of a renewal.
+/// Outcome of a renewal.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[must_use]
 pub enum Renewed {
@@ -99,7 +98,7 @@ pub const EVICTION_WINDOW_MS: u64 = 10_000;
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 struct Slot {
-    held: Option<Held>,
+    lease: Option<Lease>,
     /// The last member that the slot had, also when it is free: a connection that was overwritten by
     /// one that has left since must not get the slot back.
     newest: Option<Member>,
@@ -132,8 +131,8 @@ impl Record {
 
     /// Who holds a slot at `now` (milliseconds).
     #[must_use]
-    pub fn holder(&self, device: Device, now: u64) -> Option<&Held> {
-        self.slot(device).held.as_ref().filter(|held| held.lease_ends > now)
+    pub fn holder(&self, device: Device, now: u64) -> Option<&Lease> {
+        self.slot(device).lease.as_ref().filter(|lease| lease.ends > now)
     }
 
     /// Gives the slot to a new connection, under the next generation: above the last one, above every
@@ -141,7 +140,7 @@ impl Record {
     /// the record was lost.
     pub fn claim(&mut self, now_us: u64, lease_ms: u64, claim: Claim) -> ClaimOutcome {
         let now = now_us / 1000;
-        let replaced = self.holder(claim.device, now).map(|held| held.holder.clone());
+        let replaced = self.holder(claim.device, now).map(|lease| lease.holder.clone());
         let generation = Generation((self.last.0 + 1).max(claim.known.0 + 1).max(now_us));
         let holder = Holder {
             member: Member { connection: claim.connection, generation },
@@ -157,9 +156,9 @@ impl Record {
             slot.evictions.push(now);
         }
         slot.newest = Some(holder.member);
-        slot.held = Some(Held { holder, lease_ends: now + lease_ms });
+        slot.lease = Some(Lease { holder, ends: now + lease_ms });
         self.last = generation;
-        let other = self.holder(claim.device.other(), now).map(|held| held.holder.clone());
+        let other = self.holder(claim.device.other(), now).map(|lease| lease.holder.clone());
         ClaimOutcome::Claimed(Claimed { generation, replaced, other })
     }
 
@@ -170,18 +169,18 @@ impl Record {
         // Nobody holds the slot though it was mine last: I have released it, and this renewal, sent before,
         // was overtaken by that.
         let is_over = |newest: &Member| {
-            newest.generation > mine.member.generation || (*newest == mine.member && slot.held.is_none())
+            newest.generation > mine.member.generation || (*newest == mine.member && slot.lease.is_none())
         };
         if let Some(newest) = slot.newest.filter(is_over) {
-            let holder = self.holder(device, now).map(|held| held.holder.clone());
+            let holder = self.holder(device, now).map(|lease| lease.holder.clone());
             return (Renewed::Overwritten { by: newest, holder }, false);
         }
         let slot = self.slot_mut(device);
-        let put_back = slot.held.as_ref().is_none_or(|held| held.holder.member != mine.member);
+        let put_back = slot.lease.as_ref().is_none_or(|lease| lease.holder.member != mine.member);
         slot.newest = Some(mine.member);
-        slot.held = Some(Held { holder: mine.clone(), lease_ends: now + lease_ms });
+        slot.lease = Some(Lease { holder: mine.clone(), ends: now + lease_ms });
         self.last = self.last.max(mine.member.generation);
-        let other = self.holder(device.other(), now).map(|held| held.holder.clone());
+        let other = self.holder(device.other(), now).map(|lease| lease.holder.clone());
         (Renewed::Kept { other }, put_back)
     }
 
@@ -191,8 +190,8 @@ impl Record {
     /// generation to compare yet.
     pub fn release(&mut self, device: Device, connection: ConnectionId) -> Option<Member> {
         let slot = self.slot_mut(device);
-        let held = slot.held.take_if(|held| held.holder.member.connection == connection)?;
-        Some(held.holder.member)
+        let lease = slot.lease.take_if(|lease| lease.holder.member.connection == connection)?;
+        Some(lease.holder.member)
     }
 
     /// True when nobody holds a slot and nothing is left to remember for the next claim.

@@ -3,8 +3,9 @@
 //! `L` is a local connection. A delivery can only be had from the room that it belongs to, which is why
 //! no frame of one user can reach another.
 
-use super::ids::{ConnectionId, Device, Generation, InstanceId};
-use super::protocol::{By, Member, Occupancy};
+use super::classic::Occupancy;
+use super::ids::{ConnectionId, Device, Generation, InstanceId, Member};
+use super::protocol::Successor;
 use super::record::{Claimed, Holder, Renewed};
 
 /// What the hub has to do after an input.
@@ -16,7 +17,7 @@ pub enum Effect<L> {
         /// The connection that lost.
         seat: L,
         /// The one that won.
-        by: By,
+        by: Successor,
     },
     /// The other slot of a local connection changed: drop the volatile frames that wait for it, then tell.
     Peer {
@@ -35,12 +36,12 @@ pub enum Effect<L> {
         /// Whose.
         seat: L,
     },
-    /// Publish a marker on a lane: when it comes back, everything sent before it has arrived.
+    /// Publish a marker on a channel: when it comes back, everything sent before it has arrived.
     Mark {
         /// The sender that waits for it.
         seat: L,
-        /// The lane.
-        lane: Device,
+        /// The channel.
+        channel: Device,
         /// Repeated by the marker.
         nonce: u64,
     },
@@ -68,7 +69,7 @@ pub enum Route<'a, L> {
     Overwritten,
 }
 
-/// What came of a local connection's end.
+/// Outcome of a local connection's end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use]
 pub enum Left {
@@ -99,7 +100,7 @@ struct Slot<L> {
     /// The holder's connection, if it is here.
     here: Option<L>,
     /// What `here` believes of the other slot, or will be told in its `welcome`.
-    told: Option<Member>,
+    reported: Option<Member>,
     /// `here` has been told.
     welcomed: bool,
     /// `here` has sent frames through the backplane that may still be on their way.
@@ -118,7 +119,7 @@ impl<L> Default for Slot<L> {
             released: Generation::NONE,
             silent: false,
             here: None,
-            told: None,
+            reported: None,
             welcomed: false,
             sent_away: false,
             marker: None,
@@ -197,7 +198,7 @@ impl<L: Clone> Room<L> {
         slot.here.as_ref().zip(slot.holder.as_ref())
     }
 
-    /// True while this instance needs what is published on the lane of `device`.
+    /// True while this instance needs what is published on the channel of `device`.
     #[must_use]
     pub fn listens(&self, device: Device) -> bool {
         let slot = self.slot(device);
@@ -210,16 +211,16 @@ impl<L: Clone> Room<L> {
         !Device::ALL.into_iter().any(|device| self.listens(device))
     }
 
-    /// A local connection is about to claim; the lane is subscribed before the claim leaves.
+    /// A local connection is about to claim; the channel is subscribed before the claim leaves.
     pub fn on_claiming(&mut self, device: Device, connection: ConnectionId, seat: L) {
         self.slot_mut(device).waiting.push(Waiting { connection, seat });
     }
 
-    /// A slot has a new holder: by a message on a lane, or by the answer to a local claim. Whichever of
+    /// A slot has a new holder: by a message on a channel, or by the answer to a local claim. Whichever of
     /// the two comes first counts, the second changes nothing, and an older one than what is known
     /// changes nothing either.
     ///
-    /// The position of this message among the others of the lane is what decides which of two sockets
+    /// The position of this message among the others of the channel is what decides which of two sockets
     /// gets a frame: what comes before it is the predecessor's, what comes after it the new holder's.
     pub fn on_claimed(&mut self, device: Device, holder: Holder, effects: &mut Vec<Effect<L>>) {
         let slot = self.slot_mut(device);
@@ -229,11 +230,14 @@ impl<L: Clone> Room<L> {
             // The answer to a claim that another one has already overtaken: its connection was
             // overwritten before it was ever current.
             if let Some(seat) = local {
-                effects.push(Effect::Overwrite { seat, by: by(slot.newest, slot.holder.as_ref(), &holder) });
+                effects.push(Effect::Overwrite {
+                    seat,
+                    by: successor(slot.newest, slot.holder.as_ref(), &holder),
+                });
             } else if holder.member == slot.newest && slot.newest.generation > slot.released {
                 // Known, but perhaps not where it is, or its lease had ended.
                 slot.holder = Some(holder);
-                self.tell(device.other(), effects);
+                self.notify(device.other(), effects);
             }
             return;
         }
@@ -244,7 +248,7 @@ impl<L: Clone> Room<L> {
         slot.newest = holder.member;
         slot.silent = false;
         slot.here = local;
-        slot.told = peer.filter(|_| slot.here.is_some());
+        slot.reported = peer.filter(|_| slot.here.is_some());
         slot.welcomed = false;
         slot.sent_away = false;
         slot.marker = None;
@@ -253,10 +257,10 @@ impl<L: Clone> Room<L> {
                 // Changes of the other slot do not reach it any more, and its `welcome`, yet to come, will name who is there then.
                 effects.push(Effect::DropVolatile { seat: seat.clone() });
             }
-            effects.push(Effect::Overwrite { seat, by: by(holder.member, Some(&holder), &old) });
+            effects.push(Effect::Overwrite { seat, by: successor(holder.member, Some(&holder), &old) });
         }
         let is_here = slot.here.is_some();
-        self.tell(device.other(), effects);
+        self.notify(device.other(), effects);
         if is_here {
             self.enter_short_cut(device.other(), effects);
         } else {
@@ -272,8 +276,8 @@ impl<L: Clone> Room<L> {
         }
     }
 
-    /// The answer to a local claim. It completes what the lane has told, and stands in for it if the
-    /// lane's message was lost.
+    /// The answer to a local claim. It completes what the channel has told, and stands in for it if the
+    /// channel's message was lost.
     pub fn on_claim_answered(
         &mut self,
         device: Device,
@@ -287,7 +291,7 @@ impl<L: Clone> Room<L> {
     }
 
     /// What an answer of the backplane said of the slot beside ours. The answer may be older than what
-    /// the lane has told since: only what cannot have been overtaken is believed. `asked` is the newest
+    /// the channel has told since: only what cannot have been overtaken is believed. `asked` is the newest
     /// generation of which it is certain that the answer includes it.
     fn on_other_slot(
         &mut self,
@@ -301,13 +305,13 @@ impl<L: Clone> Room<L> {
             Some(holder) if holder.member.generation >= slot.newest.generation => {
                 self.on_claimed(device, holder, effects)
             }
-            // Older than a release or a claim that the lane has told since.
+            // Older than a release or a claim that the channel has told since.
             Some(_) if slot.here.is_some() || slot.newest.generation > asked => {}
             // The record never goes back by itself: it was lost, and an older holder that never heard of the
             // newer one has put its slot back. The newer one will do the same, if it still lives.
             Some(_) if slot.visible().is_some() => {
                 slot.holder = None;
-                self.tell(device.other(), effects);
+                self.notify(device.other(), effects);
             }
             Some(older) => {
                 slot.newest = Member::NONE;
@@ -321,7 +325,7 @@ impl<L: Clone> Room<L> {
                     // If its instance comes back and renews, it is not silent; that it was heard again
                     // meanwhile has not been noticed of a slot without a holder.
                     slot.silent = false;
-                    self.tell(device.other(), effects);
+                    self.notify(device.other(), effects);
                 }
             }
         }
@@ -337,7 +341,7 @@ impl<L: Clone> Room<L> {
         self.on_left(device, connection, effects)
     }
 
-    /// A slot became free, by a message on a lane.
+    /// A slot became free, by a message on a channel.
     pub fn on_released(&mut self, device: Device, member: Member, effects: &mut Vec<Effect<L>>) {
         // Its `claimed` may have been lost: whoever it took the slot from has lost it all the same.
         self.on_seen(device, member, effects);
@@ -347,7 +351,7 @@ impl<L: Clone> Room<L> {
         // and what is here is released here, not by an echo.
         if slot.here.is_none() && slot.holder.as_ref().is_some_and(|holder| holder.member == member) {
             slot.holder = None;
-            self.tell(device.other(), effects);
+            self.notify(device.other(), effects);
         }
     }
 
@@ -369,11 +373,11 @@ impl<L: Clone> Room<L> {
         slot.released = slot.newest.generation;
         slot.holder = None;
         slot.here = None;
-        slot.told = None;
+        slot.reported = None;
         slot.welcomed = false;
         slot.sent_away = false;
         slot.marker = None;
-        self.tell(device.other(), effects);
+        self.notify(device.other(), effects);
         self.leave_short_cut(device.other(), effects);
         Left::Current
     }
@@ -394,7 +398,7 @@ impl<L: Clone> Room<L> {
         match renewed {
             Renewed::Kept { other } => self.on_other_slot(device.other(), other, asked, effects),
             Renewed::Overwritten { by, holder } => {
-                // The lane's message was lost: this is how an overwritten connection learns of it.
+                // The channel's message was lost: this is how an overwritten connection learns of it.
                 let is_free = holder.is_none();
                 match holder {
                     Some(holder) => self.on_claimed(device, holder, effects),
@@ -404,7 +408,7 @@ impl<L: Clone> Room<L> {
                 let slot = self.slot_mut(device);
                 if is_free && slot.here.is_none() && slot.holds(by.connection) {
                     slot.holder = None;
-                    self.tell(device.other(), effects);
+                    self.notify(device.other(), effects);
                 }
             }
         }
@@ -417,14 +421,14 @@ impl<L: Clone> Room<L> {
             let is_there = slot.holder.as_ref().is_some_and(|holder| holder.instance == instance);
             if is_there && slot.here.is_none() && slot.silent != silent {
                 slot.silent = silent;
-                self.tell(device.other(), effects);
+                self.notify(device.other(), effects);
             }
         }
     }
 
-    /// Something from `from` has come on the lane of `to`: who gets it. Only the newest connection of
+    /// Something from `from` has come on the channel of `to`: who gets it. Only the newest connection of
     /// the other device that is known here may speak, and only to the newest of this one.
-    pub fn on_lane(&mut self, to: Device, from: Member, effects: &mut Vec<Effect<L>>) -> Option<&L> {
+    pub fn accept(&mut self, to: Device, from: Member, effects: &mut Vec<Effect<L>>) -> Option<&L> {
         let slot = self.slot_mut(to.other());
         if from.generation < slot.newest.generation || from.generation <= slot.released {
             return None;
@@ -435,7 +439,7 @@ impl<L: Clone> Room<L> {
             // It was silent, or its lease had ended, or was lost: it lives.
             slot.silent = false;
             slot.holder.get_or_insert_with(|| seen(from));
-            self.tell(to, effects);
+            self.notify(to, effects);
         } else if slot.here.is_some() && slot.marker.is_none() && !slot.sent_away {
             // A local sender's marker was given up, and this frame comes after all: later ones have
             // overtaken it in memory.
@@ -449,20 +453,20 @@ impl<L: Clone> Room<L> {
         let peer = self.slot(device.other()).visible();
         let slot = self.slot_mut(device);
         if slot.here.is_some() && slot.holds(connection) {
-            slot.told = peer;
+            slot.reported = peer;
             slot.welcomed = true;
         }
         peer
     }
 
     /// Tells the local holder of `device` what has become of the other slot, if it believes otherwise.
-    fn tell(&mut self, device: Device, effects: &mut Vec<Effect<L>>) {
+    fn notify(&mut self, device: Device, effects: &mut Vec<Effect<L>>) {
         let now = self.slot(device.other()).visible();
         let slot = self.slot_mut(device);
-        let Some(seat) = slot.here.clone().filter(|_| slot.told != now) else {
+        let Some(seat) = slot.here.clone().filter(|_| slot.reported != now) else {
             return;
         };
-        let before = std::mem::replace(&mut slot.told, now);
+        let before = std::mem::replace(&mut slot.reported, now);
         if !slot.welcomed {
             // Frames that wait came from somebody who was seen when they came.
             effects.extend(before.map(|_| Effect::DropVolatile { seat }));
@@ -511,7 +515,7 @@ impl<L: Clone> Room<L> {
         };
         slot.marker = Some(nonce);
         self.markers = nonce;
-        effects.push(Effect::Mark { seat, lane: device.other(), nonce });
+        effects.push(Effect::Mark { seat, channel: device.other(), nonce });
     }
 
     /// The peer of `device`'s member is not here any more; in memory nothing is ever on its way.
@@ -524,12 +528,12 @@ impl<L: Clone> Room<L> {
         }
     }
 
-    /// A marker of this instance came back on the lane of `lane`: the short cut is open.
-    pub fn on_marker(&mut self, lane: Device, nonce: u64, effects: &mut Vec<Effect<L>>) {
-        let slot = self.slot_mut(lane.other());
+    /// A marker of this instance came back on the channel of `channel`: the short cut is open.
+    pub fn on_marker(&mut self, channel: Device, nonce: u64, effects: &mut Vec<Effect<L>>) {
+        let slot = self.slot_mut(channel.other());
         if slot.marker == Some(nonce) {
             slot.sent_away = false;
-            self.leave_short_cut(lane.other(), effects);
+            self.leave_short_cut(channel.other(), effects);
         }
     }
 
@@ -546,9 +550,9 @@ fn seen(member: Member) -> Holder {
     Holder { member, instance: InstanceId::UNKNOWN, client: None }
 }
 
-fn by(new: Member, holder: Option<&Holder>, old: &Holder) -> By {
+fn successor(new: Member, holder: Option<&Holder>, old: &Holder) -> Successor {
     let same_client = holder.is_some_and(|holder| holder.member == new && holder.is_same_client(old));
-    By { connection: new.connection, generation: new.generation, same_client }
+    Successor { connection: new.connection, generation: new.generation, same_client }
 }
 
 #[cfg(test)]

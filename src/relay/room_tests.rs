@@ -28,7 +28,7 @@ fn peer(seat: u32, device: Device, n: u32, connected: bool) -> Effect<u32> {
 
 fn overwrite(seat: u32, n: u32, same_client: bool) -> Effect<u32> {
     let Member { connection, generation } = member(n);
-    Effect::Overwrite { seat, by: By { connection, generation, same_client } }
+    Effect::Overwrite { seat, by: Successor { connection, generation, same_client } }
 }
 
 fn claimed(n: u32, other: Option<Holder>) -> Claimed {
@@ -117,12 +117,12 @@ fn only_the_newest_known_sender_is_heard() {
     seat(&mut room, Mobile, 1, "");
     away(&mut room, Desktop, 5);
     let mut fx = vec![];
-    assert_eq!(room.on_lane(Mobile, member(4), &mut fx), None);
-    assert_eq!(room.on_lane(Mobile, member(5), &mut fx), Some(&1));
+    assert_eq!(room.accept(Mobile, member(4), &mut fx), None);
+    assert_eq!(room.accept(Mobile, member(5), &mut fx), Some(&1));
     assert_eq!(fx, []);
     room.on_released(Desktop, member(5), &mut fx);
     fx.clear();
-    assert_eq!(room.on_lane(Mobile, member(5), &mut fx), None);
+    assert_eq!(room.accept(Mobile, member(5), &mut fx), None);
 }
 
 #[test]
@@ -131,7 +131,7 @@ fn a_sender_whose_claim_was_lost_on_the_way_proves_itself_by_its_frame() {
     seat(&mut room, Mobile, 1, "");
     seat(&mut room, Desktop, 2, "");
     let mut fx = vec![];
-    assert_eq!(room.on_lane(Mobile, member(6), &mut fx), Some(&1));
+    assert_eq!(room.accept(Mobile, member(6), &mut fx), Some(&1));
     assert_eq!(fx, [overwrite(2, 6, false), peer(1, Desktop, 6, true)]);
 }
 
@@ -142,9 +142,9 @@ fn lane_messages_before_ones_own_claim_are_the_predecessors() {
     away(&mut room, Mobile, 2);
     room.on_claiming(Desktop, member(3).connection, 3);
     let mut fx = vec![];
-    assert_eq!(room.on_lane(Desktop, member(2), &mut fx), Some(&1));
+    assert_eq!(room.accept(Desktop, member(2), &mut fx), Some(&1));
     room.on_claimed(Desktop, holder(3, A, "tab"), &mut fx);
-    assert_eq!(room.on_lane(Desktop, member(2), &mut fx), Some(&3));
+    assert_eq!(room.accept(Desktop, member(2), &mut fx), Some(&3));
     assert_eq!(fx, [overwrite(1, 3, true)]);
 }
 
@@ -153,7 +153,7 @@ fn volatile_frames_of_an_older_peer_than_the_welcome_will_name_are_dropped() {
     type Change = fn(&mut Room<u32>, &mut Vec<Effect<u32>>);
     let changes: [Change; 5] = [
         |room, fx| room.on_claimed(Mobile, holder(4, B, ""), fx),
-        |room, fx| assert_eq!(room.on_lane(Desktop, member(4), fx), Some(&3)),
+        |room, fx| assert_eq!(room.accept(Desktop, member(4), fx), Some(&3)),
         |room, fx| room.on_released(Mobile, member(2), fx),
         |room, fx| room.on_claim_answered(Desktop, holder(3, A, ""), &claimed(3, None), fx),
         |room, fx| room.on_claim_answered(Desktop, holder(3, A, ""), &claimed(3, Some(holder(4, B, ""))), fx),
@@ -162,7 +162,7 @@ fn volatile_frames_of_an_older_peer_than_the_welcome_will_name_are_dropped() {
         let mut room = Room::default();
         room.on_claiming(Desktop, member(3).connection, 3);
         room.on_claimed(Desktop, holder(3, A, ""), &mut vec![]);
-        assert_eq!(room.on_lane(Desktop, member(2), &mut vec![]), Some(&3));
+        assert_eq!(room.accept(Desktop, member(2), &mut vec![]), Some(&3));
         assert_eq!(effects(|fx| change(&mut room, fx)), [Effect::DropVolatile { seat: 3 }]);
         // From here on it is told with the change.
         let newest = room.on_welcomed(Desktop, member(3).connection);
@@ -255,7 +255,7 @@ fn the_short_cut_opens_when_the_marker_has_come_back() {
     away(&mut room, Desktop, 2);
     assert_eq!(route(&mut room, Mobile, 1), Route::Away(member(1)));
     let fx = seat(&mut room, Desktop, 3, "");
-    assert_eq!(fx, [peer(1, Desktop, 3, true), Effect::Mark { seat: 1, lane: Desktop, nonce: 1 }]);
+    assert_eq!(fx, [peer(1, Desktop, 3, true), Effect::Mark { seat: 1, channel: Desktop, nonce: 1 }]);
     assert_eq!(route(&mut room, Mobile, 1), Route::Wait);
     assert_eq!(route(&mut room, Desktop, 3), Route::Here(&1));
     assert_eq!(effects(|fx| room.on_marker(Desktop, 9, fx)), []);
@@ -292,9 +292,9 @@ fn a_frame_that_comes_after_its_marker_was_given_up_does_not_arrive_behind_later
     let resumed = effects(|fx| room.on_marker_overdue(Desktop, fx));
     assert_eq!(resumed, [Effect::Resume { seat: 1 }]);
     assert_eq!(route(&mut room, Desktop, 1), Route::Here(&3));
-    let _ = effects(|fx| assert_eq!(room.on_lane(Mobile, member(1), fx), None));
+    let _ = effects(|fx| assert_eq!(room.accept(Mobile, member(1), fx), None));
     // Another one that sends from elsewhere is heard.
-    let _ = effects(|fx| assert_eq!(room.on_lane(Mobile, member(4), fx), Some(&3)));
+    let _ = effects(|fx| assert_eq!(room.accept(Mobile, member(4), fx), Some(&3)));
 }
 
 #[test]
@@ -321,7 +321,7 @@ fn a_newer_connection_whose_lease_only_ended_comes_back() {
     let kept = Renewed::Kept { other: Some(holder(3, B, "")) };
     let back = effects(|fx| room.on_renewed(Mobile, member(2).connection, Generation(3), kept, fx));
     assert_eq!(back, [peer(2, Desktop, 3, true)]);
-    let _ = effects(|fx| assert_eq!(room.on_lane(Mobile, member(3), fx), Some(&2)));
+    let _ = effects(|fx| assert_eq!(room.accept(Mobile, member(3), fx), Some(&2)));
 }
 
 #[test]
@@ -335,7 +335,7 @@ fn a_frame_or_a_repeated_claim_brings_back_a_holder_whose_lease_had_ended() {
     seat(&mut room, Mobile, 1, "");
     away(&mut room, Desktop, 2);
     assert_eq!(ended(&mut room), [peer(1, Desktop, 2, false)]);
-    let heard = effects(|fx| assert_eq!(room.on_lane(Mobile, member(2), fx), Some(&1)));
+    let heard = effects(|fx| assert_eq!(room.accept(Mobile, member(2), fx), Some(&1)));
     assert_eq!(heard, [peer(1, Desktop, 2, true)]);
     assert_eq!(ended(&mut room), [peer(1, Desktop, 2, false)]);
     assert_eq!(away(&mut room, Desktop, 2), [peer(1, Desktop, 2, true)]);
@@ -376,9 +376,9 @@ fn after_the_record_was_lost_an_older_connection_stands_in_for_a_newer_one_that_
     assert_eq!(answer(&mut room, Generation(2)), []);
     // Nor before the newer one has had the time to put itself back.
     assert_eq!(answer(&mut room, Generation(3)), [peer(1, Desktop, 3, false)]);
-    let _ = effects(|fx| assert_eq!(room.on_lane(Mobile, member(2), fx), None));
+    let _ = effects(|fx| assert_eq!(room.accept(Mobile, member(2), fx), None));
     assert_eq!(answer(&mut room, Generation(3)), [peer(1, Desktop, 2, true)]);
-    let _ = effects(|fx| assert_eq!(room.on_lane(Mobile, member(2), fx), Some(&1)));
+    let _ = effects(|fx| assert_eq!(room.accept(Mobile, member(2), fx), Some(&1)));
 }
 
 #[test]

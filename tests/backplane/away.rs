@@ -6,7 +6,7 @@ use bytes::Bytes;
 use duorelay::backplane::{CALL_LIMIT, Published, Renewal, Unavailable};
 use duorelay::relay::envelope::Envelope;
 use duorelay::relay::ids::{Device, InstanceId, UserId};
-use duorelay::relay::protocol::Parcel;
+use duorelay::relay::parcel::Parcel;
 use duorelay::relay::record::{Claim, ClaimOutcome, Holder, Renewed};
 use futures_util::future::{FutureExt as _, LocalBoxFuture, join_all};
 use tokio::time::{Instant, sleep, timeout};
@@ -21,7 +21,7 @@ const MOBILE: Device = Device::Mobile;
 const TOLD_WITHIN: Duration = Duration::from_secs(3);
 /// A busy machine may be late.
 const SLACK: Duration = Duration::from_millis(500);
-/// What may be on its way to Redis at the same time, for all lanes of a worker.
+/// What may be on its way to Redis at the same time, for all channels of a worker.
 const IN_FLIGHT_BYTES: usize = 8 << 20;
 
 /// A desktop at one worker and a mobile at another.
@@ -39,11 +39,11 @@ fn volatile(from: &Holder, stream: u8, payload: &[u8]) -> Envelope {
 }
 
 /// Publishes until one arrives; how long that took.
-async fn crosses(from: &Worker, ann: &UserId, lane: Device, to: &Worker) -> Duration {
+async fn crosses(from: &Worker, ann: &UserId, channel: Device, to: &Worker) -> Duration {
     let start = Instant::now();
     loop {
-        let nonce = from.mark(ann, lane);
-        let is_it = |heard: &Heard| matches!(heard, Heard::Lane(_, _, Envelope::Marker { nonce: this, .. }) if *this == nonce);
+        let nonce = from.mark(ann, channel);
+        let is_it = |heard: &Heard| matches!(heard, Heard::Envelope(_, _, Envelope::Marker { nonce: this, .. }) if *this == nonce);
         if timeout(Duration::from_millis(50), to.until(is_it)).await.is_ok() {
             return start.elapsed();
         }
@@ -67,8 +67,8 @@ fn every_call_ends_in_time_while_redis_stands_still() {
             .map(|n| Renewal { user: user(&format!("user{n}")), device: DESKTOP, holder: desktop.clone() })
             .collect();
         let (bob, carol) = (user("bob"), user("carol"));
-        let new_lane = async { a.backplane.claim(&bob, a.claim_of(DESKTOP, None)).await.is_err() };
-        let known_lane = async { b.backplane.claim(&ann, b.claim_of(MOBILE, None)).await.is_err() };
+        let new_channel = async { a.backplane.claim(&bob, a.claim_of(DESKTOP, None)).await.is_err() };
+        let known_channel = async { b.backplane.claim(&ann, b.claim_of(MOBILE, None)).await.is_err() };
         let renewals = async {
             let answers = a.backplane.renew(&many).await;
             answers.len() == many.len() && answers.iter().all(Result::is_err)
@@ -80,8 +80,8 @@ fn every_call_ends_in_time_while_redis_stands_still() {
         let look = async { b.backplane.room(&ann).await.is_err() };
         let timed = |what, call| timed(what, start, call);
         tokio::join!(
-            timed("a claim of a new lane", new_lane.boxed_local()),
-            timed("a claim of a known lane", known_lane.boxed_local()),
+            timed("a claim of a new channel", new_channel.boxed_local()),
+            timed("a claim of a known channel", known_channel.boxed_local()),
             timed("many renewals", renewals.boxed_local()),
             timed("a release", release.boxed_local()),
             timed("a look", look.boxed_local()),
@@ -142,7 +142,7 @@ fn what_waits_for_one_lane_is_bounded() {
         }
         let other =
             a.backplane.publish(&user("bob"), MOBILE, frame(&desktop, b"x"), std::time::Instant::now());
-        assert_eq!(other, Published::Queued, "each lane has a queue of its own");
+        assert_eq!(other, Published::Queued, "each channel has a queue of its own");
         world.server().signal("CONT");
         crosses(&a, &ann, MOBILE, &b).await;
     });
@@ -206,7 +206,7 @@ fn a_claim_waits_until_its_lane_is_acknowledged() {
         for n in 0..5 {
             let ann = user(&format!("ann{n}"));
             let (holder, _) = worker.claim(&ann, DESKTOP, None).await;
-            let own = Heard::Lane(ann, DESKTOP, claimed(DESKTOP, &holder));
+            let own = Heard::Envelope(ann, DESKTOP, claimed(DESKTOP, &holder));
             assert!(worker.has_heard(&own), "claimed before it was subscribed");
         }
     });
@@ -217,7 +217,7 @@ fn killed_connections_lose_no_lane() {
     run(async {
         let (world, ann) = (World::standalone().await, user("ann"));
         let (a, _, b, _) = pair(&world, &ann).await;
-        // More lanes than fit into one SUBSCRIBE.
+        // More channels than fit into one SUBSCRIBE.
         let users: Vec<_> = (0..1200).map(|n| user(&format!("user{n}"))).collect();
         join_all(users.iter().map(|user| b.claim(user, MOBILE, None))).await;
         for kind in ["pubsub", "normal"] {
@@ -255,22 +255,22 @@ fn lanes_that_nobody_needs_are_given_back() {
     run(async {
         let (world, ann) = (World::standalone().await, user("ann"));
         let (a, desktop, b, _) = pair(&world, &ann).await;
-        let lanes = async || {
+        let channels = async || {
             let channels =
                 world.server().ask(&["PUBSUB", "CHANNELS", &format!("{}:*", world.key(&ann))]).await;
             channels.as_array().unwrap().len()
         };
-        assert_eq!(lanes().await, 2);
+        assert_eq!(channels().await, 2);
         a.release(&ann, DESKTOP, &desktop).await;
         a.backplane.unsubscribe(&ann, DESKTOP);
         let deadline = Instant::now() + LIMIT;
-        while lanes().await != 1 {
-            assert!(Instant::now() < deadline, "a lane is not given back");
+        while channels().await != 1 {
+            assert!(Instant::now() < deadline, "a channel is not given back");
             sleep(Duration::from_millis(20)).await;
         }
         a.claim(&ann, DESKTOP, None).await;
         assert!(crosses(&b, &ann, DESKTOP, &a).await < TOLD_WITHIN);
-        assert_eq!(lanes().await, 2);
+        assert_eq!(channels().await, 2);
     });
 }
 
@@ -340,12 +340,12 @@ fn what_is_not_an_envelope_is_told_and_harms_nobody() {
     run(async {
         let (world, ann) = (World::standalone().await, user("ann"));
         let (a, desktop, b, _) = pair(&world, &ann).await;
-        let lane = format!("{}:mobile", world.key(&ann));
+        let channel = format!("{}:mobile", world.key(&ann));
         for garbage in ["", "x", "\u{81}\u{a1}f", "[1,2]"] {
-            world.server().ask(&["PUBLISH", &lane, garbage]).await;
+            world.server().ask(&["PUBLISH", &channel, garbage]).await;
             b.until(|heard| *heard == Heard::Unreadable).await;
         }
         a.publish(&ann, MOBILE, frame(&desktop, &Bytes::from_static(b"still here")));
-        assert_eq!(b.next_on_lane().await.2, frame(&desktop, b"still here"));
+        assert_eq!(b.next_on_channel().await.2, frame(&desktop, b"still here"));
     });
 }

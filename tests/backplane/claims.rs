@@ -101,7 +101,7 @@ pub async fn a_claims_own_message_is_handed_out_before_its_answer(world: &World)
         let (worker, ann) = (if n % 2 == 0 { &a } else { &b }, user(&format!("ann{}", n / 4)));
         worker.take();
         let (holder, _) = worker.claim(&ann, DESKTOP, Some("tab")).await;
-        let expected = Heard::Lane(ann, DESKTOP, claimed(DESKTOP, &holder));
+        let expected = Heard::Envelope(ann, DESKTOP, claimed(DESKTOP, &holder));
         let heard = worker.take();
         assert_eq!(heard.iter().filter(|heard| **heard == expected).count(), 1, "{heard:?}");
     }
@@ -120,7 +120,7 @@ pub async fn behind_a_backlog_claims_still_hear_themselves_first(world: &World) 
         let users: Vec<_> = (0..20).map(|n| user(&format!("user{round}-{n}"))).collect();
         let claims = users.iter().map(async |user| {
             let (holder, _) = a.claim(user, DESKTOP, None).await;
-            let own = Heard::Lane(user.clone(), DESKTOP, claimed(DESKTOP, &holder));
+            let own = Heard::Envelope(user.clone(), DESKTOP, claimed(DESKTOP, &holder));
             assert!(a.has_heard(&own), "the answer came first");
         });
         join_all(claims).await;
@@ -144,14 +144,14 @@ pub async fn a_release_frees_only_its_own_connections_slot(world: &World) {
     // Whoever asks: the id is what counts.
     a.release(&ann, DESKTOP, &new).await;
     assert_eq!(b.holders(&ann).await, [None, Some(mobile)]);
-    assert_eq!(b.next_on_lane().await.2, released(DESKTOP, &new));
+    assert_eq!(b.next_on_channel().await.2, released(DESKTOP, &new));
 }
 
 pub async fn a_renewal_keeps_the_slot_and_extends_its_lease(world: &World) {
     let (a, b, ann) = (world.attach().await, world.attach().await, user("ann"));
     let (desktop, _) = a.claim(&ann, DESKTOP, Some("tab")).await;
     let (mobile, _) = b.claim(&ann, MOBILE, None).await;
-    let left = async || a.backplane.room(&ann).await.unwrap()[0].as_ref().unwrap().lease_ends;
+    let left = async || a.backplane.room(&ann).await.unwrap()[0].as_ref().unwrap().ends;
     let deadline = Instant::now() + LIMIT;
     while left().await > u64::try_from(LEASE.as_millis()).unwrap() - 200 {
         assert!(Instant::now() < deadline, "the lease does not get shorter");
@@ -172,15 +172,15 @@ pub async fn a_renewal_puts_back_what_was_lost_and_says_so_on_both_lanes(world: 
     let (mobile, _) = b.claim(&ann, MOBILE, None).await;
     world.lose(&ann).await;
     for worker in [&a, &b] {
-        let lane = if worker.instance == a.instance { DESKTOP } else { MOBILE };
-        let nonce = worker.mark(&ann, lane);
+        let channel = if worker.instance == a.instance { DESKTOP } else { MOBILE };
+        let nonce = worker.mark(&ann, channel);
         worker.until_marker(nonce).await;
     }
     let Renewed::Kept { .. } = a.renew(&ann, DESKTOP, &desktop).await else {
         panic!("overwritten by nobody")
     };
-    assert_eq!(a.next_on_lane().await, (ann.clone(), DESKTOP, claimed(DESKTOP, &desktop)));
-    assert_eq!(b.next_on_lane().await, (ann.clone(), MOBILE, claimed(DESKTOP, &desktop)));
+    assert_eq!(a.next_on_channel().await, (ann.clone(), DESKTOP, claimed(DESKTOP, &desktop)));
+    assert_eq!(b.next_on_channel().await, (ann.clone(), MOBILE, claimed(DESKTOP, &desktop)));
     assert_eq!(b.renew(&ann, MOBILE, &mobile).await, Renewed::Kept { other: Some(desktop.clone()) });
     assert_eq!(a.renew(&ann, DESKTOP, &desktop).await, Renewed::Kept { other: Some(mobile.clone()) });
     assert_eq!(a.holders(&ann).await, [Some(desktop.clone()), Some(mobile)]);
@@ -278,9 +278,9 @@ pub async fn a_room_shows_its_holders_and_what_is_left_of_their_leases(world: &W
     for worker in [&a, &b] {
         let room = worker.backplane.room(&ann).await.unwrap().map(Option::unwrap);
         assert_eq!([&room[0].holder, &room[1].holder], [&desktop, &mobile]);
-        let lease = u64::try_from(LEASE.as_millis()).unwrap();
-        for held in room {
-            assert!((lease - 10_000..=lease).contains(&held.lease_ends), "{}", held.lease_ends);
+        let full = u64::try_from(LEASE.as_millis()).unwrap();
+        for lease in room {
+            assert!((full - 10_000..=full).contains(&lease.ends), "{}", lease.ends);
         }
     }
     assert_eq!(a.backplane.room(&user("bob")).await.unwrap(), [None, None]);
@@ -341,6 +341,6 @@ pub async fn odd_uids_have_rooms_and_lanes_of_their_own(world: &World) {
         let heard = b.until_marker(nonce).await;
         assert_eq!(heard, [(ann.clone(), MOBILE, frame(desktop, uid.as_bytes()))], "{uid:?}");
         a.release(&ann, DESKTOP, desktop).await;
-        assert_eq!(b.next_on_lane().await, (ann, MOBILE, released(DESKTOP, desktop)), "{uid:?}");
+        assert_eq!(b.next_on_channel().await, (ann, MOBILE, released(DESKTOP, desktop)), "{uid:?}");
     }
 }

@@ -7,8 +7,8 @@
 mod support;
 
 mod away;
+mod channels;
 mod claims;
-mod lanes;
 mod record;
 mod world;
 
@@ -49,7 +49,7 @@ suite! {
         leases_end_by_the_backplanes_clock,
         a_room_shows_its_holders_and_what_is_left_of_their_leases,
         odd_uids_have_rooms_and_lanes_of_their_own;
-    lanes:
+    channels:
         who_has_claimed_hears_everything_that_is_published_after_it,
         a_thousand_publishes_arrive_once_and_in_order,
         all_subscribers_of_a_lane_hear_the_same_order,

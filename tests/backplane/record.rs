@@ -1,12 +1,11 @@
 //! The Lua scripts decide as `relay::record` does: the same sequences get the same answers and say the same on the
-//! lanes. Clocks differ, so generations are compared by whose they are.
+//! channels. Clocks differ, so generations are compared by whose they are.
 
 use std::cell::Cell;
 use std::collections::HashMap;
 
 use duorelay::relay::envelope::Envelope;
-use duorelay::relay::ids::{ConnectionId, Device, Generation, InstanceId, UserId};
-use duorelay::relay::protocol::Member;
+use duorelay::relay::ids::{ConnectionId, Device, Generation, InstanceId, Member, UserId};
 use duorelay::relay::record::{Claim, ClaimOutcome, Holder, Record, Renewed};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
@@ -99,7 +98,7 @@ struct Model {
     record: Record,
     skew_ms: u64,
     generations: HashMap<ConnectionId, Generation>,
-    /// What is said on the lanes: claimed or released, and whose.
+    /// What is said on the channels: claimed or released, and whose.
     said: Vec<(Device, bool, ConnectionId)>,
 }
 
@@ -192,7 +191,7 @@ async fn history(world: &World, worker: &Worker, user: &UserId, steps: &[Step]) 
             },
             Step::Look => {
                 let now = model.now_us() / 1000;
-                let holder = |device| who(model.record.holder(device, now).map(|held| held.holder.clone()));
+                let holder = |device| who(model.record.holder(device, now).map(|lease| lease.holder.clone()));
                 (Answer::Room(Device::ALL.map(holder)), Answer::Room(worker.holders(user).await.map(who)))
             }
             Step::Lose => {
@@ -213,7 +212,7 @@ async fn history(world: &World, worker: &Worker, user: &UserId, steps: &[Step]) 
     compare_lanes(worker, user, &claims, &model, &real).await
 }
 
-/// What was said on the desktop's lane, from its first claim on, is what the rules say.
+/// What was said on the desktop's channel, from its first claim on, is what the rules say.
 async fn compare_lanes(
     worker: &Worker,
     user: &UserId,
@@ -228,7 +227,7 @@ async fn compare_lanes(
     let heard = worker.until_marker(nonce).await;
     let said: Vec<_> = heard
         .into_iter()
-        .filter(|(_, lane, _)| *lane == Device::Desktop)
+        .filter(|(_, channel, _)| *channel == Device::Desktop)
         .filter_map(|(_, _, envelope)| match envelope {
             Envelope::Claimed { device, holder } => Some((device, true, holder.member)),
             Envelope::Released { device, member } => Some((device, false, member)),

@@ -14,8 +14,8 @@ use duorelay::backplane::redis::{Redis, RedisSettings, config, template};
 use duorelay::backplane::{Backplane, Event, InstanceInfo, Published, Renewal, Sink};
 use duorelay::metrics::Metrics;
 use duorelay::relay::envelope::Envelope;
-use duorelay::relay::ids::{ClientId, ConnectionId, Device, Generation, InstanceId, UserId};
-use duorelay::relay::protocol::{Member, Parcel};
+use duorelay::relay::ids::{ClientId, ConnectionId, Device, Generation, InstanceId, Member, UserId};
+use duorelay::relay::parcel::Parcel;
 use duorelay::relay::record::{Claim, ClaimOutcome, Claimed, Holder, Renewed};
 use tokio::sync::{Notify, OnceCell};
 use uuid::Uuid;
@@ -24,7 +24,7 @@ use crate::support::{Cluster, LIMIT, RedisServer, Sentinel, ask, within};
 
 /// A lease that does not end during a test.
 pub const LEASE: Duration = Duration::from_secs(45);
-/// What may wait for one lane.
+/// What may wait for one channel.
 pub const QUEUE_BYTES: usize = 1 << 20;
 
 /// Runs a test on one thread, as a worker does.
@@ -163,8 +163,8 @@ impl World {
     pub async fn end_leases(&self, user: &UserId) {
         let key = self.key(user);
         for device in Device::ALL {
-            let held = self.server().ask(&["HGET", &key, device.as_str()]).await;
-            if let Some((holder, _)) = held.as_str().and_then(|held| held.rsplit_once(' ')) {
+            let lease = self.server().ask(&["HGET", &key, device.as_str()]).await;
+            if let Some((holder, _)) = lease.as_str().and_then(|lease| lease.rsplit_once(' ')) {
                 self.server().ask(&["HSET", &key, device.as_str(), &format!("{holder} 1")]).await;
             }
             self.server().ask(&["HDEL", &key, &format!("{device}:evictions")]).await;
@@ -183,7 +183,7 @@ impl World {
 /// An [`Event`] that can be kept.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Heard {
-    Lane(UserId, Device, Envelope),
+    Envelope(UserId, Device, Envelope),
     Unreadable,
     Down,
     Up,
@@ -195,7 +195,7 @@ pub enum Heard {
 impl From<Event<'_>> for Heard {
     fn from(event: Event<'_>) -> Self {
         match event {
-            Event::Lane { user, lane, envelope } => Self::Lane(user.clone(), lane, envelope),
+            Event::Envelope { user, channel, envelope } => Self::Envelope(user.clone(), channel, envelope),
             Event::Unreadable => Self::Unreadable,
             Event::Down => Self::Down,
             Event::Up => Self::Up,
@@ -261,20 +261,20 @@ impl Worker {
         }
     }
 
-    /// The next message on a lane.
-    pub async fn next_on_lane(&self) -> (UserId, Device, Envelope) {
+    /// The next message on a channel.
+    pub async fn next_on_channel(&self) -> (UserId, Device, Envelope) {
         loop {
-            if let Heard::Lane(user, lane, envelope) = self.next().await {
-                return (user, lane, envelope);
+            if let Heard::Envelope(user, channel, envelope) = self.next().await {
+                return (user, channel, envelope);
             }
         }
     }
 
-    /// Waits until a marker comes on a lane; returns what came on lanes before.
+    /// Waits until a marker comes on a channel; returns what came on channels before.
     pub async fn until_marker(&self, nonce: u64) -> Vec<(UserId, Device, Envelope)> {
         let mut before = Vec::new();
         loop {
-            let heard = self.next_on_lane().await;
+            let heard = self.next_on_channel().await;
             if matches!(heard.2, Envelope::Marker { nonce: this, .. } if this == nonce) {
                 return before;
             }
@@ -318,20 +318,20 @@ impl Worker {
     /// Who holds the slots.
     pub async fn holders(&self, user: &UserId) -> [Option<Holder>; 2] {
         let room = within(LIMIT, "a look", self.backplane.room(user)).await.unwrap();
-        room.map(|held| held.map(|held| held.holder))
+        room.map(|lease| lease.map(|lease| lease.holder))
     }
 
     /// Publishes, and there must be room for it.
-    pub fn publish(&self, user: &UserId, lane: Device, envelope: Envelope) {
-        let published = self.backplane.publish(user, lane, envelope, std::time::Instant::now());
+    pub fn publish(&self, user: &UserId, channel: Device, envelope: Envelope) {
+        let published = self.backplane.publish(user, channel, envelope, std::time::Instant::now());
         assert_eq!(published, Published::Queued);
     }
 
     /// Publishes a marker with a number that no other has.
-    pub fn mark(&self, user: &UserId, lane: Device) -> u64 {
+    pub fn mark(&self, user: &UserId, channel: Device) -> u64 {
         thread_local!(static NEXT: Cell<u64> = const { Cell::new(1) });
         let nonce = NEXT.replace(NEXT.get() + 1);
-        self.publish(user, lane, Envelope::Marker { instance: self.instance, nonce });
+        self.publish(user, channel, Envelope::Marker { instance: self.instance, nonce });
         nonce
     }
 }

@@ -149,8 +149,8 @@ async fn who_only_listens_is_subscribed_where_its_slot_has_moved() {
     // Nobody renews for 12 s, and nobody publishes: only the move itself can be noticed.
     let subscribed = async || {
         let mut count = 0;
-        for lane in ["duo:{bob}:desktop", "duo:{bob}:mobile"] {
-            let answer = cluster.nodes[(from + 1) % 3].ask(&["PUBSUB", "SHARDNUMSUB", lane]).await;
+        for channel in ["duo:{bob}:desktop", "duo:{bob}:mobile"] {
+            let answer = cluster.nodes[(from + 1) % 3].ask(&["PUBSUB", "SHARDNUMSUB", channel]).await;
             count += answer[1].as_u64().unwrap();
         }
         count

@@ -50,10 +50,9 @@ impl Model for Setup {
 
 fn held_by_open(world: &World) -> bool {
     Device::ALL.into_iter().all(|device| {
-        world
-            .record
-            .holder(device, world.clock)
-            .is_none_or(|held| world.connection(seat_of(held.holder.member.connection)).phase == Phase::Open)
+        world.record.holder(device, world.clock).is_none_or(|lease| {
+            world.connection(seat_of(lease.holder.member.connection)).phase == Phase::Open
+        })
     })
 }
 
@@ -148,17 +147,17 @@ fn newest_wins(setup: &Setup, world: &World, device: Device) -> Result<(), Strin
         return Ok(());
     };
     let at = setup.seats[usize::from(seat)].1;
-    let held = world.record.holder(device, world.clock);
-    if held.map(|held| held.holder.member) != Some(world.member(seat)) {
-        return Err(format!("{device}: {seat} is open, but the record has {held:?}"));
+    let lease = world.record.holder(device, world.clock);
+    if lease.map(|lease| lease.holder.member) != Some(world.member(seat)) {
+        return Err(format!("{device}: {seat} is open, but the record has {lease:?}"));
     }
     if world.instances[at].room.here(device) != Some(&seat) {
         return Err(format!("{device}: {seat} is open, but not here"));
     }
     let peer = open(world).into_iter().find(of_device(device.other()));
-    let told = world.connection(seat).told;
-    if told != peer.map(|peer| world.member(peer)) {
-        return Err(format!("{device}: {seat} believes in {told:?}, there is {peer:?}"));
+    let reported = world.connection(seat).reported;
+    if reported != peer.map(|peer| world.member(peer)) {
+        return Err(format!("{device}: {seat} believes in {reported:?}, there is {peer:?}"));
     }
     let Some(peer) = peer else { return Ok(()) };
     let connection = world.connection(seat);

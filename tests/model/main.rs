@@ -6,9 +6,9 @@
 //! is between them as the promises of `src/backplane/mod.rs` leave it open:
 //!
 //! - calls (claim, renew, release) reach Redis at any time, renewals in any order, claims and releases of one
-//!   instance in the order in which they were made; publishes in the order of their lane, before or after
+//!   instance in the order in which they were made; publishes in the order of their channel, before or after
 //!   calls that were made later;
-//! - what Redis publishes reaches each subscriber late and in one order for both lanes (they come through one
+//! - what Redis publishes reaches each subscriber late and in one order for both channels (they come through one
 //!   connection), or is lost for one subscriber and arrives at others;
 //! - answers arrive at any time and in any order, however late; that of a claim after the claim's own
 //!   message, unless that was lost (and in one scenario even before it);

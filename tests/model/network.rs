@@ -1,4 +1,4 @@
-//! Redis and the network as the simulation has them: calls, answers and lane messages that take their
+//! Redis and the network as the simulation has them: calls, answers and channel messages that take their
 //! time, one after the other on each connection, and that an outage, a pause or a crash catches on the way.
 
 use std::cell::{Cell, RefCell};
@@ -13,8 +13,7 @@ use duorelay::backplane::{
 };
 use duorelay::hub::Hub;
 use duorelay::relay::envelope::Envelope;
-use duorelay::relay::ids::{ConnectionId, Device, InstanceId, UserId};
-use duorelay::relay::protocol::Member;
+use duorelay::relay::ids::{ConnectionId, Device, InstanceId, Member, UserId};
 use duorelay::relay::record::{Claim, ClaimOutcome, Claimed, Holder, Record, Renewed};
 use futures_util::future::{FutureExt as _, LocalBoxFuture, join_all, ready};
 use tokio::sync::oneshot;
@@ -70,7 +69,7 @@ pub(crate) struct Node {
     /// When others began to hear nothing of it.
     pub(crate) unheard_since: Option<u64>,
     pub(crate) silent: BTreeSet<InstanceId>,
-    /// The lanes that its hub wants.
+    /// The channels that its hub wants.
     wanted: BTreeSet<(String, Device)>,
     sending: u64,
     hearing: u64,
@@ -81,7 +80,7 @@ pub(crate) struct Network {
     pub(crate) random: RefCell<fastrand::Rng>,
     pub(crate) now: Cell<u64>,
     pub(crate) nodes: RefCell<Vec<Node>>,
-    /// One lane message in this many is lost; 0: none.
+    /// One channel message in this many is lost; 0: none.
     pub(crate) losses: Cell<u32>,
     /// Nothing takes longer than this, in microseconds, but for the odd spike.
     pub(crate) delay: Cell<u64>,
@@ -194,19 +193,19 @@ impl Network {
         self.at(at, None, Box::new(arrive));
     }
 
-    /// Redis publishes on lanes. Returns when the message of `own` arrives, if it does.
+    /// Redis publishes on channels. Returns when the message of `own` arrives, if it does.
     fn hand_out(
         self: &Rc<Self>,
         user: &UserId,
-        lanes: &[Device],
+        channels: &[Device],
         envelope: &Envelope,
         own: Option<(usize, Device)>,
     ) -> Option<u64> {
         let mut own_arrives = None;
         let nodes = self.nodes.borrow().len();
         for node in 0..nodes {
-            for lane in lanes {
-                let key = (node, user.to_string(), *lane);
+            for channel in channels {
+                let key = (node, user.to_string(), *channel);
                 let is_lost = self.is_cut_off(node) || self.chance(self.losses.get());
                 if !self.subscribed.borrow().contains(&key) || is_lost {
                     continue;
@@ -217,17 +216,17 @@ impl Network {
                     node.hearing = node.hearing.max(self.now.get() + travel);
                     node.hearing
                 };
-                if own == Some((node, *lane)) {
+                if own == Some((node, *channel)) {
                     own_arrives = Some(at);
                 }
                 let epoch = self.epoch(node);
-                let (network, user, lane, envelope) =
-                    (Rc::clone(self), user.clone(), *lane, envelope.clone());
+                let (network, user, channel, envelope) =
+                    (Rc::clone(self), user.clone(), *channel, envelope.clone());
                 let arrive = move || {
                     if network.epoch(node) != epoch {
                         return;
                     }
-                    network.tell(node, Event::Lane { user: &user, lane, envelope });
+                    network.notify(node, Event::Envelope { user: &user, channel, envelope });
                 };
                 self.at(at, Some(node), Box::new(arrive));
             }
@@ -262,19 +261,19 @@ impl Network {
         node
     }
 
-    /// An instance reaches Redis again, and subscribes all its lanes anew.
+    /// An instance reaches Redis again, and subscribes all its channels anew.
     pub(crate) fn reconnect(&self, node: usize) {
         let mut subscribed = self.subscribed.borrow_mut();
         subscribed.retain(|(of, ..)| *of != node);
         let it = &mut self.nodes.borrow_mut()[node];
-        let lanes = it.wanted.iter().cloned();
-        subscribed.extend(lanes.map(|(user, lane)| (node, user, lane)));
+        let channels = it.wanted.iter().cloned();
+        subscribed.extend(channels.map(|(user, channel)| (node, user, channel)));
         it.is_cut_off = false;
         it.unheard_since = None;
     }
 
     /// An event for a hub.
-    pub(crate) fn tell(&self, node: usize, event: Event<'_>) {
+    pub(crate) fn notify(&self, node: usize, event: Event<'_>) {
         let sink = self.nodes.borrow()[node].sink.clone();
         if let Some(sink) = sink {
             sink(event);
@@ -346,12 +345,12 @@ impl Backplane for Simulated {
         claim: Claim,
     ) -> LocalBoxFuture<'a, Result<ClaimOutcome, Unavailable>> {
         let (node, device) = (self.node, claim.device);
-        let lane = (node, user.to_string(), device);
+        let channel = (node, user.to_string(), device);
         self.network.nodes.borrow_mut()[node].wanted.insert((user.to_string(), device));
         async move {
             self.call(move |network, to| {
                 if !network.nodes.borrow()[node].is_dead {
-                    network.subscribed.borrow_mut().insert(lane);
+                    network.subscribed.borrow_mut().insert(channel);
                 }
                 network.answer(node, 0, to, ());
             })
@@ -407,21 +406,21 @@ impl Backplane for Simulated {
         .boxed_local()
     }
 
-    fn unsubscribe(&self, user: &UserId, lane: Device) {
-        let key = (self.node, user.to_string(), lane);
-        self.network.nodes.borrow_mut()[self.node].wanted.remove(&(user.to_string(), lane));
+    fn unsubscribe(&self, user: &UserId, channel: Device) {
+        let key = (self.node, user.to_string(), channel);
+        self.network.nodes.borrow_mut()[self.node].wanted.remove(&(user.to_string(), channel));
         self.network.to_redis(self.node, move |network| {
             network.subscribed.borrow_mut().remove(&key);
         });
     }
 
-    fn publish(&self, user: &UserId, lane: Device, envelope: Envelope, _since: Instant) -> Published {
+    fn publish(&self, user: &UserId, channel: Device, envelope: Envelope, _since: Instant) -> Published {
         if self.network.chance(300) {
             return Published::Full;
         }
         let user = user.clone();
         self.network.to_redis(self.node, move |network| {
-            network.hand_out(&user, &[lane], &envelope, None);
+            network.hand_out(&user, &[channel], &envelope, None);
         });
         Published::Queued
     }

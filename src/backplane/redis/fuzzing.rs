@@ -6,11 +6,11 @@ use fred::types::Value;
 
 use super::{presence, scripts};
 use crate::backplane::InstanceInfo;
-use crate::relay::record::Held;
+use crate::relay::record::Lease;
 
 /// What a script's answer says of a slot: `None` when it makes no sense.
 #[must_use]
-pub fn slot(text: &str) -> Option<Option<Held>> {
+pub fn slot(text: &str) -> Option<Option<Lease>> {
     scripts::holder(&Value::from(text)).ok()
 }
 

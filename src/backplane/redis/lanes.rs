@@ -1,4 +1,4 @@
-//! Which channels this worker hears: the lanes of its sockets, its own probe, and what instances say.
+//! Which channels this worker hears: the channels of its sockets, its own probe, and what instances say.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -24,7 +24,7 @@ const SHARDED_AT_ONCE: usize = 64;
 /// Between two tries to subscribe again.
 const RETRY: Duration = Duration::from_millis(200);
 
-struct Lane {
+struct Subscription {
     /// Whose; none for the channels that are always heard.
     owner: Option<(UserId, Device)>,
     /// Some socket here needs it.
@@ -36,17 +36,17 @@ struct Lane {
     at: Option<Box<Server>>,
 }
 
-impl Lane {
+impl Subscription {
     fn new(owner: Option<(UserId, Device)>) -> Self {
         Self { owner, wanted: true, confirmed: 0, at: None }
     }
 }
 
 /// The subscriptions of one worker.
-pub(super) struct Lanes {
+pub(super) struct Subscriptions {
     subscriber: Client,
     sharded: bool,
-    lanes: RefCell<HashMap<String, Lane>>,
+    subscriptions: RefCell<HashMap<String, Subscription>>,
     unwanted: RefCell<Vec<String>>,
     /// Grows with every connection: what was subscribed on an older one is void.
     epoch: Cell<u64>,
@@ -56,14 +56,14 @@ pub(super) struct Lanes {
     lost: Notify,
 }
 
-impl Lanes {
-    /// No lanes yet; `fixed` channels are subscribed with the first connection.
+impl Subscriptions {
+    /// No channels yet; `fixed` channels are subscribed with the first connection.
     pub(super) fn new(subscriber: Client, sharded: bool, fixed: Vec<String>) -> Self {
-        let fixed = fixed.into_iter().map(|channel| (channel, Lane::new(None)));
+        let fixed = fixed.into_iter().map(|channel| (channel, Subscription::new(None)));
         Self {
             subscriber,
             sharded,
-            lanes: RefCell::new(fixed.collect()),
+            subscriptions: RefCell::new(fixed.collect()),
             unwanted: RefCell::default(),
             epoch: Cell::new(1),
             whole: Cell::new(0),
@@ -86,12 +86,12 @@ impl Lanes {
         self.whole.get() == self.epoch.get()
     }
 
-    /// Whose lane a channel is.
+    /// Whose channel it is.
     pub(super) fn user_of(&self, channel: &str) -> Option<(UserId, Device)> {
-        self.lanes.borrow().get(channel)?.owner.clone()
+        self.subscriptions.borrow().get(channel)?.owner.clone()
     }
 
-    /// Subscribes a lane; when this returns, the server has acknowledged it.
+    /// Subscribes a channel; when this returns, the server has acknowledged it.
     pub(super) async fn subscribe(
         &self,
         user: &UserId,
@@ -101,11 +101,12 @@ impl Lanes {
         loop {
             let epoch = self.epoch.get();
             {
-                let mut lanes = self.lanes.borrow_mut();
-                let lane =
-                    lanes.entry(channel.clone()).or_insert_with(|| Lane::new(Some((user.clone(), device))));
-                lane.wanted = true;
-                if lane.confirmed == epoch {
+                let mut subscriptions = self.subscriptions.borrow_mut();
+                let subscription = subscriptions
+                    .entry(channel.clone())
+                    .or_insert_with(|| Subscription::new(Some((user.clone(), device))));
+                subscription.wanted = true;
+                if subscription.confirmed == epoch {
                     return Ok(());
                 }
             }
@@ -145,10 +146,10 @@ impl Lanes {
 
     fn confirm(&self, channel: &str, epoch: u64, at: Option<Box<Server>>) {
         if self.epoch.get() == epoch
-            && let Some(lane) = self.lanes.borrow_mut().get_mut(channel)
+            && let Some(subscription) = self.subscriptions.borrow_mut().get_mut(channel)
         {
-            lane.confirmed = epoch;
-            lane.at = at;
+            subscription.confirmed = epoch;
+            subscription.at = at;
         }
     }
 
@@ -162,30 +163,30 @@ impl Lanes {
         routing.get_server(slot).cloned().map(Box::new)
     }
 
-    /// No socket here needs a lane any more. It is given back a little later: clients that roam come back soon.
+    /// No socket here needs a channel any more. It is given back a little later: clients that roam come back soon.
     pub(super) fn unsubscribe(&self, channel: String) {
-        if let Some(lane) = self.lanes.borrow_mut().get_mut(&channel)
-            && lane.wanted
+        if let Some(subscription) = self.subscriptions.borrow_mut().get_mut(&channel)
+            && subscription.wanted
         {
-            lane.wanted = false;
+            subscription.wanted = false;
             self.unwanted.borrow_mut().push(channel);
         }
     }
 
-    /// Gives back the lanes that are still not wanted.
-    pub(super) async fn give_back(&self) {
+    /// Gives back the channels that are still not wanted.
+    pub(super) async fn unsubscribe_idle(&self) {
         let unwanted = std::mem::take(&mut *self.unwanted.borrow_mut());
         for chunk in unwanted.chunks(if self.sharded { 1 } else { CHUNK }) {
             let mut gone = Vec::new();
             {
-                let mut lanes = self.lanes.borrow_mut();
+                let mut subscriptions = self.subscriptions.borrow_mut();
                 for channel in chunk {
-                    if lanes.get(channel).is_none_or(|lane| lane.wanted) {
+                    if subscriptions.get(channel).is_none_or(|subscription| subscription.wanted) {
                         continue;
                     }
                     // A node that the slot has left has ended the subscription itself, and the answer of another
                     // one would be taken for that to another command.
-                    let at = lanes.remove(channel).and_then(|lane| lane.at);
+                    let at = subscriptions.remove(channel).and_then(|subscription| subscription.at);
                     if at == self.node_of(channel) {
                         gone.push(channel.clone());
                     }
@@ -195,14 +196,14 @@ impl Lanes {
                 continue;
             }
             // Nothing is awaited between the removal above and the first poll below, in which the command takes
-            // its place in fred's queue: a SUBSCRIBE of the same lane can only come behind it.
+            // its place in fred's queue: a SUBSCRIBE of the same channel can only come behind it.
             let given_back = if self.sharded {
                 self.subscriber.sunsubscribe(gone).await
             } else {
                 self.subscriber.unsubscribe(gone).await
             };
             if let Err(error) = given_back {
-                debug!(%error, "lanes could not be given back");
+                debug!(%error, "channels could not be given back");
             }
         }
     }
@@ -216,8 +217,8 @@ impl Lanes {
     /// Somebody has published on these channels, and nobody has heard it.
     pub(super) fn on_unheard(&self, channels: &[String]) {
         for channel in channels {
-            if let Some(lane) = self.lanes.borrow_mut().get_mut(channel) {
-                lane.confirmed = 0;
+            if let Some(subscription) = self.subscriptions.borrow_mut().get_mut(channel) {
+                subscription.confirmed = 0;
                 self.lost.notify_one();
             }
         }
@@ -232,10 +233,10 @@ impl Lanes {
         let Some(routing) = self.subscriber.cached_cluster_state() else {
             return;
         };
-        for (channel, lane) in self.lanes.borrow_mut().iter_mut() {
+        for (channel, subscription) in self.subscriptions.borrow_mut().iter_mut() {
             let slot = ClusterRouting::hash_key(channel.as_bytes());
-            if lane.at.as_deref() != routing.get_server(slot) {
-                lane.confirmed = 0;
+            if subscription.at.as_deref() != routing.get_server(slot) {
+                subscription.confirmed = 0;
                 self.lost.notify_one();
             }
         }
@@ -255,7 +256,7 @@ impl Lanes {
                 }
                 Ok(()) => {}
                 Err(error) => {
-                    warn!(%error, "lanes could not be subscribed again; trying on");
+                    warn!(%error, "channels could not be subscribed again; trying on");
                     tokio::time::sleep(RETRY).await;
                 }
             }
@@ -263,10 +264,12 @@ impl Lanes {
     }
 
     async fn subscribe_lost(&self, epoch: u64) -> Result<(), Error> {
-        let is_lost = |(_, lane): &(&String, &Lane)| lane.wanted && lane.confirmed != epoch;
+        let is_lost = |(_, subscription): &(&String, &Subscription)| {
+            subscription.wanted && subscription.confirmed != epoch
+        };
         let lost: Vec<String> = {
-            let lanes = self.lanes.borrow();
-            let lost = lanes.iter().filter(is_lost);
+            let subscriptions = self.subscriptions.borrow();
+            let lost = subscriptions.iter().filter(is_lost);
             lost.map(|(channel, _)| channel.clone()).collect()
         };
         for chunk in lost.chunks(CHUNK) {

@@ -30,7 +30,7 @@ use tokio::time::{MissedTickBehavior, timeout, timeout_at};
 use tracing::{Instrument as _, debug, info, info_span, warn};
 
 pub use self::client::{RedisError, Template, agree, check, config, template};
-use self::lanes::Lanes;
+use self::lanes::Subscriptions;
 use self::names::Names;
 use self::presence::{Presence, announce};
 use self::publisher::Publisher;
@@ -40,10 +40,10 @@ use super::{
     Backplane, Barrier, CALL_LIMIT, Event, InstanceInfo, OWN_CLAIM_LIMIT, Published, Renewal, RoomSnapshot,
     Sink, Unavailable,
 };
-use crate::metrics::{Metrics, Share};
+use crate::metrics::{Metrics, WorkerGauge};
 use crate::relay::envelope::Envelope;
 use crate::relay::ids::{ConnectionId, Device, InstanceId, StreamId, UserId};
-use crate::relay::protocol::Parcel;
+use crate::relay::parcel::Parcel;
 use crate::relay::record::{Claim, ClaimOutcome, Renewed};
 use crate::telemetry::STEPS;
 
@@ -56,7 +56,7 @@ const DOWN_AFTER: Duration = Duration::from_millis(2300);
 const RECONNECT_AFTER: Duration = Duration::from_secs(3);
 /// How often a worker looks at all this.
 const TICK: Duration = Duration::from_millis(100);
-/// How often an instance announces itself, and unused lanes are given back.
+/// How often an instance announces itself, and unused channels are given back.
 const SECOND: Duration = Duration::from_secs(1);
 /// Renewals that are under way at the same time.
 const RENEWALS: usize = 256;
@@ -73,7 +73,7 @@ pub struct RedisSettings {
     pub prefix: String,
     /// How long a slot is held without renewal.
     pub lease: Duration,
-    /// What may wait for one lane.
+    /// What may wait for one channel.
     pub queue_bytes: usize,
     /// This process.
     pub instance: InstanceId,
@@ -93,12 +93,12 @@ pub struct Redis {
     scripts: Scripts,
     commands: Client,
     subscriber: Client,
-    lanes: Lanes,
+    subscriptions: Subscriptions,
     publisher: Rc<Publisher>,
-    queued_bytes: Share,
+    queued_bytes: WorkerGauge,
     presence: Presence,
     sink: Sink,
-    /// Claims that wait for their own message on the lane.
+    /// Claims that wait for their own message on the channel.
     own_claims: RefCell<HashMap<ConnectionId, oneshot::Sender<()>>>,
     is_up: Cell<bool>,
     last_probe: Cell<Option<Instant>>,
@@ -119,9 +119,9 @@ impl Redis {
         let redis = Rc::new(Self {
             worker,
             scripts: Scripts::new(names.clone(), lease_ms, sharded),
-            lanes: Lanes::new(subscriber.clone(), sharded, fixed),
+            subscriptions: Subscriptions::new(subscriber.clone(), sharded, fixed),
             publisher: Publisher::new(commands.clone(), sharded, settings.queue_bytes, metrics),
-            queued_bytes: Share::of(&settings.metrics.backplane_queue_bytes),
+            queued_bytes: WorkerGauge::of(&settings.metrics.backplane_queue_bytes),
             presence: Presence::default(),
             names,
             commands,
@@ -151,7 +151,7 @@ impl Redis {
             tokio::task::spawn_local(tick(me.clone())),
             tokio::task::spawn_local(stay_connected(self.subscriber.clone())),
         ];
-        if self.lanes.is_sharded() {
+        if self.subscriptions.is_sharded() {
             tasks.push(tokio::task::spawn_local(stay_connected(self.commands.clone())));
             tasks.push(tokio::task::spawn_local(follow_cluster(me, changes)));
         }
@@ -167,8 +167,8 @@ impl Redis {
             _ => return (self.sink)(Event::Unreadable),
         };
         let channel: &str = &message.channel;
-        if let Some((user, lane)) = self.lanes.user_of(channel) {
-            return self.on_lane(&user, lane, &bytes);
+        if let Some((user, device)) = self.subscriptions.user_of(channel) {
+            return self.dispatch(&user, device, &bytes);
         }
         let now = Instant::now();
         if channel == self.names.instances() {
@@ -177,7 +177,7 @@ impl Redis {
             }
         } else if channel == self.names.unheard() {
             match rmp_serde::from_slice::<Vec<String>>(&bytes) {
-                Ok(channels) => self.lanes.on_unheard(&channels),
+                Ok(channels) => self.subscriptions.on_unheard(&channels),
                 Err(_) => (self.sink)(Event::Unreadable),
             }
         } else if channel == self.names.probe(self.settings.instance, self.worker) {
@@ -185,7 +185,7 @@ impl Redis {
         }
     }
 
-    fn on_lane(&self, user: &UserId, lane: Device, bytes: &Bytes) {
+    fn dispatch(&self, user: &UserId, channel: Device, bytes: &Bytes) {
         self.settings.metrics.backplane_deliveries.inc();
         let Ok(envelope) = Envelope::decode(bytes) else {
             return (self.sink)(Event::Unreadable);
@@ -193,11 +193,11 @@ impl Redis {
         let mut own = None;
         if let Envelope::Claimed { device, holder } = &envelope {
             self.presence.note(holder.instance, Instant::now());
-            if *device == lane {
+            if *device == channel {
                 own = Some(holder.member.connection);
             }
         }
-        (self.sink)(Event::Lane { user, lane, envelope });
+        (self.sink)(Event::Envelope { user, channel, envelope });
         // After the hub knows: the claim may be answered now.
         if let Some(waits) = own.and_then(|connection| self.own_claims.borrow_mut().remove(&connection)) {
             let _ = waits.send(());
@@ -217,7 +217,7 @@ impl Redis {
         let round_trip = self.settings.readiness.elapsed_ns().saturating_sub(sent);
         self.settings.metrics.backplane_probe_seconds.set(Duration::from_nanos(round_trip).as_secs_f64());
         self.publisher.on_probe();
-        if !self.is_up.get() && self.lanes.is_whole() {
+        if !self.is_up.get() && self.subscriptions.is_whole() {
             self.set_up(true);
             info!(worker = self.worker, "the backplane is up");
             self.presence.start_over(now);
@@ -235,13 +235,13 @@ impl Redis {
     fn probe(self: &Rc<Self>) {
         let me = Rc::clone(self);
         tokio::task::spawn_local(async move {
-            if me.lanes.is_sharded() && timeout(SECOND, me.ping_nodes()).await != Ok(true) {
+            if me.subscriptions.is_sharded() && timeout(SECOND, me.ping_nodes()).await != Ok(true) {
                 return;
             }
             let readiness = &me.settings.readiness;
             let sent = Bytes::copy_from_slice(&readiness.elapsed_ns().to_be_bytes());
             let channel = me.names.probe(me.settings.instance, me.worker);
-            me.publish_beside(channel, sent).await;
+            me.publish_best_effort(channel, sent).await;
         });
     }
 
@@ -259,22 +259,22 @@ impl Redis {
         !nodes.is_empty() && join_all(pings).await.into_iter().all(|answered| answered)
     }
 
-    /// Tells the lanes that nobody has heard to those who should have.
-    fn tell_unheard(self: &Rc<Self>) {
+    /// Tells the channels that nobody has heard to those who should have.
+    fn report_unheard(self: &Rc<Self>) {
         let unheard = self.publisher.take_unheard();
         if unheard.is_empty() {
             return;
         }
-        let unheard: Vec<&str> = unheard.iter().map(|lane| &**lane).collect();
+        let unheard: Vec<&str> = unheard.iter().map(|channel| &**channel).collect();
         let bytes = rmp_serde::to_vec(&unheard).unwrap_or_default();
         let me = Rc::clone(self);
         let channel = self.names.unheard();
-        tokio::task::spawn_local(async move { me.publish_beside(channel, bytes.into()).await });
+        tokio::task::spawn_local(async move { me.publish_best_effort(channel, bytes.into()).await });
     }
 
-    /// Publishes beside the lanes; what is lost is sent again soon.
-    async fn publish_beside(&self, channel: String, bytes: Bytes) {
-        let published = if self.lanes.is_sharded() {
+    /// Publishes beside the channels; what is lost is sent again soon.
+    async fn publish_best_effort(&self, channel: String, bytes: Bytes) {
+        let published = if self.subscriptions.is_sharded() {
             timeout(SECOND, self.commands.spublish::<Value, _, _>(channel, bytes)).await
         } else {
             timeout(SECOND, self.commands.publish::<Value, _, _>(channel, bytes)).await
@@ -284,7 +284,7 @@ impl Redis {
         }
     }
 
-    fn look_at_the_clock(self: &Rc<Self>, now: Instant) {
+    fn on_tick(self: &Rc<Self>, now: Instant) {
         let silent_for = self.last_probe.get().map(|probe| now.duration_since(probe));
         if self.is_up.get() && silent_for.is_none_or(|silent| silent >= DOWN_AFTER) {
             self.set_up(false);
@@ -325,22 +325,22 @@ impl Redis {
             warn!(%error, "a claim failed");
             Unavailable
         };
-        let lane = self.names.lane(user, claim.device);
-        let subscribing = self.lanes.subscribe(user, claim.device, lane);
+        let channel = self.names.channel(user, claim.device);
+        let subscribing = self.subscriptions.subscribe(user, claim.device, channel);
         let subscribing = subscribing.instrument(info_span!(target: STEPS, "subscribe"));
         let (told, own_claim) = oneshot::channel();
         self.own_claims.borrow_mut().insert(claim.connection, told);
         // The entry goes with this future, however it ends.
         let _forget = OnDrop(|| drop(self.own_claims.borrow_mut().remove(&claim.connection)));
         let claiming = self.scripts.claim(&self.commands, user, &claim);
-        let outcome = if self.lanes.is_sharded() {
+        let outcome = if self.subscriptions.is_sharded() {
             subscribing.await.map_err(failed)?;
             claiming.await.map_err(failed)?
         } else {
             // One write: they take their places on the one connection in this order, when they are first polled.
-            let epoch = self.lanes.epoch();
+            let epoch = self.subscriptions.epoch();
             let ((), outcome) = try_join(subscribing, claiming).await.map_err(failed)?;
-            if self.lanes.epoch() != epoch {
+            if self.subscriptions.epoch() != epoch {
                 // The connection was made anew in between: the claim may have come before the subscription.
                 return Err(Unavailable);
             }
@@ -392,7 +392,7 @@ async fn note_reconnects(me: Weak<Redis>, mut reconnects: broadcast::Receiver<Se
         }
         let Some(redis) = me.upgrade() else { return };
         redis.settings.metrics.backplane_connects.inc();
-        redis.lanes.on_reconnect();
+        redis.subscriptions.on_reconnect();
     }
 }
 
@@ -400,7 +400,7 @@ async fn note_reconnects(me: Weak<Redis>, mut reconnects: broadcast::Receiver<Se
 async fn restore(me: Weak<Redis>) {
     loop {
         let Some(redis) = me.upgrade() else { return };
-        if redis.lanes.restore().await {
+        if redis.subscriptions.restore().await {
             redis.on_gap();
         }
         // What comes back tells that all is well again: not a tick later than it has to.
@@ -452,7 +452,7 @@ async fn follow_cluster(me: Weak<Redis>, mut changes: broadcast::Receiver<Vec<Cl
             }
             // Reading it is told as a change, too.
             changes = changes.resubscribe();
-            redis.lanes.follow_cluster().await;
+            redis.subscriptions.follow_cluster().await;
         }
     }
 }
@@ -469,10 +469,10 @@ async fn tick(me: Weak<Redis>) {
             probed = Some(Instant::now());
             redis.probe();
         }
-        redis.look_at_the_clock(Instant::now());
+        redis.on_tick(Instant::now());
         redis.publisher.drain();
         redis.queued_bytes.set(redis.publisher.queued_bytes());
-        redis.tell_unheard();
+        redis.report_unheard();
         if is_due(announced, SECOND) {
             announced = Some(Instant::now());
             redis.publisher.forget_unheard();
@@ -481,10 +481,10 @@ async fn tick(me: Weak<Redis>) {
                 let redis = Rc::clone(&redis);
                 tokio::task::spawn_local(async move {
                     let channel = redis.names.instances();
-                    redis.publish_beside(channel, announcement).await;
+                    redis.publish_best_effort(channel, announcement).await;
                 });
             }
-            redis.lanes.give_back().await;
+            redis.subscriptions.unsubscribe_idle().await;
         }
     }
 }
@@ -545,11 +545,11 @@ impl Backplane for Redis {
         .boxed_local()
     }
 
-    fn unsubscribe(&self, user: &UserId, lane: Device) {
-        self.lanes.unsubscribe(self.names.lane(user, lane));
+    fn unsubscribe(&self, user: &UserId, channel: Device) {
+        self.subscriptions.unsubscribe(self.names.channel(user, channel));
     }
 
-    fn publish(&self, user: &UserId, lane: Device, envelope: Envelope, since: Instant) -> Published {
+    fn publish(&self, user: &UserId, channel: Device, envelope: Envelope, since: Instant) -> Published {
         let stream = match &envelope {
             Envelope::Parcel { parcel: Parcel::Frame(bytes), .. } => {
                 bytes.first().copied().map(StreamId).filter(|stream| !stream.is_reliable())
@@ -561,11 +561,11 @@ impl Backplane for Redis {
             | Envelope::ServerMessage { .. }
             | Envelope::Disconnect { .. } => None,
         };
-        self.publisher.publish(self.names.lane(user, lane), envelope.encode(), stream, since)
+        self.publisher.publish(self.names.channel(user, channel), envelope.encode(), stream, since)
     }
 
-    fn barrier(&self, user: &UserId, lane: Device) -> Option<Barrier> {
-        self.publisher.barrier(&self.names.lane(user, lane))
+    fn barrier(&self, user: &UserId, channel: Device) -> Option<Barrier> {
+        self.publisher.barrier(&self.names.channel(user, channel))
     }
 
     fn room<'a>(&'a self, user: &'a UserId) -> LocalBoxFuture<'a, Result<RoomSnapshot, Unavailable>> {

@@ -27,9 +27,9 @@ impl Names {
         self.with(user, "")
     }
 
-    /// The lane of a device.
+    /// The channel of a device.
     #[must_use]
-    pub(super) fn lane(&self, user: &UserId, device: Device) -> String {
+    pub(super) fn channel(&self, user: &UserId, device: Device) -> String {
         self.with(
             user,
             match device {
@@ -56,7 +56,7 @@ impl Names {
         format!("{}:instances", self.prefix)
     }
 
-    /// The channel on which publishers tell of lanes on which nobody has heard them.
+    /// The channel on which publishers tell of channels on which nobody has heard them.
     #[must_use]
     pub(super) fn unheard(&self) -> String {
         format!("{}:unheard", self.prefix)
@@ -78,6 +78,6 @@ mod tests {
         let names = Names::new("duo");
         let user = UserId::new("a{b}:*\né-_9").unwrap();
         assert_eq!(names.room(&user), "duo:{a%7Bb%7D%3A%2A%0A%C3%A9-_9}");
-        assert_eq!(names.lane(&user, Device::Mobile), "duo:{a%7Bb%7D%3A%2A%0A%C3%A9-_9}:mobile");
+        assert_eq!(names.channel(&user, Device::Mobile), "duo:{a%7Bb%7D%3A%2A%0A%C3%A9-_9}:mobile");
     }
 }

@@ -1,4 +1,4 @@
-//! What leaves for other instances: in order for each lane, many at once, never more than is bounded, and
+//! What leaves for other instances: in order for each channel, many at once, never more than is bounded, and
 //! never stale.
 
 use std::cell::{Cell, RefCell};
@@ -26,37 +26,37 @@ use crate::relay::outbox::{Outbox, Outgoing, Pushed};
 const IN_FLIGHT: usize = 2048;
 /// Bytes that are under way at the same time.
 const IN_FLIGHT_BYTES: usize = 8 * 1024 * 1024;
-/// Lanes of which it is told, in a second, that nobody has heard them.
+/// Most channels reported as unheard per second.
 const UNHEARD: usize = 1024;
 /// A publish without an answer for this long: Redis stands still, and what follows waits here, where newer
 /// frames replace older ones, and not in the kernel.
 const STALLED: Duration = Duration::from_millis(200);
 
-/// Bytes that may wait for all lanes of a worker together.
+/// Bytes that may wait for all channels of a worker together.
 const WAITING_BYTES: usize = 64 * 1024 * 1024;
 
-/// Lanes that wait for Redis, each with what waits.
+/// Channels that wait for Redis, each with what waits.
 #[derive(Default)]
 struct Waiting {
-    lanes: HashMap<Str, Outbox>,
+    channels: HashMap<Str, Outbox>,
     order: VecDeque<Str>,
     bytes: usize,
-    /// Behind what waits for a lane.
+    /// Behind what waits for a channel.
     barriers: HashMap<Str, Vec<oneshot::Sender<()>>>,
 }
 
-/// Lanes that nobody has heard: to be told, and told lately.
+/// Channels that nobody has heard: to be reported, and reported lately.
 #[derive(Default)]
 struct Unheard {
     news: Vec<Str>,
-    told: HashSet<Str>,
+    reported: HashSet<Str>,
 }
 
 /// One worker's publisher.
 pub(super) struct Publisher {
     client: WithOptions<Client>,
     sharded: bool,
-    /// What may wait for one lane.
+    /// What may wait for one channel.
     queue_bytes: usize,
     metrics: Arc<Metrics>,
     /// When those that are under way left, oldest first.
@@ -66,7 +66,7 @@ pub(super) struct Publisher {
     /// Each told when all numbers below its own have arrived.
     barriers: RefCell<VecDeque<(u64, oneshot::Sender<()>)>>,
     waiting: RefCell<Waiting>,
-    /// Lanes on which a publish has reached nobody.
+    /// Channels on which a publish has reached nobody.
     unheard: RefCell<Unheard>,
     is_up: Cell<bool>,
     /// A publish got no answer at all. Nothing leaves until a probe is back: what is written to a Redis that
@@ -108,29 +108,29 @@ impl Publisher {
         }
     }
 
-    /// Publishes on a lane; `stream` is that of a volatile frame.
+    /// Publishes on a channel; `stream` is that of a volatile frame.
     pub(super) fn publish(
         self: &Rc<Self>,
-        lane: String,
+        channel: String,
         envelope: Bytes,
         stream: Option<StreamId>,
         since: Instant,
     ) -> Published {
         let mut waiting = self.waiting.borrow_mut();
-        if waiting.order.is_empty() && self.may_leave(Instant::now()) {
+        if waiting.order.is_empty() && self.may_send(Instant::now()) {
             drop(waiting);
-            self.leave(lane.into(), envelope);
+            self.send(channel.into(), envelope);
             return Published::Queued;
         }
         if waiting.bytes + envelope.len() > WAITING_BYTES {
             return Published::Full;
         }
-        // Behind what waits already: the order of a lane is kept.
-        let lane: Str = lane.into();
-        if !waiting.lanes.contains_key(&lane) {
-            waiting.order.push_back(lane.clone());
+        // Behind what waits already: the order of a channel is kept.
+        let channel: Str = channel.into();
+        if !waiting.channels.contains_key(&channel) {
+            waiting.order.push_back(channel.clone());
         }
-        let outbox = waiting.lanes.entry(lane).or_default();
+        let outbox = waiting.channels.entry(channel).or_default();
         let before = outbox.waiting_bytes();
         let published = match stream {
             Some(stream) => {
@@ -151,26 +151,26 @@ impl Publisher {
         published
     }
 
-    /// A barrier behind what was published on this lane. What has left is counted for the whole worker: its answers
-    /// come in order, so that waiting for other lanes' as well costs at most one round trip.
-    pub(super) fn barrier(&self, lane: &str) -> Option<Barrier> {
-        let (told, barrier) = oneshot::channel();
+    /// A barrier behind what was published on this channel. What has left is counted for the whole worker: its answers
+    /// come in order, so that waiting for other channels' as well costs at most one round trip.
+    pub(super) fn barrier(&self, channel: &str) -> Option<Barrier> {
+        let (done, barrier) = oneshot::channel();
         let mut waiting = self.waiting.borrow_mut();
-        if let Some((lane, _)) = waiting.lanes.get_key_value(lane) {
-            let lane = lane.clone();
-            let behind = waiting.barriers.entry(lane).or_default();
-            // A lane may wait for as long as Redis is away; who asks does not.
-            behind.retain(|told| !told.is_closed());
-            behind.push(told);
+        if let Some((channel, _)) = waiting.channels.get_key_value(channel) {
+            let channel = channel.clone();
+            let behind = waiting.barriers.entry(channel).or_default();
+            // A channel may wait for as long as Redis is away; who asks does not.
+            behind.retain(|done| !done.is_closed());
+            behind.push(done);
         } else if self.in_flight.borrow().is_empty() {
             return None;
         } else {
-            self.barriers.borrow_mut().push_back((self.next.get(), told));
+            self.barriers.borrow_mut().push_back((self.next.get(), done));
         }
         Some(barrier)
     }
 
-    fn may_leave(&self, now: Instant) -> bool {
+    fn may_send(&self, now: Instant) -> bool {
         let in_flight = self.in_flight.borrow();
         let is_stalled = in_flight.front().is_some_and(|(_, left)| now.duration_since(*left) > STALLED);
         self.is_up.get()
@@ -184,14 +184,14 @@ impl Publisher {
     pub(super) fn drain(self: &Rc<Self>) {
         loop {
             let now = Instant::now();
-            if !self.may_leave(now) {
+            if !self.may_send(now) {
                 return;
             }
             let mut waiting = self.waiting.borrow_mut();
-            let Some(lane) = waiting.order.front().cloned() else {
+            let Some(channel) = waiting.order.front().cloned() else {
                 return;
             };
-            let outbox = waiting.lanes.entry(lane.clone()).or_default();
+            let outbox = waiting.channels.entry(channel.clone()).or_default();
             let before = outbox.waiting_bytes();
             let due = outbox.pop();
             let gone = before - outbox.waiting_bytes();
@@ -199,12 +199,12 @@ impl Publisher {
             match due {
                 None => {
                     waiting.order.pop_front();
-                    waiting.lanes.remove(&lane);
-                    let behind = waiting.barriers.remove(&lane).unwrap_or_default();
+                    waiting.channels.remove(&channel);
+                    let behind = waiting.barriers.remove(&channel).unwrap_or_default();
                     drop(waiting);
                     let next = self.next.get();
-                    self.barriers.borrow_mut().extend(behind.into_iter().map(|told| (next, told)));
-                    self.tell_barriers();
+                    self.barriers.borrow_mut().extend(behind.into_iter().map(|done| (next, done)));
+                    self.release_barriers();
                 }
                 Some(due) => {
                     drop(waiting);
@@ -213,13 +213,13 @@ impl Publisher {
                         continue;
                     }
                     let (Outgoing::Binary(envelope) | Outgoing::Text(envelope)) = due.message;
-                    self.leave(lane, envelope);
+                    self.send(channel, envelope);
                 }
             }
         }
     }
 
-    fn leave(self: &Rc<Self>, lane: Str, envelope: Bytes) {
+    fn send(self: &Rc<Self>, channel: Str, envelope: Bytes) {
         let number = self.next.get();
         self.next.set(number + 1);
         let bytes = envelope.len();
@@ -227,22 +227,22 @@ impl Publisher {
         self.in_flight_bytes.set(self.in_flight_bytes.get() + bytes);
         let publisher = Rc::clone(self);
         // Tasks of this thread begin in the order in which they were spawned, and a command takes its place in
-        // fred's queue when it is first polled: the order of a lane is kept.
+        // fred's queue when it is first polled: the order of a channel is kept.
         tokio::task::spawn_local(async move {
             let client = &publisher.client;
             let heard = if publisher.sharded {
-                client.spublish::<u64, _, _>(lane.clone(), envelope).await
+                client.spublish::<u64, _, _>(channel.clone(), envelope).await
             } else {
-                client.publish::<u64, _, _>(lane.clone(), envelope).await
+                client.publish::<u64, _, _>(channel.clone(), envelope).await
             };
             let result = match heard {
                 Ok(0) => {
-                    publisher.on_unheard(lane);
+                    publisher.on_unheard(channel);
                     PublishResult::Unheard
                 }
                 Ok(_) => PublishResult::Heard,
                 Err(error) => {
-                    publisher.on_failed(lane, &error);
+                    publisher.on_failed(channel, &error);
                     PublishResult::Failed
                 }
             };
@@ -251,34 +251,34 @@ impl Publisher {
         });
     }
 
-    fn on_failed(&self, lane: Str, error: &Error) {
+    fn on_failed(&self, channel: Str, error: &Error) {
         self.metrics.dropped(Dropped::Backplane, 1);
         if matches!(error.kind(), ErrorKind::Timeout) {
             self.is_stuck.set(true);
         }
         if is_redirection(error) {
-            self.on_unheard(lane);
+            self.on_unheard(channel);
         }
         debug!(%error, "a publish failed");
     }
 
     /// Nobody was subscribed. Either the peer has just left, or its instance has lost the subscription without
-    /// knowing, as it does when a cluster's slot moves: it is told.
-    fn on_unheard(&self, lane: Str) {
+    /// knowing, as it does when a cluster's slot moves: this worker reports it.
+    fn on_unheard(&self, channel: Str) {
         let mut unheard = self.unheard.borrow_mut();
-        if unheard.told.len() < UNHEARD && unheard.told.insert(lane.clone()) {
-            unheard.news.push(lane);
+        if unheard.reported.len() < UNHEARD && unheard.reported.insert(channel.clone()) {
+            unheard.news.push(channel);
         }
     }
 
-    /// The lanes that nobody has heard since this was asked, each once until [`Self::forget_unheard`].
+    /// The channels that nobody has heard since this was asked, each once until [`Self::forget_unheard`].
     pub(super) fn take_unheard(&self) -> Vec<Str> {
         std::mem::take(&mut self.unheard.borrow_mut().news)
     }
 
-    /// Lanes that are still unheard may be told again.
+    /// Channels that are still unheard may be reported again.
     pub(super) fn forget_unheard(&self) {
-        self.unheard.borrow_mut().told.clear();
+        self.unheard.borrow_mut().reported.clear();
     }
 
     fn arrived(self: &Rc<Self>, number: u64, bytes: usize) {
@@ -290,19 +290,19 @@ impl Publisher {
                 in_flight.remove(at);
             }
         }
-        self.tell_barriers();
+        self.release_barriers();
         if !self.waiting.borrow().order.is_empty() {
             self.drain();
         }
     }
 
-    fn tell_barriers(&self) {
+    fn release_barriers(&self) {
         let oldest = self.in_flight.borrow().front().map_or(u64::MAX, |(number, _)| *number);
         loop {
             let reached = self.barriers.borrow_mut().pop_front_if(|(number, _)| *number <= oldest);
-            let Some((_, told)) = reached else { return };
-            // Who does not wait any more need not be told.
-            let _ = told.send(());
+            let Some((_, done)) = reached else { return };
+            // The receiver may be gone; ignore the error.
+            let _ = done.send(());
         }
     }
 

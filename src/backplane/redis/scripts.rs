@@ -1,5 +1,5 @@
 //! Claim, renew, release and look as Lua scripts: each is atomic, and publishes what it changed, so that
-//! a lane's order is the room's order.
+//! a channel's order is the room's order.
 
 use fred::clients::Client;
 use fred::error::{Error, ErrorKind};
@@ -11,9 +11,8 @@ use super::client::redirected;
 use super::names::Names;
 use crate::backplane::RoomSnapshot;
 use crate::relay::envelope::{Envelope, claimed_prefix, released_prefix};
-use crate::relay::ids::{ClientId, ConnectionId, Device, Generation, InstanceId, UserId};
-use crate::relay::protocol::Member;
-use crate::relay::record::{Claim, ClaimOutcome, Claimed, Held, Holder, Renewed};
+use crate::relay::ids::{ClientId, ConnectionId, Device, Generation, InstanceId, Member, UserId};
+use crate::relay::record::{Claim, ClaimOutcome, Claimed, Holder, Lease, Renewed};
 
 /// The scripts, and how they publish.
 #[derive(Debug, Clone)]
@@ -43,7 +42,7 @@ impl Scripts {
     }
 
     fn keys(&self, user: &UserId) -> Vec<String> {
-        let [desktop, mobile] = Device::ALL.map(|device| self.names.lane(user, device));
+        let [desktop, mobile] = Device::ALL.map(|device| self.names.channel(user, device));
         vec![self.names.room(user), desktop, mobile]
     }
 
@@ -88,8 +87,8 @@ impl Scripts {
             (_, rest) => match rest.as_slice() {
                 [generation, replaced, other] => Ok(ClaimOutcome::Claimed(Claimed {
                     generation: Generation(generation.as_u64().ok_or_else(unreadable)?),
-                    replaced: holder(replaced)?.map(|held| held.holder),
-                    other: holder(other)?.map(|held| held.holder),
+                    replaced: holder(replaced)?.map(|lease| lease.holder),
+                    other: holder(other)?.map(|lease| lease.holder),
                 })),
                 _ => Err(unreadable()),
             },
@@ -121,20 +120,20 @@ impl Scripts {
         let answer = self.run(&self.renew, client, self.keys(user), arguments).await?;
         match numbered(answer)? {
             (0, rest) => match rest.as_slice() {
-                [connection, generation, held] => {
+                [connection, generation, lease] => {
                     let connection = connection.as_str().and_then(|id| id.parse().ok()).map(ConnectionId);
                     let generation = generation.as_u64().map(Generation);
                     let (Some(connection), Some(generation)) = (connection, generation) else {
                         return Err(unreadable());
                     };
-                    let holder = holder(held)?.map(|held| held.holder);
+                    let holder = holder(lease)?.map(|lease| lease.holder);
                     Ok(Renewed::Overwritten { by: Member { connection, generation }, holder })
                 }
                 _ => Err(unreadable()),
             },
             (_, rest) => {
                 let other = rest.first().ok_or_else(unreadable)?;
-                Ok(Renewed::Kept { other: holder(other)?.map(|held| held.holder) })
+                Ok(Renewed::Kept { other: holder(other)?.map(|lease| lease.holder) })
             }
         }
     }
@@ -170,9 +169,8 @@ impl Scripts {
         let [desktop, mobile] = rest.as_slice() else {
             return Err(unreadable());
         };
-        let left = |held: Option<Held>| {
-            held.map(|held| Held { lease_ends: held.lease_ends.saturating_sub(now), ..held })
-        };
+        let left =
+            |lease: Option<Lease>| lease.map(|lease| Lease { ends: lease.ends.saturating_sub(now), ..lease });
         Ok([left(holder(desktop)?), left(holder(mobile)?)])
     }
 }
@@ -195,7 +193,7 @@ fn numbered(answer: Value) -> Result<(u64, Vec<Value>), Error> {
 }
 
 /// `connection instance client generation lease_end`, or nothing.
-pub(super) fn holder(value: &Value) -> Result<Option<Held>, Error> {
+pub(super) fn holder(value: &Value) -> Result<Option<Lease>, Error> {
     let text = value.as_str().ok_or_else(unreadable)?;
     if text.is_empty() {
         return Ok(None);
@@ -209,9 +207,9 @@ pub(super) fn holder(value: &Value) -> Result<Option<Held>, Error> {
             name => Some(ClientId::new(name)?),
         };
         let generation = Generation(parts.next()?.parse().ok()?);
-        let lease_ends = parts.next()?.parse().ok()?;
+        let ends = parts.next()?.parse().ok()?;
         let holder = Holder { member: Member { connection, generation }, instance, client };
-        Some(Held { holder, lease_ends })
+        Some(Lease { holder, ends })
     };
     parse().map(Some).ok_or_else(unreadable)
 }

@@ -12,7 +12,9 @@ use crate::relay::protocol::{Protocol, ReconnectReason, ServerMessage};
 use crate::relay::refusal::Refusal;
 
 use super::poll_io::{Io, would_block};
-use super::{Beat, CLOSE_LIMIT, EXPIRING_AHEAD, End, GOODBYE_LIMIT, Held, LAST_LOOK, Leaving, Socket, State};
+use super::{
+    Beat, CLOSE_LIMIT, EXPIRING_AHEAD, End, GOODBYE_LIMIT, LAST_LOOK, Leaving, Parked, Socket, State,
+};
 
 impl Socket {
     pub(super) fn on_clock(&mut self, now: Instant, cx: &mut Context<'_>) -> Result<(), End> {
@@ -20,7 +22,7 @@ impl Socket {
             State::Open => {
                 self.on_open_clock(now, cx)?;
                 if self.seat.with_outbox(|outbox| outbox.is_closing()) {
-                    self.held = None;
+                    self.parked = None;
                     let slow = self.seat.with_outbox(|outbox| outbox.is_empty_but_goodbye());
                     let limit = if slow { CLOSE_LIMIT } else { GOODBYE_LIMIT };
                     self.state = State::Goodbye { until: now + limit, forced: slow };
@@ -54,7 +56,7 @@ impl Socket {
         let heartbeat = self.hub.settings().heartbeat;
         let silent = now.saturating_duration_since(self.last_byte);
         // While the relay itself does not read, silence proves nothing.
-        let is_reading = self.held.is_none() && self.auth.is_none();
+        let is_reading = self.parked.is_none() && self.auth.is_none();
         match self.beat {
             Beat::Heard if silent >= heartbeat => {
                 self.beat = Beat::Pinged(now);
@@ -78,8 +80,8 @@ impl Socket {
             self.leave(Close::TokenExpired);
             return Ok(());
         }
-        if !self.told_expiring && self.expires.saturating_duration_since(now) <= EXPIRING_AHEAD {
-            self.told_expiring = true;
+        if !self.sent_expiring && self.expires.saturating_duration_since(now) <= EXPIRING_AHEAD {
+            self.sent_expiring = true;
             self.hub.control(&self.seat, &ServerMessage::Expiring { expires_at: self.expires_at });
         }
         self.answer_pings(now, cx);
@@ -145,14 +147,14 @@ impl Socket {
             }
             State::Open => {
                 let heartbeat = self.hub.settings().heartbeat;
-                let is_reading = self.held.is_none() && self.auth.is_none();
+                let is_reading = self.parked.is_none() && self.auth.is_none();
                 let beat = match self.beat {
                     Beat::Heard => Some(self.last_byte + heartbeat),
                     Beat::Pinged(at) if is_reading => Some(at + heartbeat),
                     Beat::LastLook(until) if is_reading => Some(until),
                     Beat::Pinged(_) | Beat::LastLook(_) => None,
                 };
-                let expiry = match (self.told_expiring, self.settings.enforce_expiry) {
+                let expiry = match (self.sent_expiring, self.settings.enforce_expiry) {
                     (false, _) => Some(self.expires.checked_sub(EXPIRING_AHEAD).unwrap_or(self.expires)),
                     (true, true) => Some(self.expires),
                     (true, false) => None,
@@ -161,14 +163,14 @@ impl Socket {
                     Leaving::At(at) => at,
                     Leaving::Told { deadline } => Some(deadline),
                 };
-                let held = match &self.held {
-                    Some(Held::Rate(_, until) | Held::Marker(_, until)) => Some(*until),
+                let parked = match &self.parked {
+                    Some(Parked::Rate(_, until) | Parked::Marker(_, until)) => Some(*until),
                     None => None,
                 };
                 let checked = self.revocation.as_ref().filter(|revocation| revocation.check.is_none());
                 let checked = checked.map(|revocation| revocation.next);
                 let pong = self.pings.front().map(|ping| ping.until);
-                [beat, expiry, leaving, held, checked, pong].into_iter().flatten().min()
+                [beat, expiry, leaving, parked, checked, pong].into_iter().flatten().min()
             }
         }
     }

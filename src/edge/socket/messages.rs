@@ -13,11 +13,12 @@ use crate::metrics::Dropped;
 use crate::relay::close::Close;
 use crate::relay::ids::StreamId;
 use crate::relay::limits::Verdict;
-use crate::relay::protocol::{ClientMessage, EMPTY_FRAME, MessageError, Parcel, Protocol, ServerMessage};
+use crate::relay::parcel::Parcel;
+use crate::relay::protocol::{ClientMessage, EMPTY_FRAME, MessageError, Protocol, ServerMessage};
 use crate::relay::refusal::Refusal;
 
 use super::clock::{deadline_of, unix_ms};
-use super::{GOODBYE_LIMIT, Held, Socket, State, label_of};
+use super::{GOODBYE_LIMIT, Parked, Socket, State, label_of};
 
 /// A ping is answered after this time even if what was sent before it is still on its way.
 const PONG_LIMIT: Duration = Duration::from_secs(1);
@@ -33,7 +34,7 @@ pub(super) struct Ping {
 }
 
 impl Socket {
-    pub(super) fn on_message(&mut self, message: Message, now: Instant) {
+    pub(super) fn on_client_message(&mut self, message: Message, now: Instant) {
         match &message {
             Message::Binary(_) | Message::Text(_) => {}
             Message::Close(frame) => {
@@ -50,18 +51,18 @@ impl Socket {
         }
         match self.rate.on_message(now) {
             Verdict::Pass => self.process(message, now),
-            Verdict::Limited { until, tell } => {
-                if tell {
+            Verdict::Limited { until, report } => {
+                if report {
                     let error = MessageError::new(
                         "rate_limited",
                         "more messages a second than limits.messages_per_second",
                     );
-                    self.tell_error(&error);
+                    self.send_error(&error);
                 }
                 if self.is_volatile(&message) {
                     self.hub.metrics().dropped(Dropped::Rate, 1);
                 } else {
-                    self.held = Some(Held::Rate(message, until));
+                    self.parked = Some(Parked::Rate(message, until));
                 }
             }
             Verdict::Abuse => self.leave(Close::Policy),
@@ -77,21 +78,21 @@ impl Socket {
     }
 
     /// False while the held message has to wait on.
-    pub(super) fn retry_held(&mut self, now: Instant) -> bool {
-        match self.held.take() {
-            Some(Held::Rate(message, until)) if until <= now => {
+    pub(super) fn retry_parked(&mut self, now: Instant) -> bool {
+        match self.parked.take() {
+            Some(Parked::Rate(message, until)) if until <= now => {
                 self.rate.on_held(now);
                 self.process(message, now);
             }
-            Some(Held::Marker(parcel, until)) => {
+            Some(Parked::Marker(parcel, until)) => {
                 if until <= now {
                     self.hub.on_marker_overdue(&self.seat);
                 }
                 self.forward(parcel, now);
             }
-            held => self.held = held,
+            parked => self.parked = parked,
         }
-        self.held.is_none()
+        self.parked.is_none()
     }
 
     fn process(&mut self, message: Message, now: Instant) {
@@ -165,7 +166,7 @@ impl Socket {
         let failed = match self.hub.send(&self.seat, &parcel, now) {
             Sent::Done | Sent::Overwritten => return,
             Sent::Wait => {
-                self.held = Some(Held::Marker(parcel, now + MARKER_LIMIT));
+                self.parked = Some(Parked::Marker(parcel, now + MARKER_LIMIT));
                 return;
             }
             Sent::Absent => ("peer_absent", "nobody holds the other slot: the message was dropped"),
@@ -179,25 +180,25 @@ impl Socket {
                 let stream = bytes.first().copied().map(StreamId).filter(|stream| stream.is_reliable());
                 let due = |stream| self.faults.get_or_insert_default().absent.is_due(stream, now);
                 if stream.is_some_and(due) {
-                    self.tell_error(&MessageError::new(code, detail));
+                    self.send_error(&MessageError::new(code, detail));
                 }
             }
-            Parcel::Send { id, .. } => self.tell_error(&MessageError { code, detail, id }),
+            Parcel::Send { id, .. } => self.send_error(&MessageError { code, detail, id }),
             Parcel::Text { .. } => {}
         }
     }
 
     /// An error of the client: told, and counted.
     fn on_error(&mut self, error: &MessageError, now: Instant) {
-        self.tell_error(error);
+        self.send_error(error);
         if self.faults.get_or_insert_default().errors.on_error(now) {
             self.leave(Close::Policy);
         }
     }
 
-    fn tell_error(&mut self, error: &MessageError) {
+    fn send_error(&mut self, error: &MessageError) {
         let MessageError { code, detail, id } = error;
-        self.hub.metrics().told_error(code);
+        self.hub.metrics().error_sent(code);
         self.hub.control(&self.seat, &ServerMessage::Error { code, detail, id: id.as_deref() });
     }
 
@@ -206,7 +207,7 @@ impl Socket {
             Ok(identity) if identity.user == self.seat.user => {
                 self.expires_at = identity.expires_at;
                 self.expires = deadline_of(identity.expires_at, now);
-                self.told_expiring = false;
+                self.sent_expiring = false;
                 self.seat.set_label(label_of(&identity));
                 if let Some(revocation) = &mut self.revocation {
                     revocation.identity = identity.clone();
@@ -219,7 +220,7 @@ impl Socket {
                 let error = MessageError::new(refusal.code(), refusal.detail());
                 if refusal.status() == 503 {
                     // Not the client's mistake.
-                    self.tell_error(&error);
+                    self.send_error(&error);
                 } else {
                     self.on_error(&error, now);
                 }

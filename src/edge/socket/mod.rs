@@ -25,13 +25,13 @@ use tungstenite::protocol::{CloseFrame, Role, WebSocketConfig, WebSocketContext}
 use tungstenite::{Error, Message, Utf8Bytes};
 
 use crate::auth::{Identity, Verifier};
-use crate::edge::limits::Admission;
+use crate::edge::gate::Admission;
 use crate::edge::stream::Stream;
 use crate::hub::{Hub, Seat};
 use crate::relay::close::Close;
 use crate::relay::limits::{AbsentNotices, Errors, Rate};
 use crate::relay::outbox::Outgoing;
-use crate::relay::protocol::Parcel;
+use crate::relay::parcel::Parcel;
 use crate::relay::refusal::Refusal;
 /// Bytes that one read may bring; also what an idle connection keeps.
 const READ_BUFFER: usize = 1024;
@@ -47,6 +47,7 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 const EXPIRING_AHEAD: Duration = Duration::from_secs(300);
 
 /// What every socket of a worker needs to know.
+#[derive(Clone)]
 pub struct SocketSettings {
     /// Verifies fresh tokens.
     pub verifier: Verifier,
@@ -73,7 +74,7 @@ pub struct Socket {
     flushed: bool,
     state: State,
     /// A message that may not go on yet.
-    held: Option<Held>,
+    parked: Option<Parked>,
     rate: Rate,
     /// Errors and notices: most connections never need them.
     faults: Option<Box<Faults>>,
@@ -86,7 +87,7 @@ pub struct Socket {
     beat: Beat,
     expires_at: u64,
     expires: Instant,
-    told_expiring: bool,
+    sent_expiring: bool,
     leaving: Leaving,
     /// Its place among the connections of this instance, given back with it.
     _admission: Admission,
@@ -143,7 +144,7 @@ enum Beat {
 }
 
 /// A message that may not go on yet; nothing is read behind it.
-enum Held {
+enum Parked {
     /// Past the rate: until its turn comes.
     Rate(Message, Instant),
     /// Behind what travels through the backplane.
@@ -202,7 +203,7 @@ impl Socket {
             codec,
             flushed: true,
             state: State::Open,
-            held: None,
+            parked: None,
             rate,
             faults: None,
             auth: None,
@@ -212,7 +213,7 @@ impl Socket {
             beat: Beat::Heard,
             expires_at: identity.expires_at,
             expires: deadline_of(identity.expires_at, now),
-            told_expiring: false,
+            sent_expiring: false,
             leaving: Leaving::At(lifetime),
             _admission: admission,
         }
@@ -365,7 +366,7 @@ impl Socket {
             self.on_verified(verified.unwrap_or(Err(Refusal::KeysUnavailable)), now);
             return Ok(true);
         }
-        if self.pings.len() >= PINGS || self.held.is_some() && !self.retry_held(now) {
+        if self.pings.len() >= PINGS || self.parked.is_some() && !self.retry_parked(now) {
             return Ok(false);
         }
         let mut io = Io { stream: &mut self.stream, cx, read: false };
@@ -377,7 +378,7 @@ impl Socket {
         match read {
             Ok(message) => {
                 if matches!(self.state, State::Open) {
-                    self.on_message(message, now);
+                    self.on_client_message(message, now);
                 }
                 Ok(true)
             }

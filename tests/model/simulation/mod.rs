@@ -21,7 +21,8 @@ use duorelay::backplane::Backplane;
 use duorelay::hub::{Hub, HubSettings, Seat};
 use duorelay::metrics::Metrics;
 use duorelay::relay::ids::{ConnectionId, Device, InstanceId, UserId};
-use duorelay::relay::protocol::{ClientLimits, Parcel};
+use duorelay::relay::parcel::Parcel;
+use duorelay::relay::protocol::ClientLimits;
 use tokio::task::{LocalSet, spawn_local, yield_now};
 use uuid::Uuid;
 

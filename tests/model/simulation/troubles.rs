@@ -41,14 +41,14 @@ impl Simulation {
         let it = Rc::clone(self);
         let down = move || {
             if it.network.is_cut_off(node) {
-                it.network.tell(node, Event::Down);
+                it.network.notify(node, Event::Down);
             }
         };
         self.network.after(self.network.below(2 * SECOND), Some(node), Box::new(down));
         let it = Rc::clone(self);
         let up = move || {
             it.network.reconnect(node);
-            it.network.tell(node, Event::Up);
+            it.network.notify(node, Event::Up);
         };
         let length = SECOND / 2 + self.network.below(25 * SECOND);
         self.network.after(length, Some(node), Box::new(up));
@@ -100,8 +100,8 @@ impl Simulation {
                 if is_silent { silent.insert(other) } else { silent.remove(&other) }
             };
             match (is_news, is_silent) {
-                (true, true) => self.network.tell(at, Event::Silent(other)),
-                (true, false) => self.network.tell(at, Event::Heard(other)),
+                (true, true) => self.network.notify(at, Event::Silent(other)),
+                (true, false) => self.network.notify(at, Event::Heard(other)),
                 (false, _) => {}
             }
         }

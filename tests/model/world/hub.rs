@@ -55,19 +55,19 @@ impl World {
                 }
                 Effect::Peer { seat, member, connected, .. } => {
                     let connection = self.connection_mut(seat);
-                    let is_news = (connection.told == Some(member)) != connected;
-                    connection.told = connected.then_some(member);
+                    let is_news = (connection.reported == Some(member)) != connected;
+                    connection.reported = connected.then_some(member);
                     if !is_news {
                         self.blame(Wrong::Peer);
                     }
                 }
-                Effect::Mark { seat, lane, nonce } => {
+                Effect::Mark { seat, channel, nonce } => {
                     if setup.mutation == Some(Mutation::NoMarker) {
                         self.overdue(setup, seat);
                         continue;
                     }
                     let publisher = at;
-                    self.instances[at].publishes[lane as usize]
+                    self.instances[at].publishes[channel as usize]
                         .push_back(Message::Marker { publisher, nonce });
                 }
                 Effect::DropVolatile { .. } | Effect::Resume { .. } => {}
@@ -181,7 +181,7 @@ impl World {
         self.learn(at, device, other.member.generation);
     }
 
-    pub(super) fn arrive(&mut self, setup: &Setup, at: usize, lane: Device, message: Message) {
+    pub(super) fn arrive(&mut self, setup: &Setup, at: usize, channel: Device, message: Message) {
         if self.instances[at].room.is_idle() {
             return;
         }
@@ -205,27 +205,27 @@ impl World {
                 self.with_room(setup, at, |room, effects| {
                     room.on_released(device, member, effects);
                 });
-                let is_newer = before.is_some_and(|held| held.generation > member.generation);
+                let is_newer = before.is_some_and(|lease| lease.generation > member.generation);
                 if is_newer && self.instances[at].room.visible(device) != before {
                     self.blame(Wrong::Disturbed);
                 }
             }
             Message::Frame { mut from, sender, number } => {
                 if setup.mutation == Some(Mutation::NoFence) {
-                    let known = self.instances[at].known[lane.other() as usize];
+                    let known = self.instances[at].known[channel.other() as usize];
                     from.generation = from.generation.max(known);
                 }
                 let to =
-                    self.with_room(setup, at, |room, effects| room.on_lane(lane, from, effects).copied());
+                    self.with_room(setup, at, |room, effects| room.accept(channel, from, effects).copied());
                 if let Some(to) = to {
                     self.deliver(setup, at, sender, number, to);
                 }
-                self.learn(at, lane.other(), from.generation);
+                self.learn(at, channel.other(), from.generation);
             }
             Message::Marker { publisher, nonce } => {
                 if publisher == at {
                     self.with_room(setup, at, |room, effects| {
-                        room.on_marker(lane, nonce, effects);
+                        room.on_marker(channel, nonce, effects);
                     });
                 }
             }
@@ -278,7 +278,7 @@ impl World {
         let connection = self.connection_mut(seat);
         if connection.phase == Phase::Claiming {
             connection.phase = Phase::Open;
-            connection.told = peer;
+            connection.reported = peer;
         }
     }
 }

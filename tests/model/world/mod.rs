@@ -7,8 +7,7 @@ mod redis;
 
 use std::collections::VecDeque;
 
-use duorelay::relay::ids::{ConnectionId, Device, Generation, InstanceId};
-use duorelay::relay::protocol::Member;
+use duorelay::relay::ids::{ConnectionId, Device, Generation, InstanceId, Member};
 use duorelay::relay::record::{Claimed, Holder, Record, Renewed};
 use duorelay::relay::room::{Room, Route};
 use uuid::Uuid;
@@ -26,7 +25,7 @@ pub(crate) struct Setup {
     pub(crate) seats: Vec<(Device, usize)>,
     /// Frames that are sent, all senders together.
     pub(crate) frames: u8,
-    /// Lane messages that do not arrive at one subscriber.
+    /// Channel messages that do not arrive at one subscriber.
     pub(crate) losses: u8,
     /// Renewals that run while other things are on their way.
     pub(crate) renewals: u8,
@@ -63,7 +62,7 @@ pub(crate) enum Mutation {
     NoMarker,
     /// A frame is delivered whatever the generation of its sender.
     NoFence,
-    /// The lane is subscribed when the claim is answered, not before it is made.
+    /// The channel is subscribed when the claim is answered, not before it is made.
     SubscribedLate,
 }
 
@@ -95,7 +94,7 @@ pub(crate) enum Phase {
     Gone,
 }
 
-/// What arrives on a lane.
+/// What arrives on a channel.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Message {
     Claimed(Device, Holder),
@@ -124,11 +123,11 @@ pub(crate) struct Instance {
     pub(crate) crashed: bool,
     pub(crate) room: Room<Seat>,
     pub(crate) subscribed: [bool; 2],
-    /// On their way from Redis: both lanes in one order, since they come through one connection.
+    /// On their way from Redis: both channels in one order, since they come through one connection.
     pub(crate) inbox: VecDeque<(Device, Message)>,
     /// On their way to Redis.
     pub(crate) calls: VecDeque<Call>,
-    /// On their way to Redis, in order for each lane.
+    /// On their way to Redis, in order for each channel.
     pub(crate) publishes: [VecDeque<Message>; 2],
     /// On their way from Redis, in any order.
     pub(crate) answers: Vec<Answer>,
@@ -143,7 +142,7 @@ pub(crate) struct Connection {
     pub(crate) phase: Phase,
     pub(crate) generation: Generation,
     /// What it was told of its peer.
-    pub(crate) told: Option<Member>,
+    pub(crate) reported: Option<Member>,
     /// Frames that the relay took from it.
     pub(crate) sent: u8,
     /// Who got each of its frames (a set of seats).
@@ -194,11 +193,11 @@ pub(crate) enum Action {
     Overdue(Seat),
     /// Redis carries out a call of an instance.
     Call(usize, usize),
-    /// Redis takes the next publish of an instance on a lane.
+    /// Redis takes the next publish of an instance on a channel.
     Publish(usize, Device),
-    /// The next lane message of an instance arrives.
+    /// The next channel message of an instance arrives.
     Arrive(usize),
-    /// The next lane message of an instance is lost.
+    /// The next channel message of an instance is lost.
     Lose(usize),
     Answered(usize, usize),
     Crash(usize),
@@ -230,7 +229,7 @@ impl World {
         let connection = Connection {
             phase: Phase::New,
             generation: Generation::NONE,
-            told: None,
+            reported: None,
             sent: 0,
             receivers: Vec::new(),
             last: vec![0; setup.seats.len()],
@@ -409,14 +408,14 @@ impl World {
                     self.carry_out(setup, at, call);
                 }
             }
-            Action::Publish(at, lane) => {
-                if let Some(message) = self.instances[at].publishes[lane as usize].pop_front() {
-                    self.hand_out(&[lane], &message);
+            Action::Publish(at, channel) => {
+                if let Some(message) = self.instances[at].publishes[channel as usize].pop_front() {
+                    self.hand_out(&[channel], &message);
                 }
             }
             Action::Arrive(at) => {
-                if let Some((lane, message)) = self.instances[at].inbox.pop_front() {
-                    self.arrive(setup, at, lane, message);
+                if let Some((channel, message)) = self.instances[at].inbox.pop_front() {
+                    self.arrive(setup, at, channel, message);
                 }
             }
             Action::Lose(at) => {

@@ -8,11 +8,11 @@ use super::{
 };
 
 impl World {
-    pub(super) fn hand_out(&mut self, lanes: &[Device], message: &Message) {
+    pub(super) fn hand_out(&mut self, channels: &[Device], message: &Message) {
         for instance in self.instances.iter_mut().filter(|it| !it.crashed) {
-            for lane in lanes {
-                if instance.subscribed[*lane as usize] {
-                    instance.inbox.push_back((*lane, message.clone()));
+            for channel in channels {
+                if instance.subscribed[*channel as usize] {
+                    instance.inbox.push_back((*channel, message.clone()));
                 }
             }
         }
@@ -60,8 +60,8 @@ impl World {
                 let (device, _) = setup.seats[usize::from(seat)];
                 let before = self.record.holder(device, self.clock).cloned();
                 let released = match &before {
-                    Some(held) if setup.mutation == Some(Mutation::ReleaseOfAnybody) => {
-                        self.record.release(device, held.holder.member.connection)
+                    Some(lease) if setup.mutation == Some(Mutation::ReleaseOfAnybody) => {
+                        self.record.release(device, lease.holder.member.connection)
                     }
                     Some(_) | None => self.record.release(device, connection_id(seat)),
                 };
@@ -69,7 +69,8 @@ impl World {
                     self.hand_out(&Device::ALL, &Message::Released(device, member));
                 }
                 let is_other = |connection| connection != connection_id(seat);
-                if before.is_some_and(|held| is_other(held.holder.member.connection)) && released.is_some() {
+                if before.is_some_and(|lease| is_other(lease.holder.member.connection)) && released.is_some()
+                {
                     self.blame(Wrong::Disturbed);
                 }
             }

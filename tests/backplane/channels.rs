@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use duorelay::relay::envelope::Envelope;
 use duorelay::relay::ids::Device;
-use duorelay::relay::protocol::Parcel;
+use duorelay::relay::parcel::Parcel;
 use tokio::time::Instant;
 
 use crate::world::{Heard, World, claimed, frame, released, user};
@@ -20,9 +20,9 @@ pub async fn who_has_claimed_hears_everything_that_is_published_after_it(world: 
         let (mobile, _) = a.claim(&ann, MOBILE, None).await;
         a.take();
         b.take();
-        // The mobile's instance learns of the desktop from its lane, and answers at once.
+        // The mobile's instance learns of the desktop from its channel, and answers at once.
         let answer = async {
-            let (_, _, envelope) = a.next_on_lane().await;
+            let (_, _, envelope) = a.next_on_channel().await;
             let Envelope::Claimed { device: DESKTOP, holder } = envelope else { panic!("{envelope:?}") };
             a.publish(&ann, DESKTOP, frame(&mobile, b"hello"));
             holder
@@ -49,8 +49,8 @@ pub async fn a_thousand_publishes_arrive_once_and_in_order(world: &World) {
             tokio::task::yield_now().await;
         }
     }
-    for (worker, other, from, lane) in [(&a, &b, &mobile, DESKTOP), (&b, &a, &desktop, MOBILE)] {
-        let nonce = other.mark(&ann, lane);
+    for (worker, other, from, channel) in [(&a, &b, &mobile, DESKTOP), (&b, &a, &desktop, MOBILE)] {
+        let nonce = other.mark(&ann, channel);
         let heard = worker.until_marker(nonce).await;
         let heard = heard
             .into_iter()
@@ -90,7 +90,7 @@ pub async fn all_subscribers_of_a_lane_hear_the_same_order(world: &World) {
         Envelope::Claimed { holder, .. } => Some(holder.member.generation),
         _ => None,
     });
-    assert!(claims.is_sorted(), "the lane's order is the room's order");
+    assert!(claims.is_sorted(), "the channel's order is the room's order");
     assert_eq!(at_a.len(), 420);
 }
 
@@ -101,24 +101,24 @@ pub async fn claims_and_releases_stand_at_their_point_on_both_lanes(world: &Worl
     a.take();
     b.take();
     b.publish(&ann, DESKTOP, frame(&mobile, b"for the old one"));
-    assert_eq!(a.next_on_lane().await.2, frame(&mobile, b"for the old one"));
+    assert_eq!(a.next_on_channel().await.2, frame(&mobile, b"for the old one"));
     let (new, _) = c.claim(&ann, DESKTOP, None).await;
-    assert_eq!(b.next_on_lane().await.2, claimed(DESKTOP, &new));
+    assert_eq!(b.next_on_channel().await.2, claimed(DESKTOP, &new));
     b.publish(&ann, DESKTOP, frame(&mobile, b"for the new one"));
-    assert_eq!(a.next_on_lane().await.2, claimed(DESKTOP, &new));
-    assert_eq!(a.next_on_lane().await.2, frame(&mobile, b"for the new one"));
-    assert_eq!(c.next_on_lane().await.2, claimed(DESKTOP, &new));
-    assert_eq!(c.next_on_lane().await.2, frame(&mobile, b"for the new one"));
+    assert_eq!(a.next_on_channel().await.2, claimed(DESKTOP, &new));
+    assert_eq!(a.next_on_channel().await.2, frame(&mobile, b"for the new one"));
+    assert_eq!(c.next_on_channel().await.2, claimed(DESKTOP, &new));
+    assert_eq!(c.next_on_channel().await.2, frame(&mobile, b"for the new one"));
     // The last words of who leaves come before its release.
     c.publish(&ann, MOBILE, frame(&new, b"bye"));
     let nonce = c.mark(&ann, MOBILE);
     assert_eq!(b.until_marker(nonce).await.pop().unwrap().2, frame(&new, b"bye"));
     c.release(&ann, DESKTOP, &new).await;
-    assert_eq!(b.next_on_lane().await, (ann.clone(), MOBILE, released(DESKTOP, &new)));
+    assert_eq!(b.next_on_channel().await, (ann.clone(), MOBILE, released(DESKTOP, &new)));
     for worker in [&a, &c] {
-        assert_eq!(worker.next_on_lane().await, (ann.clone(), DESKTOP, released(DESKTOP, &new)));
+        assert_eq!(worker.next_on_channel().await, (ann.clone(), DESKTOP, released(DESKTOP, &new)));
     }
-    // The claimer of one lane does not hear the other one.
+    // The claimer of one channel does not hear the other one.
     a.claim(&ann, DESKTOP, None).await;
     let nonce = b.mark(&ann, DESKTOP);
     assert!(a.until_marker(nonce).await.iter().all(|heard| heard.1 == DESKTOP));
@@ -160,15 +160,15 @@ pub async fn every_envelope_arrives_as_it_was_published(world: &World) {
     ];
     for envelope in &envelopes {
         a.publish(&ann, MOBILE, envelope.clone());
-        let (_, lane, heard) = b.next_on_lane().await;
-        assert_eq!((lane, &heard), (MOBILE, envelope));
+        let (_, channel, heard) = b.next_on_channel().await;
+        assert_eq!((channel, &heard), (MOBILE, envelope));
     }
 }
 
 pub async fn unsubscribing_and_coming_back_loses_nothing(world: &World) {
     let (a, b, ann) = (world.attach().await, world.attach().await, user("ann"));
     let (mobile, _) = b.claim(&ann, MOBILE, None).await;
-    // Long enough for lanes to be given back meanwhile.
+    // Long enough for channels to be given back meanwhile.
     let until = Instant::now() + Duration::from_millis(2500);
     let mut turn = 0;
     while Instant::now() < until {
@@ -191,7 +191,7 @@ pub async fn what_is_not_subscribed_is_not_heard(world: &World) {
     let (desktop, _) = a.claim(&ann, DESKTOP, None).await;
     a.release(&ann, DESKTOP, &desktop).await;
     a.backplane.unsubscribe(&ann, DESKTOP);
-    // A lane is given back within seconds; then a frame on it is heard by nobody.
+    // A channel is given back within seconds; then a frame on it is heard by nobody.
     let deadline = Instant::now() + crate::support::LIMIT;
     loop {
         a.take();
@@ -202,7 +202,7 @@ pub async fn what_is_not_subscribed_is_not_heard(world: &World) {
         let (other, _) = a.claim(&user("other"), DESKTOP, Some("tab")).await;
         assert_eq!(other.instance, a.instance);
         let heard = a.take();
-        if !heard.iter().any(|heard| matches!(heard, Heard::Lane(user, ..) if *user == ann)) {
+        if !heard.iter().any(|heard| matches!(heard, Heard::Envelope(user, ..) if *user == ann)) {
             break;
         }
         assert!(Instant::now() < deadline, "still subscribed");

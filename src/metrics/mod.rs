@@ -39,7 +39,7 @@ pub enum Dropped {
     PeerChanged,
     /// It waited too long for the backplane, or the backplane's queue was full.
     Backplane,
-    /// It came on a lane and was not readable.
+    /// It came on a channel and was not readable.
     Unreadable,
 }
 
@@ -65,7 +65,7 @@ pub enum Path {
     Backplane,
 }
 
-/// What came of a publish.
+/// Outcome of a publish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum PublishResult {
     /// Somebody was subscribed.
@@ -122,12 +122,12 @@ impl<const N: usize> By<N> {
 
 /// One worker's part of a gauge that is the sum of all workers' parts.
 #[derive(Debug)]
-pub struct Share {
+pub struct WorkerGauge {
     gauge: Gauge,
     mine: Cell<i64>,
 }
 
-impl Share {
+impl WorkerGauge {
     /// A part of this gauge, 0 so far.
     #[must_use]
     pub fn of(gauge: &Gauge) -> Self {
@@ -227,7 +227,7 @@ pub struct Metrics {
     pub backplane_queue_bytes: Gauge,
     /// Times at which messages of the backplane may have been lost.
     pub backplane_gaps: Counter,
-    /// Messages that came from the backplane on the lanes of devices.
+    /// Messages that came from the backplane on the channels of devices.
     pub backplane_deliveries: Counter,
     /// Messages that came and were lost, because nobody took them in time.
     pub backplane_lagged: Counter,
@@ -296,7 +296,7 @@ impl Default for Metrics {
             ),
             publishes: new.by(
                 "backplane_publishes",
-                "Messages published on the lanes of devices",
+                "Messages published on the channels of devices",
                 "result",
                 ["heard", "unheard", "failed"],
             ),
@@ -331,7 +331,7 @@ impl Default for Metrics {
             backplane_queue_bytes: queue_bytes.get_or_create_owned(&vec![("queue", "backplane")]),
             backplane_gaps: new.one("backplane_gaps", "Times at which messages may have been lost"),
             backplane_deliveries: new
-                .one("backplane_deliveries", "Messages that came on the lanes of devices"),
+                .one("backplane_deliveries", "Messages that came on the channels of devices"),
             backplane_lagged: new
                 .one("backplane_lagged", "Messages that came from the backplane and were lost here"),
             backplane_connects: new.one("backplane_connects", "Connections to the backplane that were made"),
@@ -427,7 +427,7 @@ impl Metrics {
     }
 
     /// A client was told of an error.
-    pub fn told_error(&self, code: &str) {
+    pub fn error_sent(&self, code: &str) {
         count(self.errors.of(code).or(self.errors.of("other")), 1);
     }
 
@@ -492,7 +492,7 @@ mod tests {
         metrics.published(PublishResult::Failed);
         metrics.overwritten(true);
         (1000..5000).for_each(|code| metrics.closed(code));
-        Refusal::CODES.iter().for_each(|code| metrics.told_error(code));
+        Refusal::CODES.iter().for_each(|code| metrics.error_sent(code));
         metrics.limits(None, 1, 2);
         let after = metrics.encode(Format::Text);
         let series = |text: &str| {
@@ -516,7 +516,7 @@ mod tests {
     #[test]
     fn workers_shares_add_up() {
         let gauge = Gauge::default();
-        let [one, other] = [Share::of(&gauge), Share::of(&gauge)];
+        let [one, other] = [WorkerGauge::of(&gauge), WorkerGauge::of(&gauge)];
         one.set(5);
         other.set(7);
         one.set(1);

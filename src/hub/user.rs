@@ -8,11 +8,12 @@ use tokio::time::timeout;
 
 use crate::backplane::Published;
 pub(super) use crate::backplane::{CALL_LIMIT, RoomSnapshot};
+use crate::relay::classic::classic_text;
 use crate::relay::close::Close;
 use crate::relay::envelope::Envelope;
 use crate::relay::ids::{Device, UserId};
 use crate::relay::outbox::Outgoing;
-use crate::relay::protocol::{From, Protocol, ServerMessage, classic_text, compact_json, raw_json};
+use crate::relay::protocol::{Protocol, Sender, ServerMessage, compact_json, raw_json};
 use crate::relay::record::Holder;
 use crate::relay::refusal::Refusal;
 
@@ -23,12 +24,12 @@ impl Hub {
     ///
     /// # Errors
     /// [`Refusal::BackplaneUnavailable`]
-    pub async fn look(&self, user: &UserId) -> Result<RoomSnapshot, Refusal> {
+    pub async fn snapshot(&self, user: &UserId) -> Result<RoomSnapshot, Refusal> {
         match timeout(CALL_LIMIT, self.backplane.room(user)).await {
             Ok(Ok(slots)) => {
                 let alive = |slot: Option<_>| {
-                    slot.filter(|held: &crate::relay::record::Held| {
-                        !self.backplane.is_silent(held.holder.instance)
+                    slot.filter(|lease: &crate::relay::record::Lease| {
+                        !self.backplane.is_silent(lease.holder.instance)
                     })
                 };
                 Ok(slots.map(alive))
@@ -41,7 +42,7 @@ impl Hub {
     ///
     /// # Errors
     /// [`Refusal::BackplaneUnavailable`]
-    pub async fn tell_user(
+    pub async fn send_to_user(
         self: &Rc<Self>,
         user: &UserId,
         devices: &[Device],
@@ -71,18 +72,18 @@ impl Hub {
         envelope: impl Fn(&Holder) -> Envelope,
         here: impl Fn(&Rc<Seat>),
     ) -> Result<usize, Refusal> {
-        let slots = self.look(user).await?;
+        let slots = self.snapshot(user).await?;
         let mut reached = 0;
-        for (device, held) in Device::ALL.into_iter().zip(slots) {
-            let Some(held) = held.filter(|_| devices.contains(&device)) else {
+        for (device, lease) in Device::ALL.into_iter().zip(slots) {
+            let Some(lease) = lease.filter(|_| devices.contains(&device)) else {
                 continue;
             };
             let local = self.room(user).and_then(|room| room.borrow().here(device).cloned());
             if let Some(seat) = local {
                 here(&seat);
                 reached += 1;
-            } else if held.holder.instance != self.settings.instance {
-                let published = self.backplane.publish(user, device, envelope(&held.holder), Instant::now());
+            } else if lease.holder.instance != self.settings.instance {
+                let published = self.backplane.publish(user, device, envelope(&lease.holder), Instant::now());
                 reached += usize::from(published == Published::Queued);
             }
         }
@@ -93,7 +94,7 @@ impl Hub {
         let data = std::str::from_utf8(data).unwrap_or("null");
         let text = match to.protocol {
             Protocol::V1 => {
-                let (from, data) = (From::Server, Some(raw_json(data)));
+                let (from, data) = (Sender::Server, Some(raw_json(data)));
                 ServerMessage::Message { from, data, text: None, id: None }.encode()
             }
             Protocol::Classic => {

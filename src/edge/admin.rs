@@ -16,13 +16,14 @@ use serde_json::value::RawValue;
 use tokio::time::timeout;
 use tracing::info;
 
-use super::http::{Edge, health_routes, peer_of};
+use super::http::health_routes;
 use super::workers::{Command, HAND_OVER_LIMIT};
+use super::{Edge, peer_of};
 use crate::hub::InstanceInfo;
 use crate::metrics::Format;
 use crate::relay::handshake;
 use crate::relay::ids::{ConnectionId, Device, Generation, InstanceId, UserId};
-use crate::relay::record::Held;
+use crate::relay::record::Lease;
 use crate::relay::refusal::Refusal;
 
 /// The admin port's state.
@@ -122,11 +123,11 @@ struct SlotAnswer {
     lease_ms: u64,
 }
 
-impl From<Held> for SlotAnswer {
-    fn from(held: Held) -> Self {
-        let holder = held.holder;
+impl From<Lease> for SlotAnswer {
+    fn from(lease: Lease) -> Self {
+        let holder = lease.holder;
         let (connection, generation) = (holder.member.connection, holder.member.generation);
-        Self { connection, instance: holder.instance, generation, lease_ms: held.lease_ends }
+        Self { connection, instance: holder.instance, generation, lease_ms: lease.ends }
     }
 }
 
@@ -154,7 +155,7 @@ fn user(uid: &str) -> Result<UserId, Refusal> {
 
 async fn room(State(operator): State<Operator>, Path(uid): Path<String>) -> Result<Response, Refusal> {
     let user = user(&uid)?;
-    let look = |answer| Command::Look(user.clone(), answer);
+    let look = |answer| Command::Snapshot(user.clone(), answer);
     let [desktop, mobile] = operator.edge.workers.ask(&user, look).await?;
     let answer = RoomAnswer { uid: &uid, desktop: desktop.map(Into::into), mobile: mobile.map(Into::into) };
     Ok(axum::Json(answer).into_response())
@@ -174,7 +175,7 @@ async fn message(
     })?;
     let devices = message.device.map_or(Device::ALL.to_vec(), |device| vec![device]);
     let data = bytes::Bytes::copy_from_slice(message.data.get().as_bytes());
-    let tell = |answer| Command::Tell(user.clone(), devices, data, answer);
+    let tell = |answer| Command::Send(user.clone(), devices, data, answer);
     let connected = operator.edge.workers.ask(&user, tell).await?;
     Ok((Extension(Reached(connected)), axum::Json(Connected { connected })).into_response())
 }
