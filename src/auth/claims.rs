@@ -33,7 +33,7 @@ const MAX_DATE: u64 = 253_402_300_799;
 /// Who signed in, and until when.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
-    /// `sub`
+    /// `sub`, and `firebase.tenant` where the token has one
     pub user: UserId,
     /// `email`, where the token has one.
     pub email: Option<Email>,
@@ -230,9 +230,13 @@ impl Rules {
             _ => return Err(Refusal::MalformedToken),
         }
         let user = match &claims.sub {
-            Some(Value::String(sub)) => UserId::new(sub).ok_or(Refusal::MalformedToken)?,
-            _ => return Err(Refusal::MalformedToken),
+            Some(Value::String(sub)) => match self.tenant(claims.firebase.as_ref())? {
+                Some(tenant) => UserId::of_tenant(tenant, sub),
+                None => UserId::new(sub),
+            },
+            _ => None,
         };
+        let user = user.ok_or(Refusal::MalformedToken)?;
         let expires_at = date(claims.exp)?.ok_or(Refusal::MalformedToken)?;
         if now >= expires_at {
             return Err(Refusal::TokenExpired);
@@ -246,6 +250,19 @@ impl Rules {
         date(claims.nbf)?.map(not_ahead).transpose()?;
         let email = claims.email.as_ref().and_then(Value::as_str).and_then(Email::new);
         Ok(Identity { user, email, expires_at, issued_at, auth_time })
+    }
+
+    /// The tenant of Identity Platform's multi-tenancy (<https://cloud.google.com/identity-platform/docs/multi-tenancy>).
+    /// Other issuers may use the same claim for something else.
+    fn tenant<'a>(&self, firebase: Option<&'a Value>) -> Result<Option<&'a str>, Refusal> {
+        match firebase.and_then(|firebase| firebase.get("tenant")).unwrap_or(&Value::Null) {
+            _ if self.kind != Kind::Firebase => Ok(None),
+            Value::Null => Ok(None),
+            Value::String(tenant) if tenant.is_empty() => Ok(None),
+            Value::String(tenant) => Ok(Some(tenant)),
+            // A user whose tenant cannot be read is nobody's namesake.
+            _ => Err(Refusal::MalformedToken),
+        }
     }
 
     fn check_audience(&self, aud: &Value) -> Result<(), Refusal> {
@@ -273,6 +290,7 @@ struct Claims {
     auth_time: Option<Value>,
     nbf: Option<Value>,
     email: Option<Value>,
+    firebase: Option<Value>,
 }
 
 /// A `NumericDate` (RFC 7519 section 2): any JSON number. A fraction is cut off, what lies before 1970

@@ -42,7 +42,8 @@ const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-');
 /// Asks one project's identity service about its users.
 pub(super) struct Checker {
     client: Client,
-    lookup: Url,
+    /// The project's users; a tenant's are looked up below it.
+    project: Url,
     access: Access,
     checks: Semaphore,
     lookups: Semaphore,
@@ -50,7 +51,7 @@ pub(super) struct Checker {
 
 impl fmt::Debug for Checker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Checker").field("lookup", &self.lookup.as_str()).finish_non_exhaustive()
+        f.debug_struct("Checker").field("project", &self.project.as_str()).finish_non_exhaustive()
     }
 }
 
@@ -80,11 +81,11 @@ impl Checker {
 
     fn new(base: &str, project_id: &str, access: Access) -> Result<Self, AuthError> {
         let project = utf8_percent_encode(project_id, ESCAPED);
-        let lookup = Url::parse(&format!("{base}/v1/projects/{project}/accounts:lookup"))
+        let project = Url::parse(&format!("{base}/v1/projects/{project}/"))
             .map_err(|error| AuthError::Url { what: "the identity service", problem: error.to_string() })?;
         Ok(Self {
-            client: calls::client(&lookup)?,
-            lookup,
+            client: calls::client(&project)?,
+            project,
             access,
             checks: Semaphore::new(CHECKS),
             lookups: Semaphore::new(LOOKUPS),
@@ -107,14 +108,27 @@ impl Checker {
         }
     }
 
+    /// Where users are looked up. The project itself knows nothing of its tenants' users
+    /// (<https://cloud.google.com/identity-platform/docs/reference/rest/v1/projects.tenants.accounts/lookup>).
+    fn lookup(&self, tenant: Option<&str>) -> Url {
+        let path = match tenant {
+            Some(tenant) => format!("tenants/{}/accounts:lookup", utf8_percent_encode(tenant, ESCAPED)),
+            None => "accounts:lookup".to_owned(),
+        };
+        let mut url = self.project.clone();
+        url.set_path(&format!("{}{path}", self.project.path()));
+        url
+    }
+
     async fn account(&self, identity: &Identity) -> Result<Option<Account>, CallError> {
         let _turn = self.lookups.acquire().await.map_err(|_| CallError::Nonsense("closed"))?;
         let token = match &self.access {
             Access::Owner => SecretString::from("owner"),
             Access::Granted(grant) => grant.token().await?,
         };
-        let uid = identity.user.as_str();
-        let request = self.client.post(self.lookup.clone()).bearer_auth(token.expose_secret());
+        let uid = identity.user.uid();
+        let request =
+            self.client.post(self.lookup(identity.user.tenant())).bearer_auth(token.expose_secret());
         let response = request.json(&json!({"localId": [uid]})).send().await?;
         if let (StatusCode::UNAUTHORIZED, Access::Granted(grant)) = (response.status(), &self.access) {
             grant.forget(&token).await;
@@ -132,7 +146,7 @@ fn account_in(answer: &[u8], uid: &str) -> Result<Option<Account>, CallError> {
 /// The verdict in an answer.
 #[cfg(fuzzing)]
 pub(super) fn read(answer: &[u8], identity: &Identity) -> Result<(), Refusal> {
-    let account = account_in(answer, identity.user.as_str()).map_err(|_| Refusal::KeysUnavailable)?;
+    let account = account_in(answer, identity.user.uid()).map_err(|_| Refusal::KeysUnavailable)?;
     verdict(account.as_ref(), identity)
 }
 

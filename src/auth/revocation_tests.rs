@@ -6,12 +6,16 @@ use futures_util::future::join_all;
 use serde_json::Value;
 
 use super::*;
-use crate::auth::claims::Rules;
+use crate::auth::firebase;
 use crate::auth::testing::{Asked, NOW, PROJECT, Server, claims, ok, status};
 
 fn identity() -> Identity {
-    let rules = Rules::openid(format!("https://securetoken.google.com/{PROJECT}"), PROJECT.into());
-    rules.unwrap().identity(claims(json!({})).to_string().as_bytes(), NOW).unwrap()
+    identity_of(None)
+}
+
+fn identity_of(tenant: Option<&str>) -> Identity {
+    let claims = claims(json!({"firebase": {"tenant": tenant}}));
+    firebase::rules(PROJECT).unwrap().identity(claims.to_string().as_bytes(), NOW).unwrap()
 }
 
 /// The emulator's own words, with these members of the account in place.
@@ -68,6 +72,21 @@ async fn the_emulator_is_asked_as_its_owner() {
     })
     .await;
     assert_eq!(checker.check(&identity()).await, Ok(()));
+}
+
+#[tokio::test]
+async fn a_tenants_user_is_looked_up_in_the_tenant() {
+    let (checker, _server) = emulator(|asked| match asked.path.rsplit_once("/projects/").unwrap().1 {
+        path if path == format!("{PROJECT}/tenants/acme-7/accounts:lookup") => ok(found(json!({})), 0),
+        path if path == format!("{PROJECT}/tenants/a%2F%2E%2E/accounts:lookup") => ok(found(json!({})), 0),
+        // The project knows nobody of that name.
+        _ => ok(json!({"users": []}).to_string(), 0),
+    })
+    .await;
+    assert_eq!(checker.check(&identity_of(Some("acme-7"))).await, Ok(()));
+    assert_eq!(checker.check(&identity_of(Some("a/.."))).await, Ok(()));
+    assert_eq!(checker.check(&identity_of(Some("other"))).await, Err(Refusal::UserDisabled));
+    assert_eq!(checker.check(&identity()).await, Err(Refusal::UserDisabled));
 }
 
 #[tokio::test]

@@ -32,7 +32,7 @@ async fn firebase_tokens_are_verified_with_the_endpoints_keys() {
     let verifier = Verifier::start(firebase_at(&server.url), &Arc::default()).unwrap();
     let good = RSA.sign(&claims(json!({}))).unwrap();
     let identity = verifier.verify(&good, NOW).await.unwrap();
-    assert_eq!(identity.user.as_str(), "some-user");
+    assert_eq!(identity.user.uid(), "some-user");
     assert_eq!(verifier.check(&identity).await, Ok(()));
     for (token, refusal) in [
         (FORGED.sign(&claims(json!({}))).unwrap(), Refusal::BadSignature),

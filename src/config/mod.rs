@@ -47,6 +47,8 @@ pub struct Config {
     pub allowed_origins: Option<Vec<String>>,
     /// Whose `X-Forwarded-For` is believed.
     pub trusted_proxies: Vec<IpNet>,
+    /// What clients are offered.
+    pub features: Features,
     /// What clients may use.
     pub limits: Limits,
     /// Worker threads, at least 1.
@@ -74,6 +76,17 @@ pub struct Redis {
     pub prefix: String,
 }
 
+/// What clients are offered beyond the first version of the protocol.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Features {
+    /// They may report what they have received.
+    pub pacing: bool,
+    /// They may arrange a direct path.
+    pub direct: bool,
+    /// STUN servers for it.
+    pub stun_urls: Vec<String>,
+}
+
 /// What clients may use; `None` is no limit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
@@ -85,6 +98,8 @@ pub struct Limits {
     pub queue_bytes: usize,
     /// Text and binary messages from one connection, with a burst of one second.
     pub messages_per_second: Option<u32>,
+    /// Bytes from one connection, with a burst of four seconds.
+    pub bytes_per_second: Option<u32>,
     /// Handshakes from one client address.
     pub handshakes_per_second_per_ip: Option<u32>,
 }
@@ -119,6 +134,8 @@ pub struct DemoOptions {
     pub allowed_origins: Option<Vec<String>>,
     /// As [`Config::trusted_proxies`].
     pub trusted_proxies: Vec<IpNet>,
+    /// As [`Config::features`].
+    pub features: Features,
     /// As [`Config::limits`].
     pub limits: Limits,
     /// As [`Config::workers`].
@@ -142,6 +159,7 @@ impl DemoOptions {
             enforce_expiry: true,
             allowed_origins: self.allowed_origins,
             trusted_proxies: self.trusted_proxies,
+            features: self.features,
             limits: self.limits,
             workers: self.workers,
             times: self.times,

@@ -11,7 +11,7 @@ use url::{Host, Url};
 
 use super::table::{self, Setting};
 use super::values::Values;
-use super::{Config, DemoOptions, HealthCheck, Limits, Machine, Redis, Times, sign_in};
+use super::{Config, DemoOptions, Features, HealthCheck, Limits, Machine, Redis, Times, sign_in};
 use crate::auth::settings::Issuer;
 use crate::telemetry::{LogFormat, Settings, TraceSettings, check_filter};
 
@@ -53,6 +53,7 @@ fn common(values: &mut Values, machine: Machine) -> Option<DemoOptions> {
     let admin_token = values.optional(&table::ADMIN_TOKEN, header_secret);
     let allowed_origins = values.optional(&table::ALLOWED_ORIGINS, |text| list(text, origin));
     let trusted_proxies = values.required(&table::TRUSTED_PROXIES, Vec::new(), |text| list(text, network));
+    let features = features(values);
     let limits = limits(values);
     let workers = values.required(&table::WORKERS, machine.cores.max(1) as u64, number(1..=1024));
     let times = times(values);
@@ -65,6 +66,7 @@ fn common(values: &mut Values, machine: Machine) -> Option<DemoOptions> {
         admin_token: admin_token?,
         allowed_origins: allowed_origins?,
         trusted_proxies: trusted_proxies?,
+        features: features?,
         limits: limits?,
         workers: size(workers?),
         times: times?,
@@ -129,10 +131,18 @@ fn addresses(values: &mut Values, machine: Machine) -> Option<(SocketAddr, Socke
     Some((listen, admin_listen))
 }
 
+fn features(values: &mut Values) -> Option<Features> {
+    let pacing = values.required(&table::PACING, true, truth);
+    let direct = values.required(&table::DIRECT, true, truth);
+    let stun_urls = values.required(&table::STUN_URLS, Vec::new(), |text| list(text, stun_url));
+    Some(Features { pacing: pacing?, direct: direct?, stun_urls: stun_urls? })
+}
+
 fn limits(values: &mut Values) -> Option<Limits> {
     let mut count = |setting: &'static Setting| values.required(setting, None, count);
     let max_connections = count(&table::MAX_CONNECTIONS);
     let messages_per_second = count(&table::MESSAGES_PER_SECOND);
+    let bytes_per_second = count(&table::BYTES_PER_SECOND);
     let handshakes_per_second_per_ip = count(&table::HANDSHAKES_PER_SECOND_PER_IP);
     let mut bytes = |setting: &'static Setting| values.required(setting, 0, number(1..=1 << 30)).map(size);
     let message_bytes = bytes(&table::MESSAGE_BYTES);
@@ -150,6 +160,7 @@ fn limits(values: &mut Values) -> Option<Limits> {
         message_bytes: message_bytes?,
         queue_bytes: queue_bytes?,
         messages_per_second: messages_per_second?,
+        bytes_per_second: bytes_per_second?,
         handshakes_per_second_per_ip: handshakes_per_second_per_ip?,
     })
 }
@@ -335,6 +346,20 @@ fn network(text: &str) -> Result<IpNet, String> {
             Err(format!("must list networks such as 10.0.0.0/8 or 2001:db8::/32, but {text:?} is not one"))
         }
     }
+}
+
+/// A STUN server (RFC 7064) as browsers take it: `stun:HOST[:PORT]` or `stuns:HOST[:PORT]`.
+fn stun_url(text: &str) -> Result<String, String> {
+    let wrong =
+        || format!("must list STUN servers such as stun:stun.example.org:3478, but {text:?} is not one");
+    let (scheme, server) = text.split_once(':').ok_or_else(wrong)?;
+    // Read as a URL with an authority, so that the url crate checks host and port.
+    let url = Url::parse(&format!("http://{server}")).map_err(|_| wrong())?;
+    let is_server = url.host_str().is_some_and(|host| !host.is_empty())
+        && (url.path(), url.query(), url.fragment()) == ("/", None, None)
+        && (url.username(), url.password()) == ("", None)
+        && !server.contains('/');
+    if matches!(scheme, "stun" | "stuns") && is_server { Ok(text.to_owned()) } else { Err(wrong()) }
 }
 
 fn log_format(text: &str) -> Result<LogFormat, String> {

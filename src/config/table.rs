@@ -103,12 +103,16 @@ settings! {
     REDIS_PREFIX = (Backplane, "DUORELAY_REDIS_PREFIX", "redis-prefix", "PREFIX", Value("duo"), "Start of all keys and channels");
 
     ALLOWED_ORIGINS = (Clients, "DUORELAY_ALLOWED_ORIGINS", "allowed-origins", "ORIGINS", Words("any"), "Origins whose pages may connect");
+    PACING = (Clients, "DUORELAY_PACING", "pacing", "BOOL", Value("true"), "Let clients report what they have received");
+    DIRECT = (Clients, "DUORELAY_DIRECT", "direct", "BOOL", Value("true"), "Let clients arrange a direct path");
+    STUN_URLS = (Clients, "DUORELAY_STUN_URLS", "stun-urls", "URLS", Words("none"), "STUN servers for direct paths");
     TRUSTED_PROXIES = (Clients, "DUORELAY_TRUSTED_PROXIES", "trusted-proxies", "CIDRS", Words("none"), "Networks whose X-Forwarded-For is believed");
 
     MAX_CONNECTIONS = (Limits, "DUORELAY_MAX_CONNECTIONS", "max-connections", "N", Value("100000"), "Open connections; 0: any number");
     MESSAGE_BYTES = (Limits, "DUORELAY_MESSAGE_BYTES", "message-bytes", "BYTES", Value("65536"), "The largest message");
     QUEUE_BYTES = (Limits, "DUORELAY_QUEUE_BYTES", "queue-bytes", "BYTES", Value("1048576"), "What may wait for one receiver");
     MESSAGES_PER_SECOND = (Limits, "DUORELAY_MESSAGES_PER_SECOND", "messages-per-second", "N", Value("240"), "From one connection; 0: any number");
+    BYTES_PER_SECOND = (Limits, "DUORELAY_BYTES_PER_SECOND", "bytes-per-second", "BYTES", Value("1048576"), "From one connection; 0: any number");
     HANDSHAKES_PER_SECOND_PER_IP = (Limits, "DUORELAY_HANDSHAKES_PER_SECOND_PER_IP", "handshakes-per-second-per-ip", "N", Value("20"), "From one address; 0: any");
 
     HEARTBEAT_SECONDS = (Times, "DUORELAY_HEARTBEAT_SECONDS", "heartbeat-seconds", "SECONDS", Value("25"), "Silence before a ping");

@@ -162,7 +162,7 @@ async fn token(State(demo): State<Arc<Demo>>, headers: HeaderMap, body: String) 
     match demo.provider.mint(&user, Email::new(&address).as_ref(), now, TOKEN_LIFETIME) {
         Ok(token) => {
             let expires_at = now + TOKEN_LIFETIME.as_secs();
-            Json(TokenAnswer { token, uid: user.as_str(), email: &address, expires_at }).into_response()
+            Json(TokenAnswer { token, uid: user.uid(), email: &address, expires_at }).into_response()
         }
         Err(error) => {
             warn!(%error, "a demo token could not be signed");

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use axum::body::to_bytes;
-use axum::extract::{MatchedPath, Path, RawPathParams, Request, State};
+use axum::extract::{FromRequestParts, MatchedPath, Path, RawPathParams, Request, State};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Extension, Router};
 use http::header::{ACCEPT, CONTENT_TYPE, WWW_AUTHENTICATE};
+use http::request::Parts;
 use http::{HeaderMap, StatusCode};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize};
@@ -77,6 +78,7 @@ async fn authorize(
         return StatusCode::NOT_FOUND.into_response();
     };
     let (method, address) = (request.method().clone(), peer_of(&request));
+    let query = request.uri().query().unwrap_or_default().to_owned();
     let given = handshake::bearer(request.headers()).ok().flatten().unwrap_or_default();
     // In constant time: how long it takes tells nothing about how much of a guess was right.
     let expected = token.expose_secret().as_bytes();
@@ -87,13 +89,17 @@ async fn authorize(
         (StatusCode::UNAUTHORIZED, [(WWW_AUTHENTICATE, "Bearer")]).into_response()
     };
     let parameter = |name| parameters.iter().find(|(known, _)| *known == name).map(|(_, value)| value);
+    let hash = |segment: &str| match user_in(segment, &query) {
+        Ok(user) => user_hash(user.qualified()),
+        Err(_) => user_hash(segment),
+    };
     let reached = response.extensions().get::<Reached>();
     // What was logged could be anything: only the names of devices are.
     let device = parameter("device").map(|device| Device::parse(device).map_or("unknown", Device::as_str));
     info!(
         client.address = %address.ip(),
         call = %format_args!("{method} {}", path.as_str()),
-        user.hash = parameter("uid").map(user_hash),
+        user.hash = parameter("uid").map(hash),
         device,
         status = response.status().as_u16(),
         reached = reached.map(|reached| reached.0),
@@ -102,15 +108,17 @@ async fn authorize(
     response
 }
 
-/// The first 16 digits of the uid's SHA-256.
-fn user_hash(uid: &str) -> String {
-    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, uid.as_bytes());
+/// The first 16 digits of the SHA-256 of `UID` or `TENANT/UID`.
+fn user_hash(qualified: &str) -> String {
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, qualified.as_bytes());
     digest.as_ref().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[derive(Serialize)]
 struct RoomAnswer<'a> {
     uid: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tenant: Option<&'a str>,
     desktop: Option<SlotAnswer>,
     mobile: Option<SlotAnswer>,
 }
@@ -149,24 +157,56 @@ struct MessageBody<'a> {
     device: Option<Device>,
 }
 
-fn user(uid: &str) -> Result<UserId, Refusal> {
-    UserId::new(uid).ok_or(Refusal::BadRequest("a uid has 1 to 128 characters"))
+/// The user of a path segment, which is `UID` or `TENANT/UID`. With `tenant` in the query it is the uid alone, so that
+/// a uid with a slash can be named too; an empty one stands for no tenant.
+fn user_in(segment: &str, query: &str) -> Result<UserId, Refusal> {
+    let mut tenants = form_urlencoded::parse(query.as_bytes()).filter(|(name, _)| name == "tenant");
+    let (tenant, uid) = match (tenants.next(), tenants.next()) {
+        (_, Some(_)) => return Err(Refusal::BadRequest("tenant is given twice")),
+        (Some((_, tenant)), None) => (Some(tenant).filter(|tenant| !tenant.is_empty()), segment),
+        (None, None) => match segment.split_once('/') {
+            Some((tenant, uid)) => (Some(tenant.into()), uid),
+            None => (None, segment),
+        },
+    };
+    let user = match tenant {
+        Some(tenant) => UserId::of_tenant(&tenant, uid),
+        None => UserId::new(uid),
+    };
+    user.ok_or(Refusal::BadRequest("a uid has 1 to 128 characters, and so has a tenant"))
 }
 
-async fn room(State(operator): State<Operator>, Path(uid): Path<String>) -> Result<Response, Refusal> {
-    let user = user(&uid)?;
+/// The user of a call.
+struct Subject(UserId);
+
+impl<S: Send + Sync> FromRequestParts<S> for Subject {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
+        let parameters = RawPathParams::from_request_parts(parts, state).await;
+        let parameters = parameters.map_err(|_| Refusal::BadRequest("the path is not UTF-8"))?;
+        let segment = parameters.iter().find(|(name, _)| *name == "uid").map_or("", |(_, value)| value);
+        user_in(segment, parts.uri.query().unwrap_or_default()).map(Self)
+    }
+}
+
+async fn room(State(operator): State<Operator>, Subject(user): Subject) -> Result<Response, Refusal> {
     let look = |answer| Command::Snapshot(user.clone(), answer);
     let [desktop, mobile] = operator.edge.workers.ask(&user, look).await?;
-    let answer = RoomAnswer { uid: &uid, desktop: desktop.map(Into::into), mobile: mobile.map(Into::into) };
+    let answer = RoomAnswer {
+        uid: user.uid(),
+        tenant: user.tenant(),
+        desktop: desktop.map(Into::into),
+        mobile: mobile.map(Into::into),
+    };
     Ok(axum::Json(answer).into_response())
 }
 
 async fn message(
     State(operator): State<Operator>,
-    Path(uid): Path<String>,
+    Subject(user): Subject,
     request: Request,
 ) -> Result<Response, Refusal> {
-    let user = user(&uid)?;
     let body = timeout(HAND_OVER_LIMIT, to_bytes(request.into_body(), operator.message_bytes)).await;
     let body = body.map_err(|_| Refusal::BadRequest("the body took too long"))?;
     let body = body.map_err(|_| Refusal::BadRequest("the body is longer than limits.message_bytes"))?;
@@ -182,23 +222,23 @@ async fn message(
 
 async fn disconnect_room(
     State(operator): State<Operator>,
-    Path(uid): Path<String>,
+    Subject(user): Subject,
 ) -> Result<Response, Refusal> {
-    disconnect(&operator, &uid, Device::ALL.to_vec()).await
+    disconnect(&operator, &user, Device::ALL.to_vec()).await
 }
 
 async fn disconnect_device(
     State(operator): State<Operator>,
-    Path((uid, device)): Path<(String, String)>,
+    Subject(user): Subject,
+    Path((_, device)): Path<(String, String)>,
 ) -> Result<Response, Refusal> {
     let device = Device::parse(&device).ok_or(Refusal::BadDevice)?;
-    disconnect(&operator, &uid, vec![device]).await
+    disconnect(&operator, &user, vec![device]).await
 }
 
-async fn disconnect(operator: &Operator, uid: &str, devices: Vec<Device>) -> Result<Response, Refusal> {
-    let user = user(uid)?;
+async fn disconnect(operator: &Operator, user: &UserId, devices: Vec<Device>) -> Result<Response, Refusal> {
     let disconnect = |answer| Command::Disconnect(user.clone(), devices, answer);
-    let disconnected = operator.edge.workers.ask(&user, disconnect).await?;
+    let disconnected = operator.edge.workers.ask(user, disconnect).await?;
     Ok((Extension(Reached(disconnected)), axum::Json(Disconnected { disconnected })).into_response())
 }
 

@@ -131,6 +131,8 @@ impl IntoResponse for Refusal {
 #[derive(Serialize)]
 struct Session<'a> {
     uid: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tenant: Option<&'a str>,
     email: Option<&'a str>,
     expires_at: u64,
     room: Slots,
@@ -163,7 +165,8 @@ async fn read_session(edge: &Edge, peer: SocketAddr, headers: &HeaderMap) -> Res
     let [desktop, mobile] =
         edge.workers.ask(&identity.user, |answer| Command::Snapshot(user, answer)).await?;
     let session = Session {
-        uid: identity.user.as_str(),
+        uid: identity.user.uid(),
+        tenant: identity.user.tenant(),
         email: identity.email.as_ref().map(|email| email.as_str()),
         expires_at: identity.expires_at,
         room: Slots {

@@ -112,12 +112,15 @@ impl Hub {
                 connection: seat.connection,
                 device: seat.device,
                 generation: claimed.generation,
-                uid: &seat.user,
+                uid: seat.user.uid(),
                 peer,
                 expires_at,
                 heartbeat_ms: u64::try_from(self.settings.heartbeat.as_millis()).unwrap_or(u64::MAX),
                 limits: self.settings.limits,
                 instance: self.settings.instance,
+                features: &self.settings.features,
+                tenant: seat.user.tenant(),
+                stun: &self.settings.stun,
             };
             seat.with_outbox(|outbox| outbox.push_first(welcome.encode()));
             if self.is_down.get() {

@@ -20,7 +20,7 @@ use crate::relay::close::Close;
 use crate::relay::envelope::Envelope;
 use crate::relay::ids::{Device, InstanceId, Member, UserId};
 use crate::relay::outbox::{Outbox, Outgoing};
-use crate::relay::protocol::{BackplaneState, ClientLimits, PeerState, Protocol, ServerMessage};
+use crate::relay::protocol::{BackplaneState, ClientLimits, Feature, PeerState, Protocol, ServerMessage};
 use crate::relay::room::{Effect, Room};
 
 mod frames;
@@ -57,6 +57,10 @@ pub struct HubSettings {
     pub instance: InstanceId,
     /// What clients are told.
     pub limits: ClientLimits,
+    /// What this relay understands beyond the first version.
+    pub features: Vec<Feature>,
+    /// Servers by which clients learn their public addresses.
+    pub stun: Vec<String>,
     /// How often a silent connection is pinged.
     pub heartbeat: Duration,
     /// How long a slot is held without renewal.

@@ -6,40 +6,70 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-/// The verified `sub` (uid) of an ID token; the key of a room.
+/// The user whose room it is: the verified `sub` (uid) of an ID token, within its tenant where the token names one.
 ///
 /// Never the e-mail address: that can be absent, unverified, or change.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct UserId(Arc<str>);
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct UserId {
+    /// `UID`, or `TENANT/UID`.
+    qualified: Arc<str>,
+    /// Bytes of the tenant in it; 0 without one. A uid can hold a slash, so the text alone does not say.
+    tenant: u16,
+}
 
 impl UserId {
-    /// The longest `sub` that OpenID Connect and Firebase allow, in characters.
+    /// The longest `sub` that OpenID Connect and Firebase allow, in characters; a tenant has no more.
     pub const MAX_CHARS: usize = 128;
 
-    /// A user id, or `None` when it is empty or longer than [`Self::MAX_CHARS`].
+    /// A user without a tenant, or `None` when the uid is empty or longer than [`Self::MAX_CHARS`].
     #[must_use]
-    pub fn new(sub: &str) -> Option<Self> {
-        let chars = sub.chars().count();
-        (1..=Self::MAX_CHARS).contains(&chars).then(|| Self(sub.into()))
+    pub fn new(uid: &str) -> Option<Self> {
+        is_short(uid).then(|| Self { qualified: uid.into(), tenant: 0 })
+    }
+
+    /// A user of a tenant, or `None` when one of the two is empty or longer than [`Self::MAX_CHARS`].
+    #[must_use]
+    pub fn of_tenant(tenant: &str, uid: &str) -> Option<Self> {
+        let bytes = u16::try_from(tenant.len()).ok()?;
+        let is_valid = is_short(tenant) && is_short(uid);
+        is_valid.then(|| Self { qualified: format!("{tenant}/{uid}").into(), tenant: bytes })
     }
 
     /// The uid as it stands in the token.
     #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
+    pub fn uid(&self) -> &str {
+        match self.tenant {
+            0 => &self.qualified,
+            bytes => &self.qualified[usize::from(bytes) + 1..],
+        }
     }
+
+    /// The tenant, where there is one.
+    #[must_use]
+    pub fn tenant(&self) -> Option<&str> {
+        (self.tenant > 0).then(|| &self.qualified[..usize::from(self.tenant)])
+    }
+
+    /// `UID` or `TENANT/UID`, for people. Two users can have the same one: a uid can hold a slash.
+    #[must_use]
+    pub fn qualified(&self) -> &str {
+        &self.qualified
+    }
+}
+
+fn is_short(text: &str) -> bool {
+    (1..=UserId::MAX_CHARS).contains(&text.chars().count())
 }
 
 impl fmt::Debug for UserId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(&self.0, f)
+        fmt::Debug::fmt(&self.qualified, f)
     }
 }
 
 impl fmt::Display for UserId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.qualified)
     }
 }
 
@@ -198,5 +228,35 @@ impl StreamId {
     #[must_use]
     pub const fn is_reliable(self) -> bool {
         self.0 >= 0x80
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_is_the_pair_of_tenant_and_uid() {
+        let ada = UserId::of_tenant("acme", "ada").unwrap();
+        assert_eq!((ada.tenant(), ada.uid(), ada.qualified()), (Some("acme"), "ada", "acme/ada"));
+        let plain = UserId::new("ada").unwrap();
+        assert_eq!((plain.tenant(), plain.uid(), plain.qualified()), (None, "ada", "ada"));
+        // The same text, and three different users.
+        let users = [
+            UserId::new("a/b/c").unwrap(),
+            UserId::of_tenant("a", "b/c").unwrap(),
+            UserId::of_tenant("a/b", "c").unwrap(),
+        ];
+        assert!(users[0] != users[1] && users[1] != users[2] && users[0] != users[2]);
+        assert_eq!(UserId::of_tenant("\u{e9}", "\u{e9}/x").unwrap().uid(), "\u{e9}/x");
+    }
+
+    #[test]
+    fn neither_part_is_empty_or_longer_than_128_characters() {
+        let (long, too_long) = ("\u{e9}".repeat(128), "a".repeat(129));
+        assert!(UserId::of_tenant(&long, &long).is_some());
+        for (tenant, uid) in [("", "a"), ("a", ""), (too_long.as_str(), "a"), ("a", too_long.as_str())] {
+            assert!(UserId::of_tenant(tenant, uid).is_none());
+        }
     }
 }

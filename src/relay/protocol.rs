@@ -7,7 +7,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::ids::{ConnectionId, Device, Generation, InstanceId, Member, UserId};
+use super::ids::{ConnectionId, Device, Generation, InstanceId, Member};
 use super::private::Private;
 
 /// The one `duorelay.` subprotocol that there is.
@@ -175,6 +175,21 @@ pub struct ClientLimits {
     pub messages_per_second: u32,
     /// What may wait for a slow receiver, in bytes.
     pub queue_bytes: usize,
+    /// Bytes a second; 0 is no limit.
+    pub bytes_per_second: u32,
+}
+
+/// What a relay understands beyond the first version, listed in `welcome`. A client must not send what is not listed:
+/// an older relay counts it as an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Feature {
+    /// `send` with `ack`, and `ack`.
+    Ack,
+    /// `signal`.
+    Signal,
+    /// The relay reports a long reliable queue with `pressure`.
+    Pressure,
 }
 
 /// Who took a slot over.
@@ -201,7 +216,7 @@ pub enum ServerMessage<'a> {
         /// Its generation.
         generation: Generation,
         /// The user.
-        uid: &'a UserId,
+        uid: &'a str,
         /// Who holds the other slot.
         peer: Option<Member>,
         /// End of the session, Unix seconds.
@@ -212,6 +227,14 @@ pub enum ServerMessage<'a> {
         limits: ClientLimits,
         /// This instance.
         instance: InstanceId,
+        /// What this relay understands beyond the first version.
+        features: &'a [Feature],
+        /// The user's tenant, where the token names one.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        tenant: Option<&'a str>,
+        /// Servers by which two clients learn their public addresses (RFC 8489), if the operator lists any.
+        #[serde(skip_serializing_if = "<[String]>::is_empty")]
+        stun: &'a [String],
     },
     /// The other slot changed hands or became empty.
     Peer {

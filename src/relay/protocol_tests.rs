@@ -13,32 +13,40 @@ const G: Generation = Generation(9_007_199_254_740_991);
 
 #[test]
 fn every_server_message_has_these_bytes() {
-    let uid = UserId::new("u\"1").unwrap();
-    let limits = ClientLimits { message_bytes: 65536, messages_per_second: 240, queue_bytes: 1_048_576 };
+    let limits = ClientLimits {
+        message_bytes: 65536,
+        messages_per_second: 240,
+        queue_bytes: 1_048_576,
+        bytes_per_second: 1_048_576,
+    };
+    let stun = [String::from("stun:stun.example.org")];
     let peer = Some(Member { connection: C, generation: Generation(7) });
-    let welcome = |peer| ServerMessage::Welcome {
+    let welcome = |peer, features, tenant, stun| ServerMessage::Welcome {
         connection: C,
         device: Device::Desktop,
         generation: G,
-        uid: &uid,
+        uid: "u\"1",
         peer,
         expires_at: 1_800_000_000,
         heartbeat_ms: 25_000,
         limits,
         instance: I,
+        features,
+        tenant,
+        stun,
     };
     let c = "01900000-0000-7000-8000-000000000001";
     let table = [
         (
-            welcome(None),
+            welcome(None, &[], None, &[]),
             format!(
-                r#"{{"type":"welcome","connection":"{c}","device":"desktop","generation":9007199254740991,"uid":"u\"1","peer":null,"expires_at":1800000000,"heartbeat_ms":25000,"limits":{{"message_bytes":65536,"messages_per_second":240,"queue_bytes":1048576}},"instance":"00000000-0000-0000-0000-000000000002"}}"#
+                r#"{{"type":"welcome","connection":"{c}","device":"desktop","generation":9007199254740991,"uid":"u\"1","peer":null,"expires_at":1800000000,"heartbeat_ms":25000,"limits":{{"message_bytes":65536,"messages_per_second":240,"queue_bytes":1048576,"bytes_per_second":1048576}},"instance":"00000000-0000-0000-0000-000000000002","features":[]}}"#
             ),
         ),
         (
-            welcome(peer),
+            welcome(peer, &[Feature::Ack, Feature::Signal, Feature::Pressure], Some("t"), &stun),
             format!(
-                r#"{{"type":"welcome","connection":"{c}","device":"desktop","generation":9007199254740991,"uid":"u\"1","peer":{{"connection":"{c}","generation":7}},"expires_at":1800000000,"heartbeat_ms":25000,"limits":{{"message_bytes":65536,"messages_per_second":240,"queue_bytes":1048576}},"instance":"00000000-0000-0000-0000-000000000002"}}"#
+                r#"{{"type":"welcome","connection":"{c}","device":"desktop","generation":9007199254740991,"uid":"u\"1","peer":{{"connection":"{c}","generation":7}},"expires_at":1800000000,"heartbeat_ms":25000,"limits":{{"message_bytes":65536,"messages_per_second":240,"queue_bytes":1048576,"bytes_per_second":1048576}},"instance":"00000000-0000-0000-0000-000000000002","features":["ack","signal","pressure"],"tenant":"t","stun":["stun:stun.example.org"]}}"#
             ),
         ),
         (

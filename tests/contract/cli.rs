@@ -231,8 +231,9 @@ async fn the_defaults_of_the_limits_are_those_of_the_contract() {
     let issuer = Issuer::start();
     let relay = Config::new(&issuer).unset("DUORELAY_HANDSHAKES_PER_SECOND_PER_IP").start().await;
     let client = relay.v1_desktop("ann").await;
-    let limits =
-        serde_json::json!({"message_bytes": 65536, "messages_per_second": 240, "queue_bytes": 1_048_576});
+    let limits = serde_json::json!({
+        "message_bytes": 65536, "messages_per_second": 240, "queue_bytes": 1_048_576, "bytes_per_second": 1_048_576,
+    });
     assert_eq!(client.welcome["limits"], limits);
     assert_eq!(client.welcome["heartbeat_ms"], 25_000);
 }

@@ -38,20 +38,27 @@ async fn welcome_tells_who_and_under_which_limits() {
         .set("DUORELAY_MESSAGE_BYTES", 4096)
         .set("DUORELAY_QUEUE_BYTES", 70_000)
         .set("DUORELAY_MESSAGES_PER_SECOND", 77)
+        .set("DUORELAY_BYTES_PER_SECOND", 400_000)
         .set("DUORELAY_HEARTBEAT_SECONDS", 9)
+        .set("DUORELAY_STUN_URLS", "stun:stun.example.org:3478,stuns:other.example.org")
         .start()
         .await;
     let expires_at = now() + 1000;
     let token = Token::firebase("ann").claim("exp", expires_at).sign();
     let desktop = relay.handshake().offer(&["duorelay.v1", &token]).open_v1().await;
     let welcome = &desktop.welcome;
-    let limits = json!({"message_bytes": 4096, "messages_per_second": 77, "queue_bytes": 70_000});
+    let limits = json!({
+        "message_bytes": 4096, "messages_per_second": 77, "queue_bytes": 70_000, "bytes_per_second": 400_000,
+    });
     assert_eq!(welcome["device"], "desktop");
     assert_eq!(welcome["uid"], "ann");
     assert_eq!(welcome["peer"], json!(null));
     assert_eq!(welcome["expires_at"], expires_at);
     assert_eq!(welcome["heartbeat_ms"], 9000);
     assert_eq!(welcome["limits"], limits);
+    assert!(welcome["features"].is_array(), "{welcome}");
+    assert_eq!(welcome["stun"], json!(["stun:stun.example.org:3478", "stuns:other.example.org"]));
+    assert!(welcome.get("tenant").is_none(), "{welcome}");
     assert!(desktop.generation() > 0 && desktop.generation() < 1 << 53);
     let connection = uuid::Uuid::parse_str(desktop.id()).unwrap();
     assert_eq!(connection.get_version_num(), 7);

@@ -21,6 +21,7 @@ mod revocation;
 mod session;
 mod slow;
 mod takeover;
+mod tenants;
 mod tokens;
 mod traces;
 mod v1_control;

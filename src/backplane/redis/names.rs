@@ -41,10 +41,15 @@ impl Names {
 
     /// One allocation and no formatting: a name is made for each frame that is published.
     fn with(&self, user: &UserId, end: &str) -> String {
-        let mut name = String::with_capacity(self.prefix.len() + user.as_str().len() + 16);
+        let mut name = String::with_capacity(self.prefix.len() + user.qualified().len() + 16);
         name.push_str(&self.prefix);
         name.push_str(":{");
-        name.extend(utf8_percent_encode(user.as_str(), ENCODED));
+        if let Some(tenant) = user.tenant() {
+            name.extend(utf8_percent_encode(tenant, ENCODED));
+            // A bare slash, which no encoded uid holds: no uid alone gives this name.
+            name.push('/');
+        }
+        name.extend(utf8_percent_encode(user.uid(), ENCODED));
         name.push('}');
         name.push_str(end);
         name
@@ -79,5 +84,19 @@ mod tests {
         let user = UserId::new("a{b}:*\né-_9").unwrap();
         assert_eq!(names.room(&user), "duo:{a%7Bb%7D%3A%2A%0A%C3%A9-_9}");
         assert_eq!(names.channel(&user, Device::Mobile), "duo:{a%7Bb%7D%3A%2A%0A%C3%A9-_9}:mobile");
+    }
+
+    #[test]
+    fn no_two_users_share_a_name() {
+        let names = Names::new("duo");
+        let table = [
+            (UserId::new("a/b").unwrap(), "duo:{a%2Fb}"),
+            (UserId::of_tenant("a", "b").unwrap(), "duo:{a/b}"),
+            (UserId::of_tenant("a/b", "c").unwrap(), "duo:{a%2Fb/c}"),
+            (UserId::of_tenant("a", "b/c").unwrap(), "duo:{a/b%2Fc}"),
+        ];
+        for (user, name) in table {
+            assert_eq!(names.room(&user), name);
+        }
     }
 }

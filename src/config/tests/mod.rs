@@ -99,6 +99,7 @@ fn defaults_are_those_of_the_contract() {
     assert!(config.enforce_expiry);
     assert_eq!(config.allowed_origins, None);
     assert_eq!(config.trusted_proxies, []);
+    assert_eq!(config.features, Features { pacing: true, direct: true, stun_urls: Vec::new() });
     assert_eq!(
         config.limits,
         Limits {
@@ -106,6 +107,7 @@ fn defaults_are_those_of_the_contract() {
             message_bytes: 65_536,
             queue_bytes: 1_048_576,
             messages_per_second: Some(240),
+            bytes_per_second: Some(1_048_576),
             handshakes_per_second_per_ip: Some(20),
         }
     );
@@ -313,6 +315,29 @@ fn redis_urls_are_checked_and_never_repeated() {
     ] {
         let line = mistake("REDIS_URL", bad);
         assert!(line.starts_with("REDIS_URL: ") && !line.contains("hunter2"), "{line}");
+    }
+}
+
+#[test]
+fn stun_servers_are_written_as_browsers_take_them() {
+    let list = "stun:stun.example.org, stuns:[2001:db8::1]:5349";
+    assert_eq!(
+        config(&[("DUORELAY_STUN_URLS", list)]).features.stun_urls,
+        ["stun:stun.example.org", "stuns:[2001:db8::1]:5349"]
+    );
+    for bad in [
+        "stun.example.org",
+        "turn:relay.example.org",
+        "stun://stun.example.org",
+        "stun:",
+        "stun:host:port",
+        "stun:host:65536",
+        "stun:user@host",
+        "stun:host?transport=udp",
+        "stun:host/",
+    ] {
+        let mistake = mistake("DUORELAY_STUN_URLS", bad);
+        assert!(mistake.contains("must list STUN servers"), "{bad}: {mistake}");
     }
 }
 

@@ -432,5 +432,5 @@ impl Socket {
 /// The room's name for classic clients: the e-mail address, or the uid where the token has none.
 #[must_use]
 pub fn label_of(identity: &Identity) -> std::sync::Arc<str> {
-    identity.email.as_ref().map_or(identity.user.as_str(), |email| email.as_str()).into()
+    identity.email.as_ref().map_or(identity.user.uid(), |email| email.as_str()).into()
 }

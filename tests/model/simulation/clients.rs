@@ -193,7 +193,7 @@ impl Simulation {
             "welcome" => {
                 socket.generation = message["generation"].as_u64().unwrap();
                 socket.peer = member(&message["peer"]);
-                let is_mine = message["uid"] == self.users[socket.user].as_str();
+                let is_mine = message["uid"] == self.users[socket.user].uid();
                 (!is_first || !is_mine).then_some("a second welcome, or another user's")
             }
             _ if is_first => Some("not welcomed first"),

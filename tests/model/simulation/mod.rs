@@ -84,7 +84,10 @@ impl Simulation {
                     message_bytes: 65_536,
                     messages_per_second: 0,
                     queue_bytes: 1_048_576,
+                    bytes_per_second: 0,
                 },
+                features: Vec::new(),
+                stun: Vec::new(),
                 heartbeat: Duration::from_secs(25),
                 // Everything is due whenever the simulation says that it is.
                 lease: Duration::ZERO,
