@@ -85,7 +85,7 @@ fn outbox_volatile_replaced(bencher: Bencher<'_, '_>) {
 fn outbox_reliable_through(bencher: Bencher<'_, '_>) {
     let (mut outbox, face) = (Outbox::default(), Bytes::from(vec![0x80; FACE]));
     bencher.bench_local(|| {
-        let _ = outbox.push_reliable(Outgoing::Binary(face.clone()), None, QUEUE);
+        let _ = outbox.push_reliable(Outgoing::binary(face.clone(), None), QUEUE);
         outbox.pop()
     });
 }

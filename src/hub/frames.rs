@@ -113,7 +113,7 @@ impl Hub {
                 classic_text(occupancy, label, &String::from_utf8_lossy(text))
             }
         };
-        self.push_reliable(to, Outgoing::Text(text), Some(since));
+        self.push_reliable(to, Outgoing::text(text, Some(since)));
     }
 
     pub(super) fn deliver_frame(self: &Rc<Self>, to: &Rc<Seat>, bytes: &Bytes, since: Instant) {
@@ -121,7 +121,7 @@ impl Hub {
             return;
         };
         if stream.is_reliable() {
-            return self.push_reliable(to, Outgoing::Binary(bytes.clone()), Some(since));
+            return self.push_reliable(to, Outgoing::binary(bytes.clone(), Some(since)));
         }
         let limit = self.settings.limits.queue_bytes;
         match to.with_outbox(|outbox| outbox.push_volatile(stream, bytes.clone(), since, limit)) {
@@ -132,9 +132,9 @@ impl Hub {
         to.wake();
     }
 
-    pub(super) fn push_reliable(self: &Rc<Self>, to: &Rc<Seat>, message: Outgoing, since: Option<Instant>) {
+    pub(super) fn push_reliable(self: &Rc<Self>, to: &Rc<Seat>, message: Outgoing) {
         let limit = self.settings.limits.queue_bytes;
-        match to.with_outbox(|outbox| outbox.push_reliable(message, since, limit)) {
+        match to.with_outbox(|outbox| outbox.push_reliable(message, limit)) {
             Ok(()) => to.wake(),
             Err(TooSlow) => self.too_slow(to),
         }

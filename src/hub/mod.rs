@@ -166,7 +166,7 @@ impl Hub {
                         let state = if connected { PeerState::Connected } else { PeerState::Disconnected };
                         let Member { connection, generation } = member;
                         let message = ServerMessage::Peer { device, state, connection, generation };
-                        self.push_reliable(&seat, Outgoing::Text(message.encode()), None);
+                        self.push_reliable(&seat, Outgoing::text(message.encode(), None));
                     }
                 }
                 Effect::DropVolatile { seat } => {

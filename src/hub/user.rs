@@ -102,7 +102,7 @@ impl Hub {
                 classic_text(occupancy, &to.label(), &compact_json(data))
             }
         };
-        self.push_reliable(to, Outgoing::Text(text), None);
+        self.push_reliable(to, Outgoing::text(text, None));
     }
 
     pub(super) fn disconnect(self: &Rc<Self>, seat: &Rc<Seat>) {

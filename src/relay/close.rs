@@ -15,8 +15,6 @@ pub enum Close {
     TooBig,
     /// This instance is leaving, or the socket reached its maximum lifetime.
     Restart,
-    /// The relay has no room for this socket.
-    Overloaded,
     /// Another connection holds the slot now.
     Overwritten,
     /// An operator ended the connection.
@@ -57,7 +55,6 @@ impl Close {
             Self::Policy => 1008,
             Self::TooBig => 1009,
             Self::Restart => 1012,
-            Self::Overloaded => 1013,
             Self::Overwritten => 4001,
             Self::Disconnected => 4002,
             Self::TokenExpired => 4003,
@@ -76,7 +73,6 @@ impl Close {
             Self::Policy => "errors or rate past the limit",
             Self::TooBig => "message too big",
             Self::Restart => "service restart",
-            Self::Overloaded => "overloaded",
             Self::Overwritten => "overwritten",
             Self::Disconnected => "disconnected by an operator",
             Self::TokenExpired => "token expired or revoked",
@@ -94,7 +90,7 @@ impl Close {
             Self::Overwritten | Self::Disconnected => ComeBack::No,
             Self::Policy => ComeBack::LongBackOff,
             Self::Restart => ComeBack::AtOnce,
-            Self::Overloaded | Self::TooSlow | Self::NoHeartbeat => ComeBack::BackOff,
+            Self::TooSlow | Self::NoHeartbeat => ComeBack::BackOff,
             Self::TokenExpired => ComeBack::FreshToken,
         }
     }
@@ -114,7 +110,6 @@ mod tests {
             (Close::Policy, 1008, ComeBack::LongBackOff),
             (Close::TooBig, 1009, ComeBack::No),
             (Close::Restart, 1012, ComeBack::AtOnce),
-            (Close::Overloaded, 1013, ComeBack::BackOff),
             (Close::Overwritten, 4001, ComeBack::No),
             (Close::Disconnected, 4002, ComeBack::No),
             (Close::TokenExpired, 4003, ComeBack::FreshToken),

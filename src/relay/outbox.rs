@@ -13,60 +13,53 @@ use bytes::Bytes;
 use super::close::Close;
 use super::ids::StreamId;
 
-/// One WebSocket message on its way out. `Debug` tells its kind and its size.
-#[derive(Clone, PartialEq, Eq)]
-pub enum Outgoing {
+/// The two kinds of message in a WebSocket (RFC 6455 section 5.6).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
     /// UTF-8 text.
-    Text(Bytes),
+    Text,
     /// A frame.
-    Binary(Bytes),
+    Binary,
+}
+
+/// One WebSocket message on its way out. `Debug` prints its kind and its size.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Outgoing {
+    /// Text or binary.
+    pub kind: Kind,
+    /// The payload.
+    pub bytes: Bytes,
+    /// When it was read from the other socket or from the backplane; `None` for what the relay says itself.
+    pub since: Option<Instant>,
 }
 
 impl fmt::Debug for Outgoing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kind = match self {
-            Self::Text(_) => "Text",
-            Self::Binary(_) => "Binary",
-        };
-        write!(f, "{kind}({} bytes)", self.len())
+        write!(f, "{:?}({} bytes)", self.kind, self.bytes.len())
     }
 }
 
 impl Outgoing {
-    /// Payload, in bytes.
+    /// A text message; its bytes are UTF-8.
     #[must_use]
-    pub fn len(&self) -> usize {
-        match self {
-            Self::Text(bytes) | Self::Binary(bytes) => bytes.len(),
-        }
+    pub const fn text(bytes: Bytes, since: Option<Instant>) -> Self {
+        Self { kind: Kind::Text, bytes, since }
     }
 
-    /// True for a message without payload.
+    /// A binary message.
     #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
+    pub const fn binary(bytes: Bytes, since: Option<Instant>) -> Self {
+        Self { kind: Kind::Binary, bytes, since }
     }
 
     /// The same message in memory of its own. A received payload is a slice of its socket's read
     /// buffer, all of which it keeps alive; what may wait for long must not.
     fn detached(self) -> Self {
-        match self {
-            Self::Text(bytes) => Self::Text(Bytes::copy_from_slice(&bytes)),
-            Self::Binary(bytes) => Self::Binary(Bytes::copy_from_slice(&bytes)),
-        }
+        Self { bytes: Bytes::copy_from_slice(&self.bytes), ..self }
     }
 }
 
-/// A message that leaves, and when it entered the relay (`None` for what the relay says itself).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Due {
-    /// What to write.
-    pub message: Outgoing,
-    /// When it was read from the other socket or from the backplane.
-    pub since: Option<Instant>,
-}
-
-/// What became of a volatile frame.
+/// Outcome of pushing a volatile frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use]
 pub enum Pushed {
@@ -92,7 +85,7 @@ struct Frame {
 #[derive(Default)]
 pub struct Outbox {
     control: VecDeque<Bytes>,
-    reliable: VecDeque<Due>,
+    reliable: VecDeque<Outgoing>,
     /// At most one frame a stream; those that wait longest first.
     volatile: VecDeque<Frame>,
     control_bytes: usize,
@@ -139,22 +132,17 @@ impl Outbox {
     ///
     /// # Errors
     /// When more than `limit` bytes would wait.
-    pub fn push_reliable(
-        &mut self,
-        message: Outgoing,
-        since: Option<Instant>,
-        limit: usize,
-    ) -> Result<(), TooSlow> {
+    pub fn push_reliable(&mut self, message: Outgoing, limit: usize) -> Result<(), TooSlow> {
         if self.goodbye.is_some() {
             return Ok(());
         }
-        let bytes = self.reliable_bytes + message.len() + ITEM;
+        let bytes = self.reliable_bytes + message.bytes.len() + ITEM;
         if bytes > limit && !self.reliable.is_empty() {
             return Err(TooSlow);
         }
         self.reliable_bytes = bytes;
         let message = if self.reliable.is_empty() { message } else { message.detached() };
-        self.reliable.push_back(Due { message, since });
+        self.reliable.push_back(message);
         Ok(())
     }
 
@@ -261,54 +249,33 @@ impl Outbox {
     }
 
     /// The next message to write.
-    pub fn pop(&mut self) -> Option<Due> {
+    pub fn pop(&mut self) -> Option<Outgoing> {
         if let Some(message) = self.control.pop_front() {
             self.control_bytes -= message.len() + ITEM;
-            give_back(&mut self.control);
-            return Some(Due { message: Outgoing::Text(message), since: None });
+            shrink_if_empty(&mut self.control);
+            return Some(Outgoing::text(message, None));
         }
         let volatile_turn = self.volatile_next || self.reliable.is_empty();
         if volatile_turn && let Some(frame) = self.volatile.pop_front() {
             self.volatile_next = false;
             self.volatile_bytes -= frame.bytes.len() + ITEM;
-            give_back(&mut self.volatile);
-            return Some(Due { message: Outgoing::Binary(frame.bytes), since: Some(frame.since) });
+            shrink_if_empty(&mut self.volatile);
+            return Some(Outgoing::binary(frame.bytes, Some(frame.since)));
         }
         self.volatile_next = true;
-        let due = self.reliable.pop_front()?;
-        self.reliable_bytes -= due.message.len() + ITEM;
-        give_back(&mut self.reliable);
-        Some(due)
+        let message = self.reliable.pop_front()?;
+        self.reliable_bytes -= message.bytes.len() + ITEM;
+        shrink_if_empty(&mut self.reliable);
+        Some(message)
     }
 
     /// The last message and the close, once nothing else waits.
     pub fn pop_goodbye(&mut self) -> Option<(Option<Bytes>, Close)> {
         if self.is_drained() { self.goodbye.clone() } else { None }
     }
-
-    /// Moves everything that waits here into `other`, behind what waits there; its reliable queue may
-    /// overflow.
-    ///
-    /// # Errors
-    /// When `other`'s reliable queue is full.
-    pub fn move_into(&mut self, other: &mut Self, limit: usize) -> Result<usize, TooSlow> {
-        let mut dropped = 0;
-        for frame in std::mem::take(&mut self.volatile) {
-            dropped += match other.push_volatile(frame.stream, frame.bytes, frame.since, limit) {
-                Pushed::Waits => 0,
-                Pushed::Replaced => 1,
-                Pushed::Dropped(n) => n,
-            };
-        }
-        for due in std::mem::take(&mut self.reliable) {
-            other.push_reliable(due.message, due.since, limit)?;
-        }
-        *self = Self::default();
-        Ok(dropped)
-    }
 }
 
-fn give_back<T>(queue: &mut VecDeque<T>) {
+fn shrink_if_empty<T>(queue: &mut VecDeque<T>) {
     if queue.is_empty() && queue.capacity() > KEEP {
         *queue = VecDeque::new();
     }
@@ -333,15 +300,11 @@ mod tests {
     }
 
     fn reliable(outbox: &mut Outbox, n: u8) {
-        outbox.push_reliable(Outgoing::Binary(frame(0x80, n)), None, LIMIT).unwrap();
+        outbox.push_reliable(Outgoing::binary(frame(0x80, n), None), LIMIT).unwrap();
     }
 
     fn drain(outbox: &mut Outbox) -> Vec<Bytes> {
-        std::iter::from_fn(|| outbox.pop())
-            .map(|due| match due.message {
-                Outgoing::Text(bytes) | Outgoing::Binary(bytes) => bytes,
-            })
-            .collect()
+        std::iter::from_fn(|| outbox.pop()).map(|message| message.bytes).collect()
     }
 
     #[test]
@@ -382,10 +345,10 @@ mod tests {
     #[test]
     fn the_reliable_queue_is_bounded_and_one_message_always_fits() {
         let mut outbox = Outbox::default();
-        let big = || Outgoing::Binary(Bytes::from(vec![0x80; 2 * LIMIT]));
-        assert_eq!(outbox.push_reliable(big(), None, LIMIT), Ok(()));
-        assert_eq!(outbox.push_reliable(big(), None, LIMIT), Err(TooSlow));
-        assert_eq!(outbox.push_reliable(Outgoing::Binary(frame(0x80, 1)), None, LIMIT), Err(TooSlow));
+        let big = || Outgoing::binary(Bytes::from(vec![0x80; 2 * LIMIT]), None);
+        assert_eq!(outbox.push_reliable(big(), LIMIT), Ok(()));
+        assert_eq!(outbox.push_reliable(big(), LIMIT), Err(TooSlow));
+        assert_eq!(outbox.push_reliable(Outgoing::binary(frame(0x80, 1), None), LIMIT), Err(TooSlow));
     }
 
     #[test]
@@ -413,17 +376,6 @@ mod tests {
         assert_eq!(outbox.pop_goodbye(), Some((Some(Bytes::from_static(b"bye")), Close::Overwritten)));
     }
 
-    #[test]
-    fn what_was_held_goes_behind_what_waits() {
-        let (mut held, mut outbox) = (Outbox::default(), Outbox::default());
-        reliable(&mut outbox, 1);
-        assert_eq!(volatile(&mut outbox, 1, 1), Pushed::Waits);
-        reliable(&mut held, 2);
-        assert_eq!(volatile(&mut held, 1, 2), Pushed::Waits);
-        assert_eq!(held.move_into(&mut outbox, LIMIT), Ok(1));
-        assert_eq!(drain(&mut outbox), [frame(0x80, 1), frame(1, 2), frame(0x80, 2)]);
-    }
-
     #[derive(Debug, Clone)]
     enum Op {
         Control,
@@ -446,11 +398,11 @@ mod tests {
             let (mut sent_reliable, mut got_reliable) = (vec![], vec![]);
             let mut sent = [const { vec![] }; 4];
             let mut got = [const { vec![] }; 4];
-            let take = |due: Option<Due>, got_reliable: &mut Vec<u8>, got: &mut [Vec<u8>; 4]| {
-                match due.map(|due| due.message) {
-                    Some(Outgoing::Binary(b)) if b[0] == 0x80 => got_reliable.push(b[1]),
-                    Some(Outgoing::Binary(b)) => got[usize::from(b[0])].push(b[1]),
-                    Some(Outgoing::Text(_)) | None => {}
+            let take = |message: Option<Outgoing>, got_reliable: &mut Vec<u8>, got: &mut [Vec<u8>; 4]| {
+                match message {
+                    Some(Outgoing { kind: Kind::Binary, bytes, .. }) if bytes[0] == 0x80 => got_reliable.push(bytes[1]),
+                    Some(Outgoing { kind: Kind::Binary, bytes, .. }) => got[usize::from(bytes[0])].push(bytes[1]),
+                    Some(Outgoing { kind: Kind::Text, .. }) | None => {}
                 }
             };
             for op in ops {
@@ -458,7 +410,7 @@ mod tests {
                     Op::Control => outbox.push_control(Bytes::from_static(b"c"), usize::MAX).unwrap(),
                     Op::Reliable(n) => {
                         sent_reliable.push(n);
-                        outbox.push_reliable(Outgoing::Binary(frame(0x80, n)), None, usize::MAX).unwrap();
+                        outbox.push_reliable(Outgoing::binary(frame(0x80, n), None), usize::MAX).unwrap();
                     }
                     Op::Volatile(s, n) => {
                         sent[usize::from(s)].push(n);

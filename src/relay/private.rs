@@ -44,7 +44,7 @@ mod tests {
     use crate::relay::envelope::Envelope;
     use crate::relay::handshake;
     use crate::relay::ids::Member;
-    use crate::relay::outbox::{Due, Outgoing};
+    use crate::relay::outbox::Outgoing;
     use crate::relay::parcel::Parcel;
     use crate::relay::protocol::ClientMessage;
 
@@ -74,11 +74,10 @@ mod tests {
         ];
         let envelopes = parcels.clone().map(|parcel| Envelope::Parcel { from: Member::NONE, parcel });
         let from_operator = Envelope::ServerMessage { data: bytes().into() };
-        let outgoing = [Outgoing::Text(bytes()), Outgoing::Binary(bytes())];
-        let due = outgoing.clone().map(|message| Due { message, since: Some(Instant::now()) });
+        let outgoing = [Outgoing::text(bytes(), None), Outgoing::binary(bytes(), Some(Instant::now()))];
 
         let printed = format!(
-            "{handshake:?} {send:?} {auth:?} {parcels:?} {envelopes:?} {from_operator:?} {outgoing:?} {due:#?}"
+            "{handshake:?} {send:?} {auth:?} {parcels:?} {envelopes:?} {from_operator:?} {outgoing:?} {outgoing:#?}"
         );
         assert!(!printed.contains(SECRET), "{printed}");
         // Nor as the numbers of its bytes.

@@ -1,23 +1,12 @@
 -- Gives a slot to a new connection (the rules: src/relay/record.rs, Record::claim).
--- KEYS: the room, the desktop's lane, the mobile's lane
+-- KEYS: the room, the desktop's channel, the mobile's channel
 -- ARGV: device, connection, instance, client or '', known generation, lease in ms, PUBLISH or SPUBLISH,
 --       the `claimed` envelope without its generation
 -- Answers {1, generation, replaced holder or '', other holder or ''} or {0, retry after ms}. The first element is
 -- a number, so that no client library can take the answer for a pub/sub message.
 local WINDOW_MS, EVICTIONS = 10000, 10
-local room, device = KEYS[1], ARGV[1]
+local device = ARGV[1]
 local other = device == 'desktop' and 'mobile' or 'desktop'
-local time = redis.call('TIME')
-local now_us = time[1] * 1000000 + time[2]
-local now = math.floor(now_us / 1000)
-
--- 'connection instance client generation lease_end'; a client that did not name itself is '.'.
-local function holder(name)
-  local held = redis.call('HGET', room, name)
-  if held and tonumber(held:match('(%d+)$')) > now then return held end
-  return ''
-end
-
 local client = ARGV[4] == '' and '.' or ARGV[4]
 local replaced = holder(device)
 if replaced ~= '' and (client == '.' or replaced:match('^%S+ %S+ (%S+)') ~= client) then

@@ -141,7 +141,7 @@ impl Publisher {
                 }
                 Published::Queued
             }
-            None => match outbox.push_reliable(Outgoing::Binary(envelope), None, self.queue_bytes) {
+            None => match outbox.push_reliable(Outgoing::binary(envelope, None), self.queue_bytes) {
                 Ok(()) => Published::Queued,
                 Err(_) => Published::Full,
             },
@@ -212,8 +212,7 @@ impl Publisher {
                         self.metrics.dropped(Dropped::Backplane, 1);
                         continue;
                     }
-                    let (Outgoing::Binary(envelope) | Outgoing::Text(envelope)) = due.message;
-                    self.send(channel, envelope);
+                    self.send(channel, due.bytes);
                 }
             }
         }

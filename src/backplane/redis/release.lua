@@ -1,5 +1,5 @@
 -- Frees a slot if the connection still holds it (the rules: src/relay/record.rs, Record::release).
--- KEYS: the room, the desktop's lane, the mobile's lane
+-- KEYS: the room, the desktop's channel, the mobile's channel
 -- ARGV: device, connection, PUBLISH or SPUBLISH, the `released` envelope without its generation
 -- Answers {1} when it was freed, {0} when somebody else holds it or nobody does.
 local held = redis.call('HGET', KEYS[1], ARGV[1])

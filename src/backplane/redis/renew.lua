@@ -1,19 +1,10 @@
 -- Extends a lease, or puts back a slot that Redis lost (the rules: src/relay/record.rs, Record::renew).
--- KEYS: the room, the desktop's lane, the mobile's lane
+-- KEYS: the room, the desktop's channel, the mobile's channel
 -- ARGV: device, connection, instance, client or '', generation, lease in ms, PUBLISH or SPUBLISH,
 --       the `claimed` envelope
 -- Answers {1, other holder or ''} or, overwritten, {0, newest connection, newest generation, holder or ''}.
-local room, device = KEYS[1], ARGV[1]
+local device = ARGV[1]
 local other = device == 'desktop' and 'mobile' or 'desktop'
-local time = redis.call('TIME')
-local now = math.floor((time[1] * 1000000 + time[2]) / 1000)
-
-local function holder(name)
-  local held = redis.call('HGET', room, name)
-  if held and tonumber(held:match('(%d+)$')) > now then return held end
-  return ''
-end
-
 local known = redis.call('HGET', room, device)
 local newest = redis.call('HGET', room, device .. ':newest')
 if newest then

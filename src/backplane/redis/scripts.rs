@@ -34,10 +34,10 @@ impl Scripts {
             names,
             lease_ms,
             publish: if sharded { "SPUBLISH" } else { "PUBLISH" },
-            claim: Script::from_lua(include_str!("claim.lua")),
-            renew: Script::from_lua(include_str!("renew.lua")),
+            claim: Script::from_lua(concat!(include_str!("prelude.lua"), include_str!("claim.lua"))),
+            renew: Script::from_lua(concat!(include_str!("prelude.lua"), include_str!("renew.lua"))),
             release: Script::from_lua(include_str!("release.lua")),
-            room: Script::from_lua(include_str!("room.lua")),
+            room: Script::from_lua(concat!(include_str!("prelude.lua"), include_str!("room.lua"))),
         }
     }
 

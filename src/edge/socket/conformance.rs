@@ -16,13 +16,12 @@ impl Socket {
     /// Sends what a classic connection sent back to it, behind what waits in its outbox. What is not echoed goes its usual way.
     pub(super) fn echo(&mut self, message: Message, now: Instant) -> Option<Message> {
         let message = match (message, self.seat.protocol) {
-            (Message::Text(text), Protocol::Classic) => Outgoing::Text(text.into()),
-            (Message::Binary(bytes), Protocol::Classic) => Outgoing::Binary(bytes),
+            (Message::Text(text), Protocol::Classic) => Outgoing::text(text.into(), Some(now)),
+            (Message::Binary(bytes), Protocol::Classic) => Outgoing::binary(bytes, Some(now)),
             (message, _) => return Some(message),
         };
         let limit = self.hub.settings().limits.queue_bytes;
-        if let Err(TooSlow) = self.seat.with_outbox(|outbox| outbox.push_reliable(message, Some(now), limit))
-        {
+        if let Err(TooSlow) = self.seat.with_outbox(|outbox| outbox.push_reliable(message, limit)) {
             self.leave(Close::TooSlow);
         }
         None

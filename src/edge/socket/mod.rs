@@ -30,7 +30,7 @@ use crate::edge::stream::Stream;
 use crate::hub::{Hub, Seat};
 use crate::relay::close::Close;
 use crate::relay::limits::{AbsentNotices, Errors, Rate};
-use crate::relay::outbox::Outgoing;
+use crate::relay::outbox::{Kind, Outgoing};
 use crate::relay::parcel::Parcel;
 use crate::relay::refusal::Refusal;
 /// Bytes that one read may bring; also what an idle connection keeps.
@@ -290,14 +290,14 @@ impl Socket {
             }
             let mut batch = 0;
             while batch < BATCH {
-                let Some(due) = self.seat.with_outbox(|outbox| outbox.pop()) else {
+                let Some(message) = self.seat.with_outbox(|outbox| outbox.pop()) else {
                     break;
                 };
-                batch += due.message.len() + 1;
-                if let Some(since) = due.since {
+                batch += message.bytes.len() + 1;
+                if let Some(since) = message.since {
                     self.hub.metrics().relay_seconds.observe(now.saturating_duration_since(since));
                 }
-                self.encode(cx, due.message)?;
+                self.encode(cx, message)?;
             }
             if batch > 0 {
                 continue;
@@ -306,16 +306,16 @@ impl Socket {
                 return Ok(());
             };
             if let Some(last) = last {
-                self.encode(cx, Outgoing::Text(last))?;
+                self.encode(cx, Outgoing::text(last, None))?;
             }
             self.close(cx, now, close)?;
         }
     }
 
     fn encode(&mut self, cx: &mut Context<'_>, message: Outgoing) -> Result<(), End> {
-        let message = match message {
-            Outgoing::Binary(bytes) => Message::Binary(bytes),
-            Outgoing::Text(bytes) => match Utf8Bytes::try_from(bytes) {
+        let message = match message.kind {
+            Kind::Binary => Message::Binary(message.bytes),
+            Kind::Text => match Utf8Bytes::try_from(message.bytes) {
                 Ok(text) => Message::Text(text),
                 Err(_) => return Ok(()),
             },

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use duorelay::hub::{Joining, Sent};
 use duorelay::relay::close::Close;
 use duorelay::relay::ids::{ClientId, ConnectionId, Device, Generation};
-use duorelay::relay::outbox::Outgoing;
+use duorelay::relay::outbox::Kind;
 use duorelay::relay::parcel::Parcel;
 use duorelay::relay::protocol::Protocol;
 use serde_json::Value;
@@ -162,10 +162,10 @@ impl Simulation {
             if self.network.nodes.borrow()[node].paused_until > self.network.now.get() {
                 continue;
             }
-            while let Some(due) = seat.with_outbox(|outbox| outbox.pop()) {
-                match due.message {
-                    Outgoing::Text(text) => self.on_text(index, &text),
-                    Outgoing::Binary(frame) => self.on_frame(index, &frame),
+            while let Some(message) = seat.with_outbox(|outbox| outbox.pop()) {
+                match message.kind {
+                    Kind::Text => self.on_text(index, &message.bytes),
+                    Kind::Binary => self.on_frame(index, &message.bytes),
                 }
             }
             let goodbye = seat.with_outbox(|outbox| outbox.pop_goodbye());
