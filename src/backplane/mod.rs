@@ -18,10 +18,12 @@
 //!   follows. It never comes twice and never to another user. Renewals heal what was lost.
 //! - **Every call ends** within [`CALL_LIMIT`], and no queue grows without a bound.
 
+pub mod connectivity;
 pub mod memory;
 pub mod readiness;
 pub mod redis;
 
+use std::fmt;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -29,7 +31,7 @@ use futures_util::future::LocalBoxFuture;
 use tokio::sync::oneshot;
 
 use crate::relay::envelope::Envelope;
-use crate::relay::ids::{ConnectionId, Device, InstanceId, UserId};
+use crate::relay::ids::{ConnectionId, Device, InstanceId, StreamId, UserId};
 use crate::relay::record::{Claim, ClaimOutcome, Holder, Lease, Renewed};
 
 /// A call takes at most this long; then it has failed.
@@ -58,16 +60,85 @@ pub enum Event<'a> {
     },
     /// What came on a channel could not be read (another version, or somebody else's publish).
     Unreadable,
-    /// Other instances cannot be reached.
-    Down,
-    /// They can be reached (again); messages may have been lost in between.
-    Up,
-    /// Messages may have been lost, in a break too short to be told.
-    Gap,
+    /// Other instances cannot be reached for these users.
+    Down(Users<'a>),
+    /// Other instances can be reached (again) for these users; messages may have been lost in between.
+    Up(Users<'a>),
+    /// Messages for these users may have been lost, in a break too short to be reported.
+    Gap(Users<'a>),
+    /// A reliable message of a connection here has not arrived, although it was taken.
+    Lost {
+        /// The sender's user.
+        user: &'a UserId,
+        /// The sender's device.
+        device: Device,
+        /// The message.
+        lost: Lost,
+    },
     /// An instance has not been heard of for some time.
     Silent(InstanceId),
     /// A silent instance is heard of again.
     Heard(InstanceId),
+}
+
+/// The users whom a change concerns: all of a server's, or those whose slots a node of a cluster holds.
+#[derive(Clone, Copy)]
+pub enum Users<'a> {
+    /// Every user.
+    All,
+    /// The users for whom the function is true.
+    Some(&'a dyn Fn(&UserId) -> bool),
+}
+
+impl Users<'_> {
+    /// True for a user whom the change concerns.
+    #[must_use]
+    pub fn contains(&self, user: &UserId) -> bool {
+        match self {
+            Self::All => true,
+            Self::Some(contains) => contains(user),
+        }
+    }
+}
+
+impl fmt::Debug for Users<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::All => "All",
+            Self::Some(_) => "Some",
+        })
+    }
+}
+
+/// A reliable message that was taken from a connection here, and did not arrive.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lost {
+    /// The connection that sent it.
+    pub connection: ConnectionId,
+    /// What it was.
+    pub message: LostMessage,
+    /// Why it did not arrive.
+    pub cause: LossCause,
+}
+
+/// What a lost message was.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LostMessage {
+    /// A frame of this reliable stream.
+    Frame(StreamId),
+    /// A `send`, with its `id` if it had one.
+    Send(Option<String>),
+    /// A classic message.
+    Text,
+}
+
+/// Why a message was lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LossCause {
+    /// Nobody was subscribed: the message is lost.
+    Unheard,
+    /// The backplane refused it or did not answer: the message may or may not have arrived.
+    Unanswered,
 }
 
 /// Takes events, at once and without waiting, so that no queue of them is needed.
@@ -146,6 +217,11 @@ pub trait Backplane {
     /// published or claimed after that, by whichever instance, comes behind it.
     fn barrier(&self, _user: &UserId, _lane: Device) -> Option<Barrier> {
         None
+    }
+
+    /// True while other instances can be reached for this user.
+    fn is_up(&self, _user: &UserId) -> bool {
+        true
     }
 
     /// Who holds the slots of a room; each lease in milliseconds from now.

@@ -29,7 +29,7 @@ impl Hub {
         joining: Joining,
         connection: ConnectionId,
     ) -> Result<Rc<Seat>, Refusal> {
-        if self.is_down.get() {
+        if !self.backplane.is_up(&joining.user) {
             // Nothing was asked for, so that there is nothing to give back: while Redis is away each release would wait.
             let refusal = Refusal::BackplaneUnavailable;
             self.metrics.claimed(refusal.code());
@@ -51,6 +51,7 @@ impl Hub {
             other_missing: Cell::new(None),
             drain: Cell::new(None),
             published: Cell::new(false),
+            losses: RefCell::default(),
         });
         let known = {
             let mut room = seat.room.borrow_mut();
@@ -123,7 +124,7 @@ impl Hub {
                 stun: &self.settings.stun,
             };
             seat.with_outbox(|outbox| outbox.push_first(welcome.encode()));
-            if self.is_down.get() {
+            if !self.backplane.is_up(&seat.user) {
                 self.control(seat, &ServerMessage::Backplane { state: BackplaneState::Down });
             }
         }

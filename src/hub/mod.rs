@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 pub use crate::backplane::readiness::Readiness;
-use crate::backplane::{Backplane, Event, Published};
+use crate::backplane::{Backplane, Event, LossCause, Lost, LostMessage, Published, Users};
 pub use crate::backplane::{Barrier, CALL_LIMIT, InstanceInfo, RoomSnapshot};
 use crate::metrics::{Dropped, Metrics, WorkerGauge};
 use crate::relay::classic::CLASSIC_OVERWRITTEN;
@@ -47,6 +47,11 @@ pub enum Sent {
     Overwritten,
 }
 
+/// After a break, renewals are spread over at least this long, so that instances part.
+const RENEW_SOON: Duration = Duration::from_secs(2);
+/// The pace at which many slots of a worker are renewed after a break: Redis serves other instances as well.
+const RENEWALS_PER_SECOND: u32 = 1000;
+
 /// How long a sender waits for what it sent through the backplane to arrive.
 pub const MARKER_LIMIT: Duration = Duration::from_millis(500);
 
@@ -76,7 +81,6 @@ pub struct Hub {
     /// This worker's shares of what waits.
     outbox_bytes: WorkerGauge,
     waiting_connections: WorkerGauge,
-    is_down: Cell<bool>,
     leaving: Cell<Option<Instant>>,
 }
 
@@ -102,7 +106,6 @@ impl Hub {
                 outbox_bytes: WorkerGauge::of(&metrics.outbox_bytes),
                 waiting_connections: WorkerGauge::of(&metrics.waiting_connections),
                 metrics,
-                is_down: Cell::new(false),
                 leaving: Cell::new(None),
             }
         })
@@ -193,9 +196,10 @@ impl Hub {
         match event {
             Event::Envelope { user, channel, envelope } => self.on_envelope(user, channel, envelope),
             Event::Unreadable => self.metrics.dropped(Dropped::Unreadable, 1),
-            Event::Down => self.on_backplane(BackplaneState::Down),
-            Event::Up => self.on_backplane(BackplaneState::Up),
-            Event::Gap => self.renew_soon(),
+            Event::Down(users) => self.on_backplane(BackplaneState::Down, users),
+            Event::Up(users) => self.on_backplane(BackplaneState::Up, users),
+            Event::Gap(users) => self.renew_soon(users),
+            Event::Lost { user, device, lost } => self.on_lost(user, device, lost),
             Event::Silent(instance) => self.on_instance(instance, true),
             Event::Heard(instance) => self.on_instance(instance, false),
         }
@@ -246,25 +250,44 @@ impl Hub {
         }
     }
 
-    fn on_backplane(self: &Rc<Self>, state: BackplaneState) {
-        let is_down = state == BackplaneState::Down;
-        if self.is_down.replace(is_down) == is_down {
-            return;
-        }
-        for seat in self.seats() {
+    fn on_backplane(self: &Rc<Self>, state: BackplaneState, users: Users<'_>) {
+        for seat in self.seats().into_iter().filter(|seat| users.contains(&seat.user)) {
             self.control(&seat, &ServerMessage::Backplane { state });
         }
-        if !is_down {
-            self.renew_soon();
+        if state == BackplaneState::Up {
+            self.renew_soon(users);
         }
+    }
+
+    /// A reliable message was taken from a socket here and did not arrive: its sender learns of it.
+    fn on_lost(self: &Rc<Self>, user: &UserId, device: Device, lost: Lost) {
+        let Some(room) = self.room(user) else { return };
+        let seat = room.borrow().here(device).cloned();
+        let Some(seat) = seat.filter(|seat| seat.connection == lost.connection) else { return };
+        let (code, detail) = match lost.cause {
+            LossCause::Unheard => ("peer_absent", "nobody was there to hear it: the message is lost"),
+            LossCause::Unanswered => {
+                ("backplane_unavailable", "Redis did not answer: the message may or may not have arrived")
+            }
+        };
+        let id = match &lost.message {
+            LostMessage::Send(id) => id.as_deref(),
+            LostMessage::Frame(stream) if seat.may_report_loss(*stream, Instant::now()) => None,
+            LostMessage::Frame(_) | LostMessage::Text => return,
+        };
+        self.metrics.error_sent(code);
+        self.control(&seat, &ServerMessage::Error { code, detail, id });
     }
 
     /// Whatever was lost is healed by renewing; spread, so that a full instance does not fall upon a Redis
     /// that has only just come back.
-    fn renew_soon(&self) {
+    fn renew_soon(&self, users: Users<'_>) {
         let now = Instant::now();
-        let spread = (self.settings.lease / 4).min(Duration::from_secs(2));
-        for seat in self.seats() {
+        let seats: Vec<_> = self.seats().into_iter().filter(|seat| users.contains(&seat.user)).collect();
+        let number = u32::try_from(seats.len()).unwrap_or(u32::MAX);
+        let spread = RENEW_SOON.max(Duration::from_secs(1) / RENEWALS_PER_SECOND * number);
+        let spread = spread.min(self.settings.lease / 3);
+        for seat in seats {
             seat.renew_at.set(now + spread.mul_f64(fastrand::f64()));
         }
     }

@@ -8,7 +8,8 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use crate::relay::close::Close;
-use crate::relay::ids::{ClientId, ConnectionId, Device, Generation, InstanceId, Member, UserId};
+use crate::relay::ids::{ClientId, ConnectionId, Device, Generation, InstanceId, Member, StreamId, UserId};
+use crate::relay::limits::AbsentNotices;
 use crate::relay::outbox::Outbox;
 use crate::relay::protocol::Protocol;
 use crate::relay::record::Holder;
@@ -54,6 +55,8 @@ pub struct Seat {
     pub(super) drain: Cell<Option<Drain>>,
     /// Something of it may be on its way through the backplane.
     pub(super) published: Cell<bool>,
+    /// Streams whose losses were reported lately; most connections never lose anything.
+    pub(super) losses: RefCell<Option<Box<AbsentNotices>>>,
 }
 
 /// This instance is leaving: when this connection should come back elsewhere.
@@ -119,6 +122,11 @@ impl Seat {
     /// The token was refreshed, perhaps with another e-mail address.
     pub fn set_label(&self, label: Arc<str>) {
         *self.label.borrow_mut() = label;
+    }
+
+    /// Lost frames are reported at most once a second for each stream.
+    pub(super) fn may_report_loss(&self, stream: StreamId, now: Instant) -> bool {
+        self.losses.borrow_mut().get_or_insert_default().is_due(stream, now)
     }
 
     pub(super) fn holder(&self, instance: InstanceId, generation: Generation) -> Holder {

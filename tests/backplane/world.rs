@@ -11,7 +11,7 @@ use std::time::Duration;
 use duorelay::backplane::memory::Memory;
 use duorelay::backplane::readiness::Readiness;
 use duorelay::backplane::redis::{Redis, RedisSettings, config, template};
-use duorelay::backplane::{Backplane, Event, InstanceInfo, Published, Renewal, Sink};
+use duorelay::backplane::{Backplane, Event, InstanceInfo, Lost, Published, Renewal, Sink};
 use duorelay::metrics::Metrics;
 use duorelay::relay::envelope::Envelope;
 use duorelay::relay::ids::{ClientId, ConnectionId, Device, Generation, InstanceId, Member, UserId};
@@ -188,6 +188,7 @@ pub enum Heard {
     Down,
     Up,
     Gap,
+    Lost(UserId, Lost),
     Silent(InstanceId),
     Back(InstanceId),
 }
@@ -197,9 +198,10 @@ impl From<Event<'_>> for Heard {
         match event {
             Event::Envelope { user, channel, envelope } => Self::Envelope(user.clone(), channel, envelope),
             Event::Unreadable => Self::Unreadable,
-            Event::Down => Self::Down,
-            Event::Up => Self::Up,
-            Event::Gap => Self::Gap,
+            Event::Down(_) => Self::Down,
+            Event::Up(_) => Self::Up,
+            Event::Gap(_) => Self::Gap,
+            Event::Lost { user, lost, .. } => Self::Lost(user.clone(), lost),
             Event::Silent(instance) => Self::Silent(instance),
             Event::Heard(instance) => Self::Back(instance),
         }

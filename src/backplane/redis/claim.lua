@@ -1,7 +1,7 @@
 -- Gives a slot to a new connection (the rules: src/relay/record.rs, Record::claim).
--- KEYS: the room, the desktop's channel, the mobile's channel
+-- KEYS: the room, alone. While a slot of a cluster moves, Redis refuses a script with several keys (TRYAGAIN).
 -- ARGV: device, connection, instance, client or '', known generation, lease in ms, PUBLISH or SPUBLISH,
---       the `claimed` envelope without its generation
+--       the `claimed` envelope without its generation, the desktop's channel, the mobile's channel
 -- Answers {1, generation, replaced holder or '', other holder or ''} or {0, retry after ms}. The first element is
 -- a number, so that no client library can take the answer for a pub/sub message.
 local WINDOW_MS, EVICTIONS = 10000, 10
@@ -26,6 +26,6 @@ local held = table.concat({ARGV[2], ARGV[3], client, generation, string.format('
 redis.call('HSET', room, 'last', generation, device, held, device .. ':newest', ARGV[2] .. ' ' .. generation)
 -- What is left of a room outlives its leases, so that an overwritten connection still learns of it.
 redis.call('PEXPIRE', room, ARGV[6] * 3)
-redis.call(ARGV[7], KEYS[2], ARGV[8] .. generation)
-redis.call(ARGV[7], KEYS[3], ARGV[8] .. generation)
+redis.call(ARGV[7], ARGV[9], ARGV[8] .. generation)
+redis.call(ARGV[7], ARGV[10], ARGV[8] .. generation)
 return {1, generation, replaced, holder(other)}

@@ -11,6 +11,8 @@ mod names;
 mod presence;
 mod publisher;
 mod scripts;
+#[cfg(test)]
+mod wire_tests;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -38,7 +40,7 @@ use self::scripts::Scripts;
 use super::readiness::Readiness;
 use super::{
     Backplane, Barrier, CALL_LIMIT, Event, InstanceInfo, OWN_CLAIM_LIMIT, Published, Renewal, RoomSnapshot,
-    Sink, Unavailable,
+    Sink, Unavailable, Users,
 };
 use crate::metrics::{Metrics, WorkerGauge};
 use crate::relay::envelope::Envelope;
@@ -222,7 +224,7 @@ impl Redis {
             info!(worker = self.worker, "the backplane is up");
             self.presence.start_over(now);
             self.publisher.set_up(true);
-            (self.sink)(Event::Up);
+            (self.sink)(Event::Up(Users::All));
         }
         // Not before: a balancer would send clients whose claims are still refused.
         if self.is_up.get() {
@@ -290,7 +292,7 @@ impl Redis {
             self.set_up(false);
             warn!(worker = self.worker, "the backplane is down: Redis does not answer");
             self.publisher.set_up(false);
-            (self.sink)(Event::Down);
+            (self.sink)(Event::Down(Users::All));
         }
         let is_stuck = silent_for.is_some_and(|silent| silent >= RECONNECT_AFTER);
         if is_stuck && now.duration_since(self.last_reconnect.get()) >= RECONNECT_AFTER {
@@ -313,7 +315,7 @@ impl Redis {
     fn on_gap(&self) {
         self.settings.metrics.backplane_gaps.inc();
         if self.is_up.get() {
-            (self.sink)(Event::Gap);
+            (self.sink)(Event::Gap(Users::All));
         }
     }
 
@@ -566,6 +568,10 @@ impl Backplane for Redis {
 
     fn barrier(&self, user: &UserId, channel: Device) -> Option<Barrier> {
         self.publisher.barrier(&self.names.channel(user, channel))
+    }
+
+    fn is_up(&self, _user: &UserId) -> bool {
+        self.is_up.get()
     }
 
     fn room<'a>(&'a self, user: &'a UserId) -> LocalBoxFuture<'a, Result<RoomSnapshot, Unavailable>> {

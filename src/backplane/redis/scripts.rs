@@ -41,9 +41,9 @@ impl Scripts {
         }
     }
 
-    fn keys(&self, user: &UserId) -> Vec<String> {
-        let [desktop, mobile] = Device::ALL.map(|device| self.names.channel(user, device));
-        vec![self.names.room(user), desktop, mobile]
+    /// The channels of a user's devices, which a script publishes on.
+    fn channels(&self, user: &UserId) -> [Value; 2] {
+        Device::ALL.map(|device| self.names.channel(user, device).into())
     }
 
     async fn run(
@@ -68,6 +68,7 @@ impl Scripts {
     ) -> Result<ClaimOutcome, Error> {
         let name = claim.client.as_ref().map_or("", ClientId::as_str);
         let prefix = claimed_prefix(claim.device, claim.connection, claim.instance, claim.client.as_ref());
+        let [desktop, mobile] = self.channels(user);
         let arguments: Vec<Value> = vec![
             claim.device.as_str().into(),
             claim.connection.to_string().into(),
@@ -77,8 +78,10 @@ impl Scripts {
             self.lease_ms.to_string().into(),
             self.publish.into(),
             Value::Bytes(prefix),
+            desktop,
+            mobile,
         ];
-        let answer = self.run(&self.claim, client, self.keys(user), arguments).await?;
+        let answer = self.run(&self.claim, client, vec![self.names.room(user)], arguments).await?;
         match numbered(answer)? {
             (0, rest) => {
                 let retry_after_ms = rest.first().and_then(Value::as_u64).ok_or_else(unreadable)?;
@@ -107,6 +110,7 @@ impl Scripts {
         mine: &Holder,
     ) -> Result<Renewed, Error> {
         let envelope = Envelope::Claimed { device, holder: mine.clone() }.encode();
+        let [desktop, mobile] = self.channels(user);
         let arguments: Vec<Value> = vec![
             device.as_str().into(),
             mine.member.connection.to_string().into(),
@@ -116,8 +120,10 @@ impl Scripts {
             self.lease_ms.to_string().into(),
             self.publish.into(),
             Value::Bytes(envelope),
+            desktop,
+            mobile,
         ];
-        let answer = self.run(&self.renew, client, self.keys(user), arguments).await?;
+        let answer = self.run(&self.renew, client, vec![self.names.room(user)], arguments).await?;
         match numbered(answer)? {
             (0, rest) => match rest.as_slice() {
                 [connection, generation, lease] => {
@@ -149,13 +155,16 @@ impl Scripts {
         device: Device,
         connection: ConnectionId,
     ) -> Result<(), Error> {
+        let [desktop, mobile] = self.channels(user);
         let arguments: Vec<Value> = vec![
             device.as_str().into(),
             connection.to_string().into(),
             self.publish.into(),
             Value::Bytes(released_prefix(device, connection)),
+            desktop,
+            mobile,
         ];
-        self.run(&self.release, client, self.keys(user), arguments).await.map(|_| ())
+        self.run(&self.release, client, vec![self.names.room(user)], arguments).await.map(|_| ())
     }
 
     /// Who holds the slots; leases in milliseconds from now.

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use duorelay::backplane::Event;
+use duorelay::backplane::{Event, Users};
 
 use super::{SECOND, Simulation, State};
 
@@ -41,14 +41,14 @@ impl Simulation {
         let it = Rc::clone(self);
         let down = move || {
             if it.network.is_cut_off(node) {
-                it.network.notify(node, Event::Down);
+                it.network.notify(node, Event::Down(Users::All));
             }
         };
         self.network.after(self.network.below(2 * SECOND), Some(node), Box::new(down));
         let it = Rc::clone(self);
         let up = move || {
             it.network.reconnect(node);
-            it.network.notify(node, Event::Up);
+            it.network.notify(node, Event::Up(Users::All));
         };
         let length = SECOND / 2 + self.network.below(25 * SECOND);
         self.network.after(length, Some(node), Box::new(up));

@@ -1,0 +1,651 @@
+//! Whether one way to Redis works, decided from what was observed, with the time passed in. A server alone is one way,
+//! and so is each node of a cluster: nodes fail one by one.
+//!
+//! A *probe* proves the whole way: Redis carries out a script that writes and publishes, and pub/sub delivers what it
+//! published. The shell sends probes, reports what it sees, and carries out the [`Action`]s that [`Connectivity::poll`]
+//! returns, until there are none.
+
+use std::time::{Duration, Instant};
+
+/// How often a way is probed.
+pub const PROBE_EVERY: Duration = Duration::from_millis(500);
+/// Without a delivered probe for this long, the way is down.
+pub const DOWN_AFTER: Duration = Duration::from_millis(2300);
+/// Without a delivered probe for this long, the connection is made anew: TCP alone may take minutes to notice that
+/// nobody is there.
+pub const RECONNECT_AFTER: Duration = Duration::from_secs(3);
+/// A server that refuses because it is the wrong one is left this often: a new connection may find the right one.
+pub const LEAVE_EVERY: Duration = Duration::from_secs(1);
+/// After a refusal for this long, the instance is not ready.
+pub const REFUSED_AFTER: Duration = Duration::from_millis(2300);
+/// After silence for this long, the instance is not ready.
+pub const SILENT_AFTER: Duration = Duration::from_secs(10);
+
+/// Why Redis does not do what a handshake needs. The names are a metric's labels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Cause {
+    /// No answer.
+    Silent,
+    /// No connection.
+    Unreachable,
+    /// The server is a replica (READONLY).
+    ReadOnly,
+    /// Its memory is full (OOM).
+    OutOfMemory,
+    /// Too few replicas follow it (NOREPLICAS).
+    NoReplicas,
+    /// It cannot save to its disk (MISCONF).
+    Misconfigured,
+    /// It reads its data set (LOADING).
+    Loading,
+    /// It is a replica that has lost its primary (MASTERDOWN).
+    MasterDown,
+    /// A node says that the cluster does not serve (CLUSTERDOWN).
+    ClusterDown,
+    /// A script or a module blocks it (BUSY).
+    Busy,
+    /// User or password are wrong (WRONGPASS, NOAUTH).
+    Password,
+    /// A right is missing (NOPERM).
+    Permission,
+    /// Redis answers, but what is published does not come back.
+    Undelivered,
+    /// The prefix belongs to instances of another issuer or audience.
+    Owner,
+    /// Something else.
+    Other,
+}
+
+impl Cause {
+    /// All causes.
+    pub const ALL: [Self; 15] = [
+        Self::Silent,
+        Self::Unreachable,
+        Self::ReadOnly,
+        Self::OutOfMemory,
+        Self::NoReplicas,
+        Self::Misconfigured,
+        Self::Loading,
+        Self::MasterDown,
+        Self::ClusterDown,
+        Self::Busy,
+        Self::Password,
+        Self::Permission,
+        Self::Undelivered,
+        Self::Owner,
+        Self::Other,
+    ];
+
+    /// Its name in metrics and logs.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Silent => "silent",
+            Self::Unreachable => "unreachable",
+            Self::ReadOnly => "readonly",
+            Self::OutOfMemory => "oom",
+            Self::NoReplicas => "noreplicas",
+            Self::Misconfigured => "misconf",
+            Self::Loading => "loading",
+            Self::MasterDown => "masterdown",
+            Self::ClusterDown => "clusterdown",
+            Self::Busy => "busy",
+            Self::Password => "password",
+            Self::Permission => "noperm",
+            Self::Undelivered => "undelivered",
+            Self::Owner => "owner",
+            Self::Other => "other",
+        }
+    }
+
+    /// What Redis's words mean. An error from inside a script has its code somewhere in the text.
+    #[must_use]
+    pub fn of(words: &str) -> Self {
+        const CODES: [(&str, Cause); 14] = [
+            ("READONLY", Cause::ReadOnly),
+            ("OOM", Cause::OutOfMemory),
+            ("NOREPLICAS", Cause::NoReplicas),
+            ("MISCONF", Cause::Misconfigured),
+            ("LOADING", Cause::Loading),
+            ("MASTERDOWN", Cause::MasterDown),
+            ("CLUSTERDOWN", Cause::ClusterDown),
+            ("BUSY", Cause::Busy),
+            ("WRONGPASS", Cause::Password),
+            ("NOAUTH", Cause::Password),
+            ("NOPERM", Cause::Permission),
+            ("ERR AUTH", Cause::Password),
+            ("ERR invalid password", Cause::Password),
+            ("ACL failure", Cause::Permission),
+        ];
+        let begins = |code: &str| {
+            words.match_indices(code).any(|(at, _)| {
+                let before = words[..at].chars().next_back();
+                let after = words[at + code.len()..].chars().next();
+                let is_part = |c: Option<char>| c.is_some_and(char::is_alphanumeric);
+                !is_part(before) && !is_part(after)
+            })
+        };
+        CODES.iter().find(|(code, _)| begins(code)).map_or(Self::Other, |(_, cause)| *cause)
+    }
+
+    /// True when another connection may reach a server that does not refuse: after a switch-over, the old one stays
+    /// connected as a replica, and what is published there reaches nobody.
+    #[must_use]
+    pub fn is_wrong_server(self) -> bool {
+        match self {
+            Self::ReadOnly | Self::MasterDown | Self::Loading | Self::Password => true,
+            Self::Silent
+            | Self::Unreachable
+            | Self::OutOfMemory
+            | Self::NoReplicas
+            | Self::Misconfigured
+            | Self::ClusterDown
+            | Self::Busy
+            | Self::Permission
+            | Self::Undelivered
+            | Self::Owner
+            | Self::Other => false,
+        }
+    }
+}
+
+/// What the shell has to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Send a probe.
+    Probe,
+    /// Make the connections anew.
+    Reconnect,
+    /// The way has ended: users learn of it, and publishes wait.
+    Down,
+    /// The way is there (again): users learn of it, everything is renewed, publishes leave.
+    Up,
+    /// The way was interrupted, too shortly to be down: messages may have been lost.
+    Gap,
+    /// A trouble begins: log its cause and Redis's words.
+    Begin(Cause, String),
+    /// The trouble has ended.
+    End(Cause),
+}
+
+#[derive(Debug, Clone)]
+struct Refusal {
+    cause: Cause,
+    words: String,
+    since: Instant,
+}
+
+/// The health of one way to Redis.
+#[derive(Debug, Clone)]
+pub struct Connectivity {
+    is_up: bool,
+    is_connected: bool,
+    /// Everything that is wanted is subscribed on the present connection.
+    is_whole: bool,
+    /// A probe has come back on the present connection.
+    is_proven: bool,
+    /// A break has healed before the way was down.
+    gap: bool,
+    /// When a probe that was written came back.
+    delivered: Option<Instant>,
+    /// When a probe came back whose write was refused.
+    delivered_unwritten: Option<Instant>,
+    /// When Redis last carried out a probe.
+    written: Option<Instant>,
+    refusal: Option<Refusal>,
+    /// Why there was no connection, until the way is up again.
+    failure: Option<(Cause, String)>,
+    probed: Option<Instant>,
+    reconnected: Option<Instant>,
+    /// What the log says at present.
+    trouble: Option<Cause>,
+    started: Instant,
+}
+
+impl Connectivity {
+    /// A way that was never up.
+    #[must_use]
+    pub fn new(now: Instant) -> Self {
+        Self {
+            is_up: false,
+            is_connected: false,
+            is_whole: false,
+            is_proven: false,
+            gap: false,
+            delivered: None,
+            delivered_unwritten: None,
+            written: None,
+            refusal: None,
+            failure: None,
+            probed: None,
+            reconnected: None,
+            trouble: None,
+            started: now,
+        }
+    }
+
+    /// There is a new connection; nothing is subscribed on it.
+    pub fn on_connected(&mut self, now: Instant) {
+        self.is_connected = true;
+        self.reconnected = Some(now);
+        self.is_whole = false;
+        self.is_proven = false;
+        self.probed = None;
+    }
+
+    /// The connection has ended, or could not be made.
+    pub fn on_disconnected(&mut self, now: Instant, cause: Cause, words: &str) {
+        self.is_connected = false;
+        self.is_whole = false;
+        match cause {
+            Cause::Silent | Cause::Unreachable | Cause::Other => {
+                self.failure = Some((Cause::Unreachable, words.to_owned()));
+            }
+            _ => self.on_refused(now, cause, words),
+        }
+    }
+
+    /// Everything that is wanted is subscribed on the present connection (again).
+    pub fn on_whole(&mut self) {
+        if !self.is_whole {
+            self.is_whole = true;
+            // The first time there was nothing to lose.
+            self.gap = self.is_up;
+        }
+    }
+
+    /// A probe came back through pub/sub; `is_written` says whether Redis has written it.
+    pub fn on_delivered(&mut self, now: Instant, is_written: bool) {
+        if is_written {
+            self.delivered = Some(now);
+        } else {
+            self.delivered_unwritten = Some(now);
+        }
+        self.is_proven = true;
+    }
+
+    /// Messages were lost although the connection has held.
+    pub fn on_gap(&mut self) {
+        self.gap = self.is_up;
+    }
+
+    /// Redis has carried out a probe, its write included.
+    pub fn on_written(&mut self, now: Instant) {
+        self.written = Some(now);
+        self.refusal = None;
+    }
+
+    /// Redis refuses a probe, or what a handshake needs.
+    pub fn on_refused(&mut self, now: Instant, cause: Cause, words: &str) {
+        let since = match &self.refusal {
+            Some(refusal) if refusal.cause == cause => refusal.since,
+            _ => now,
+        };
+        self.refusal = Some(Refusal { cause, words: words.to_owned(), since });
+    }
+
+    /// True while messages cross.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        self.is_up
+    }
+
+    /// True while Redis carries out what a handshake needs, as far as is known.
+    #[must_use]
+    pub fn may_claim(&self) -> bool {
+        self.is_up && self.refusal.is_none()
+    }
+
+    /// True while a publish would reach the other instances.
+    #[must_use]
+    pub fn may_publish(&self) -> bool {
+        self.is_up && !self.is_at_wrong_server()
+    }
+
+    /// True while balancers may send users.
+    #[must_use]
+    pub fn is_ready(&self, now: Instant) -> bool {
+        let is_refused = self.refusal.as_ref().is_some_and(|refusal| now - refusal.since >= REFUSED_AFTER);
+        // A way that is down becomes ready only when it is up: before, claims are still refused.
+        let is_recent = |at: Instant| now - at < SILENT_AFTER;
+        self.written.is_some_and(is_recent) && self.last_delivery().is_some_and(is_recent) && !is_refused
+    }
+
+    fn is_at_wrong_server(&self) -> bool {
+        self.refusal.as_ref().is_some_and(|refusal| refusal.cause.is_wrong_server())
+    }
+
+    /// The last proof that messages cross. A server that only refuses to write still delivers; the wrong server
+    /// delivers to itself.
+    fn last_delivery(&self) -> Option<Instant> {
+        let unwritten =
+            self.delivered_unwritten.filter(|_| self.refusal.is_some() && !self.is_at_wrong_server());
+        self.delivered.max(unwritten)
+    }
+
+    /// What is due at `now`; call it again until there is nothing.
+    pub fn poll(&mut self, now: Instant) -> Option<Action> {
+        self.poll_probe(now)
+            .or_else(|| self.poll_state(now))
+            .or_else(|| self.poll_trouble(now))
+            .or_else(|| self.poll_reconnect(now))
+    }
+
+    fn poll_probe(&mut self, now: Instant) -> Option<Action> {
+        let is_due = self.is_connected && self.probed.is_none_or(|probed| now - probed >= PROBE_EVERY);
+        is_due.then(|| {
+            self.probed = Some(now);
+            Action::Probe
+        })
+    }
+
+    fn poll_state(&mut self, now: Instant) -> Option<Action> {
+        let silent = self.last_delivery().map(|last| now - last);
+        if self.is_up {
+            if silent.is_none_or(|silent| silent >= DOWN_AFTER) {
+                self.is_up = false;
+                self.gap = false;
+                return Some(Action::Down);
+            }
+            return std::mem::take(&mut self.gap).then_some(Action::Gap);
+        }
+        let is_back = self.is_connected && self.is_whole && self.is_proven && !self.is_at_wrong_server();
+        if is_back && silent.is_some_and(|silent| silent < DOWN_AFTER) {
+            self.is_up = true;
+            self.failure = None;
+            return Some(Action::Up);
+        }
+        None
+    }
+
+    fn poll_trouble(&mut self, now: Instant) -> Option<Action> {
+        let present = self.present_trouble(now);
+        let cause = present.as_ref().map(|(cause, _)| *cause);
+        if cause == self.trouble {
+            return None;
+        }
+        if let Some(ended) = self.trouble.take() {
+            return Some(Action::End(ended));
+        }
+        self.trouble = cause;
+        present.map(|(cause, words)| Action::Begin(cause, words))
+    }
+
+    fn present_trouble(&self, now: Instant) -> Option<(Cause, String)> {
+        if let Some(refusal) = &self.refusal {
+            return Some((refusal.cause, refusal.words.clone()));
+        }
+        let silent = now - self.last_delivery().unwrap_or(self.started);
+        if self.is_up || silent < DOWN_AFTER {
+            return None;
+        }
+        if let Some(failure) = &self.failure {
+            return Some(failure.clone());
+        }
+        let answers = self.written.is_some_and(|written| now - written < DOWN_AFTER);
+        Some(if answers {
+            (Cause::Undelivered, "what is published does not come back".to_owned())
+        } else {
+            (Cause::Silent, "no answer".to_owned())
+        })
+    }
+
+    fn poll_reconnect(&mut self, now: Instant) -> Option<Action> {
+        if !self.is_connected {
+            return None;
+        }
+        let pause = if self.is_at_wrong_server() {
+            LEAVE_EVERY
+        } else if now - self.last_delivery().unwrap_or(self.started) >= RECONNECT_AFTER {
+            RECONNECT_AFTER
+        } else {
+            return None;
+        };
+        if self.reconnected.is_some_and(|last| now - last < pause) {
+            return None;
+        }
+        self.reconnected = Some(now);
+        Some(Action::Reconnect)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TICK: Duration = Duration::from_millis(100);
+
+    struct Way {
+        it: Connectivity,
+        now: Instant,
+    }
+
+    impl Way {
+        fn new() -> Self {
+            let now = Instant::now();
+            Self { it: Connectivity::new(now), now }
+        }
+
+        /// A way on which probes come back.
+        fn up() -> Self {
+            let mut way = Self::new();
+            way.it.on_connected(way.now);
+            way.it.on_whole();
+            assert_eq!(way.due(), [Action::Probe]);
+            way.answer();
+            assert_eq!(way.due(), [Action::Up]);
+            assert_eq!(way.run(seconds(5), Self::answer), []);
+            way
+        }
+
+        fn answer(&mut self) {
+            self.it.on_delivered(self.now, true);
+            self.it.on_written(self.now);
+        }
+
+        fn refuse(&mut self, words: &str) {
+            self.it.on_delivered(self.now, false);
+            self.it.on_refused(self.now, Cause::of(words), words);
+        }
+
+        /// What is due now; afterwards nothing is.
+        fn due(&mut self) -> Vec<Action> {
+            let mut due = Vec::new();
+            while let Some(action) = self.it.poll(self.now) {
+                due.push(action);
+                assert!(due.len() < 10, "{due:?}");
+            }
+            due
+        }
+
+        /// What becomes due within `time`, without probes; `see` is called at each tick.
+        fn run(&mut self, time: Duration, mut see: impl FnMut(&mut Self)) -> Vec<(u128, Action)> {
+            let (start, mut all) = (self.now, Vec::new());
+            while self.now - start < time {
+                self.now += TICK;
+                see(self);
+                let at = (self.now - start).as_millis();
+                let due = self.due().into_iter().filter(|action| *action != Action::Probe);
+                all.extend(due.map(|action| (at, action)));
+            }
+            all
+        }
+    }
+
+    fn seconds(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn a_way_is_up_when_it_is_whole_and_a_probe_is_back() {
+        let mut way = Way::new();
+        assert_eq!(way.due(), []);
+        way.it.on_connected(way.now);
+        assert_eq!(way.due(), [Action::Probe]);
+        way.answer();
+        assert_eq!(way.due(), [], "not everything is subscribed");
+        way.it.on_whole();
+        assert_eq!(way.due(), [Action::Up]);
+        assert!(way.it.is_ready(way.now) && way.it.may_claim() && way.it.may_publish());
+    }
+
+    #[test]
+    fn probes_leave_twice_a_second_and_only_on_a_connection() {
+        let mut way = Way::up();
+        let mut probes = 0;
+        for _ in 0..20 {
+            way.now += TICK;
+            way.answer();
+            probes += way.due().iter().filter(|action| **action == Action::Probe).count();
+        }
+        assert_eq!(probes, 4);
+        way.it.on_disconnected(way.now, Cause::Unreachable, "refused");
+        assert_eq!(way.run(seconds(1), |_| ()), []);
+    }
+
+    #[test]
+    fn silence_is_down_then_a_new_connection_then_not_ready() {
+        let mut way = Way::up();
+        let start = way.now;
+        let seen = way.run(seconds(7), |_| ());
+        let silent = Action::Begin(Cause::Silent, "no answer".to_owned());
+        let expected =
+            [(2300, Action::Down), (2300, silent), (3000, Action::Reconnect), (6000, Action::Reconnect)];
+        assert_eq!(seen, expected);
+        assert!(way.it.is_ready(start + SILENT_AFTER - TICK));
+        assert!(!way.it.is_ready(start + SILENT_AFTER));
+    }
+
+    #[test]
+    fn a_short_break_is_a_gap() {
+        let mut way = Way::up();
+        way.it.on_disconnected(way.now, Cause::Unreachable, "reset");
+        assert_eq!(way.run(seconds(1), |_| ()), []);
+        way.it.on_connected(way.now);
+        way.it.on_whole();
+        assert_eq!(way.due(), [Action::Probe, Action::Gap]);
+        way.answer();
+        assert_eq!(way.due(), []);
+    }
+
+    #[test]
+    fn a_long_break_is_no_gap_and_ends_with_up() {
+        let mut way = Way::up();
+        way.it.on_disconnected(way.now, Cause::Unreachable, "Connection refused");
+        let begin = Action::Begin(Cause::Unreachable, "Connection refused".to_owned());
+        assert_eq!(way.run(seconds(20), |_| ()), [(2300, Action::Down), (2300, begin)]);
+        assert!(!way.it.is_ready(way.now));
+        way.it.on_connected(way.now);
+        way.it.on_whole();
+        assert_eq!(way.due(), [Action::Probe], "a new connection has its own time");
+        way.answer();
+        assert_eq!(way.due(), [Action::Up, Action::End(Cause::Unreachable)]);
+        assert!(way.it.is_ready(way.now));
+    }
+
+    #[test]
+    fn a_server_that_refuses_to_write_still_delivers() {
+        for words in [
+            "OOM command not allowed when used memory > 'maxmemory'.",
+            "NOREPLICAS Not enough good replicas to write.",
+            "MISCONF Redis is configured to save RDB snapshots",
+            "ERR Error running script: @user_script:1: -OOM command not allowed",
+        ] {
+            let mut way = Way::up();
+            let cause = Cause::of(words);
+            let seen = way.run(seconds(30), |way| way.refuse(words));
+            assert_eq!(seen, [(100, Action::Begin(cause, words.to_owned()))]);
+            assert!(
+                way.it.is_up() && way.it.may_publish() && !way.it.may_claim() && !way.it.is_ready(way.now)
+            );
+            way.answer();
+            assert_eq!(way.due().last(), Some(&Action::End(cause)));
+            assert!(way.it.may_claim() && way.it.is_ready(way.now));
+        }
+    }
+
+    #[test]
+    fn ready_ends_within_five_seconds_of_a_refusal() {
+        let mut way = Way::up();
+        way.run(REFUSED_AFTER, |way| way.refuse("OOM"));
+        assert!(way.it.is_ready(way.now));
+        way.run(TICK, |way| way.refuse("OOM"));
+        assert!(!way.it.is_ready(way.now));
+    }
+
+    #[test]
+    fn the_wrong_server_is_left_at_once_and_again_and_delivers_only_to_itself() {
+        for words in ["READONLY You can't write against a read only replica.", "LOADING Redis is loading"] {
+            let mut way = Way::up();
+            let begin = Action::Begin(Cause::of(words), words.to_owned());
+            let seen = way.run(seconds(3), |way| way.refuse(words));
+            let expected = [
+                (100, begin),
+                (100, Action::Reconnect),
+                (1100, Action::Reconnect),
+                (2100, Action::Reconnect),
+                (2300, Action::Down),
+            ];
+            assert_eq!(seen, expected);
+            assert!(!way.it.may_publish() && !way.it.may_claim() && !way.it.is_ready(way.now));
+            way.it.on_connected(way.now);
+            way.it.on_whole();
+            way.answer();
+            assert_eq!(way.due(), [Action::Probe, Action::Up, Action::End(Cause::of(words))]);
+        }
+    }
+
+    #[test]
+    fn a_refused_connection_is_a_refusal() {
+        let mut way = Way::up();
+        let words = "WRONGPASS invalid username-password pair or user is disabled.";
+        let seen = way.run(seconds(3), |way| way.it.on_disconnected(way.now, Cause::of(words), words));
+        let begin = Action::Begin(Cause::Password, words.to_owned());
+        assert_eq!(seen, [(100, begin), (2300, Action::Down)]);
+        assert!(!way.it.is_ready(way.now));
+    }
+
+    #[test]
+    fn what_is_written_and_not_delivered_is_down() {
+        let mut way = Way::up();
+        let seen = way.run(seconds(3), |way| way.it.on_written(way.now));
+        let begin = Action::Begin(Cause::Undelivered, "what is published does not come back".to_owned());
+        assert_eq!(seen, [(2300, Action::Down), (2300, begin), (3000, Action::Reconnect)]);
+    }
+
+    #[test]
+    fn another_cause_ends_the_first() {
+        let mut way = Way::up();
+        way.refuse("LOADING");
+        assert_eq!(way.due(), [Action::Begin(Cause::Loading, "LOADING".to_owned()), Action::Reconnect]);
+        way.refuse("OOM");
+        let begin = Action::Begin(Cause::OutOfMemory, "OOM".to_owned());
+        assert_eq!(way.due(), [Action::End(Cause::Loading), begin]);
+    }
+
+    #[test]
+    fn codes_are_words_of_their_own() {
+        for (words, cause) in [
+            ("READONLY You can't write against a read only replica.", Cause::ReadOnly),
+            ("-MASTERDOWN Link with MASTER is down", Cause::MasterDown),
+            ("BUSY Redis is busy running a script.", Cause::Busy),
+            ("NOPERM User relay has no permissions to run the 'evalsha' command", Cause::Permission),
+            ("ERR ACL failure in script: User relay has no permissions", Cause::Permission),
+            ("ERR AUTH <password> called without any password configured", Cause::Password),
+            ("CLUSTERDOWN Hash slot not served", Cause::ClusterDown),
+            ("BUSYGROUP Consumer Group name already exists", Cause::Other),
+            ("ROOM", Cause::Other),
+            ("", Cause::Other),
+        ] {
+            assert_eq!(Cause::of(words), cause, "{words}");
+        }
+    }
+
+    #[test]
+    fn every_cause_has_a_name_of_its_own() {
+        let mut names: Vec<_> = Cause::ALL.iter().map(|cause| cause.as_str()).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), Cause::ALL.len());
+    }
+}
