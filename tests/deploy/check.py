@@ -4,6 +4,7 @@ docker-compose.yml, k8s/, app.yaml and the Dockerfile are read as their platform
 the real binary: its settings, its ports, its probes, the time it takes to leave.
 """
 
+import ipaddress
 import json
 import re
 import subprocess
@@ -13,6 +14,8 @@ import urllib.error
 import urllib.request
 
 import kubernetes_validate
+import yaml
+from google.appengine.api import appinfo, yaml_errors
 
 from shipped import (
     APP, COMPOSE, DEFAULTS, DUORELAY, HAPROXY, OVERLAYS, TOP, VERSION, Relay, interpolated, load, of_kind, read,
@@ -22,10 +25,14 @@ from shipped import (
 # How long an instance may take beyond drain delay and drain time.
 AFTER_DRAIN = 2
 KUBERNETES = "1.35"
-# Kinds of the cluster's own extensions: kubernetes-validate has no schema of them.
+# Kinds of the cluster's own extensions: kubernetes-validate has no schema of them, and schemas.mjs has.
 EXTENSIONS = {"cloud.google.com/v1", "networking.gke.io/v1", "networking.gke.io/v1beta1", "monitoring.coreos.com/v1"}
 # What a person fills in, and what the tests do.
-FILL_IN = {"PROJECT_ID": "my-project", "MEMORYSTORE_IP": "127.0.0.1"}
+FILL_IN = {"PROJECT_ID": "my-project", "MEMORYSTORE_IP": "127.0.0.1", "BALANCER_IP": "203.0.113.7"}
+
+
+def filled(text):
+    return re.sub(rf"(?<![A-Z_])({'|'.join(FILL_IN)})(?![A-Z_])", lambda word: FILL_IN[word[0]], text)
 
 
 def environments():
@@ -45,13 +52,12 @@ class Settings(unittest.TestCase):
         for place, environment in environments():
             with self.subTest(place):
                 self.assertLessEqual(set(environment), set(DEFAULTS))
-                filled = {}
+                values = {}
                 for name, value in environment.items():
                     self.assertIsInstance(value, str, f"{name} is not text, as environments are")
-                    filled[name] = re.sub("|".join(FILL_IN), lambda word: FILL_IN[word[0]], value)
-                filled.setdefault("FIREBASE_PROJECT_ID", "my-project")
-                filled["FIREBASE_PROJECT_ID"] = filled["FIREBASE_PROJECT_ID"] or "my-project"
-                with Relay(["serve"], filled) as relay:
+                    values[name] = filled(value)
+                values["FIREBASE_PROJECT_ID"] = values.get("FIREBASE_PROJECT_ID") or "my-project"
+                with Relay(["serve"], values) as relay:
                     self.assertIsNotNone(relay.address, relay.log)
                     self.assertNotIn("is not a setting", relay.log)
                     self.assertNotIn("did you mean", relay.log)
@@ -176,15 +182,53 @@ class Times(unittest.TestCase):
         heartbeat = float(DEFAULTS["DUORELAY_HEARTBEAT_SECONDS"])
         # These count silence: a dead socket is dropped after two heartbeats.
         self.assertGreater(seconds(re.search(r"timeout tunnel (\S+)", HAPROXY)[1]), 2 * heartbeat)
-        annotations = of_kind("local", "Ingress")["metadata"]["annotations"]
+        annotations = load("k8s/balancers/ingress-nginx/ingress.yaml")["metadata"]["annotations"]
         for name in ("proxy-read-timeout", "proxy-send-timeout"):
             self.assertGreater(float(annotations[f"nginx.ingress.kubernetes.io/{name}"]), 2 * heartbeat)
+        for name in ("proxy_read_timeout", "proxy_send_timeout"):
+            self.assertGreater(seconds(re.search(rf"{name} (\S+);", read("k8s/balancers/nginx.conf"))[1]), 2 * heartbeat)
+        self.assertGreater(seconds(re.search(r"stream_idle_timeout: (\S+)", read("k8s/balancers/envoy.yaml"))[1]), 2 * heartbeat)
         # These count life: Google's balancer cuts when it is told to, App Engine after 1 h.
         backend = of_kind("gke", "BackendConfig")["spec"]
         gke = of_kind("gke", "ConfigMap")["data"]
         self.assertGreater(backend["timeoutSec"], 1.2 * setting(gke, "DUORELAY_MAX_LIFETIME_SECONDS"))
         self.assertGreaterEqual(backend["connectionDraining"]["drainingTimeoutSec"], relay_pod("gke")["spec"]["terminationGracePeriodSeconds"])
         self.assertGreater(3600, 1.2 * setting(APP["env_variables"], "DUORELAY_MAX_LIFETIME_SECONDS"))
+
+
+class AppEngine(unittest.TestCase):
+    """As Google's own parser of app.yaml reads it (PyPI appengine-python-standard)."""
+
+    def test_the_platform_accepts_it(self):
+        app = appinfo.LoadSingleAppInfo(filled(read("app.yaml")))
+        self.assertEqual((app.env, app.GetEffectiveRuntime()), ("flex", "custom"))
+        self.assertEqual(app.readiness_check.path, "/readiness_check")
+        self.assertEqual(app.automatic_scaling.min_num_instances, 2)
+
+    def test_a_misspelled_word_is_found(self):
+        with self.assertRaises(yaml_errors.EventError):
+            appinfo.LoadSingleAppInfo(filled(read("app.yaml")).replace("session_affinity", "session_afinity"))
+
+    def test_every_hop_of_the_platform_is_trusted(self):
+        # CLIENT, the forwarding rule's own address, the machine's nginx: a hop that is missing would be "the client".
+        hops = ["203.0.113.7", "169.254.1.1", "130.211.0.9", "35.191.3.3", "172.17.0.1"]
+        for place, environment in (("app.yaml", APP["env_variables"]), ("gke", of_kind("gke", "ConfigMap")["data"])):
+            trusted = [ipaddress.ip_network(it) for it in filled(environment["DUORELAY_TRUSTED_PROXIES"]).split(",")]
+            for hop in hops if place == "app.yaml" else [hops[0], *hops[2:4]]:
+                self.assertTrue(any(ipaddress.ip_address(hop) in net for net in trusted), f"{place}: {hop}")
+
+    def test_the_walk_through_raises_the_limit_of_the_build(self):
+        self.assertRegex(read("k8s/README.md"), r"gcloud config set app/cloud_build_timeout \d+")
+
+
+class Allocator(unittest.TestCase):
+    def test_it_works_with_every_size_of_page_of_arm64(self):
+        # jemalloc is compiled for one size of page, and aborts where the kernel's is larger: up to 64 KiB on arm64.
+        cargo = tomllib.loads(read(".cargo/config.toml"))
+        # jemalloc's build script reads a name that begins with its target before the bare one.
+        for target in ("AARCH64_UNKNOWN_LINUX_GNU", "AARCH64_UNKNOWN_LINUX_MUSL"):
+            self.assertEqual(cargo["env"][f"{target}_JEMALLOC_SYS_WITH_LG_PAGE"], "16")
+        self.assertIn("COPY .cargo .cargo", read("Dockerfile"))
 
 
 class Images(unittest.TestCase):
@@ -218,6 +262,31 @@ class Cluster(unittest.TestCase):
                     if it["apiVersion"] not in EXTENSIONS:
                         kubernetes_validate.validate(it, KUBERNETES, strict=True)
 
+    def test_every_object_of_an_extension_is_valid(self):
+        objects = [it for objects in OVERLAYS.values() for it in objects if it["apiVersion"] in EXTENSIONS]
+        self.assertEqual({it["apiVersion"] for it in objects}, EXTENSIONS)
+        checked = subprocess.run(["node", TOP / "tests/deploy/schemas.mjs"], input=json.dumps(objects), capture_output=True, text=True)
+        self.assertEqual(checked.returncode, 0, checked.stdout + checked.stderr)
+        self.assertIn(f"{len(objects)} objects checked, 0 mistakes", checked.stdout)
+
+    def test_a_wrong_value_and_a_misspelled_field_are_found(self):
+        wrong = [{**of_kind("gke", "BackendConfig"), "spec": {"timeoutSec": "1h"}}, {**of_kind("gke", "BackendConfig"), "spec": {"timeoutSecs": 3600}}]
+        for it in wrong:
+            checked = subprocess.run(["node", TOP / "tests/deploy/schemas.mjs"], input=json.dumps([it]), capture_output=True, text=True)
+            self.assertEqual(checked.returncode, 1, it)
+
+    def test_the_pause_before_sigterm_names_its_least_version(self):
+        for overlay in OVERLAYS:
+            self.assertIn("sleep", relay_container(overlay)["lifecycle"]["preStop"])
+        self.assertIn("Kubernetes 1.30", read("k8s/README.md"))
+
+    def test_the_rules_that_a_person_may_open_are_valid(self):
+        lines = read("k8s/base/networkpolicy.yaml").splitlines()
+        opened = [re.sub(r"^    # (?=- |  )", "    ", line) for line in lines]
+        policy = yaml.safe_load("\n".join(opened))
+        self.assertEqual(len(policy["spec"]["egress"]), len(yaml.safe_load("\n".join(lines))["spec"]["egress"]) + 5)
+        kubernetes_validate.validate(policy, KUBERNETES, strict=True)
+
     def test_what_is_referred_to_exists(self):
         for overlay, objects in OVERLAYS.items():
             with self.subTest(overlay):
@@ -235,6 +304,15 @@ class Cluster(unittest.TestCase):
                     self.assertLessEqual(selector["matchLabels"].items(), labels)
                 self.assertLessEqual(of_kind(overlay, "Service")["spec"]["selector"].items(), labels)
                 self.assertEqual(of_kind(overlay, "HorizontalPodAutoscaler")["spec"]["scaleTargetRef"]["name"], "duorelay")
+
+    def test_ingress_nginx_is_valid_and_its_variable_is_the_controllers(self):
+        ingress = load("k8s/balancers/ingress-nginx/ingress.yaml")
+        kubernetes_validate.validate(ingress, KUBERNETES, strict=True)
+        variable = ingress["metadata"]["annotations"]["nginx.ingress.kubernetes.io/upstream-hash-by"]
+        snippet = load("k8s/balancers/ingress-nginx/controller.yaml")["data"]["http-snippet"]
+        self.assertIn(f"map $arg_affinity {variable} {{", snippet)
+        # The same map as the one that real nginx is tested with.
+        self.assertIn(" ".join(snippet.split()), " ".join(read("k8s/balancers/nginx.conf").split()))
 
     def test_leaving_never_takes_room_away(self):
         for overlay in OVERLAYS:

@@ -8,4 +8,5 @@ mod support;
 mod affinity;
 mod demo;
 mod health;
+mod pairs;
 mod rolling;

@@ -42,7 +42,7 @@ DEFAULTS = {name: default for default, name in re.findall(r"(?:\[default: ([^\]]
 VERSION = tomllib.loads(read("Cargo.toml"))["package"]["version"]
 COMPOSE = load("docker-compose.yml")
 APP = load("app.yaml")
-HAPROXY = read("k8s/compose/haproxy.cfg")
+HAPROXY = read("k8s/balancers/haproxy.cfg")
 OVERLAYS = {name: kustomize(f"overlays/{name}") for name in ("local", "gke")}
 
 

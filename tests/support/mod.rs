@@ -4,8 +4,10 @@
 
 #![allow(unused_imports, dead_code, reason = "each test binary uses its part of the support")]
 
+mod balancer;
 mod client;
 mod cluster;
+mod dns;
 mod haproxy;
 mod http;
 mod issuer;
@@ -21,6 +23,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+pub use balancer::{Balancer, Kind};
 pub use client::{Client, Event};
 pub use cluster::Cluster;
 pub use haproxy::HaProxy;
