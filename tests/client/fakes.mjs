@@ -1,6 +1,6 @@
 // What the client meets outside, under the tests' control: sockets, time, HTTP, the page.
 import { mock } from "node:test";
-import { duorelay } from "../../src/client/js/duorelay.js";
+import { duorelay } from "duorelay";
 
 export class FakeWebSocket {
   static made = [];
@@ -18,8 +18,17 @@ export class FakeWebSocket {
     FakeWebSocket.made.push(this);
   }
 
+  /** Does the relay answer pings at once? */
+  lively = false;
+
   send(message) {
     this.sent.push(message);
+    if (this.lively && typeof message === "string" && JSON.parse(message).type === "ping") queueMicrotask(() => this.pong());
+  }
+
+  /** The relay answers the newest ping. */
+  pong(time = Date.now()) {
+    this.say({ type: "pong", id: this.said("ping").at(-1).id, time });
   }
 
   close(code) {
@@ -81,6 +90,7 @@ export const WELCOME = {
 };
 
 let now;
+let clock;
 const relays = [];
 
 /** Time stands still until `pass`; randomness is `random.value`. */
@@ -91,12 +101,19 @@ export function freeze() {
   mock.timers.enable({ apis: ["setTimeout", "setInterval"] });
   mock.method(performance, "now", () => now);
   mock.method(Math, "random", () => random.value);
+  setClock(1_800_000_000_000);
+  mock.method(Date, "now", () => clock + now);
 }
 
 export function thaw() {
   closeAll();
   mock.timers.reset();
   mock.restoreAll();
+}
+
+/** What the clock says from now on, in Unix milliseconds. */
+export function setClock(time) {
+  clock = time - now;
 }
 
 /** A relay that is left alone would go on in real time. */
@@ -107,12 +124,17 @@ export function closeAll() {
 
 export const random = { value: 0.5 };
 
-/** Lets time pass, with everything that awaits in between. */
+/** Lets time pass in small steps, with everything that awaits in between. */
 export async function pass(ms) {
   await settle();
-  now += ms;
-  mock.timers.tick(ms);
-  await settle();
+  const most = ms > 60_000 ? 1_000 : 50;
+  for (let left = ms; left > 0 || left === ms; left -= most) {
+    const step = Math.min(most, left);
+    now += step;
+    mock.timers.tick(step);
+    await settle();
+    if (left <= most) return;
+  }
 }
 
 /** Lets everything that does not wait for time happen. */
@@ -149,7 +171,8 @@ export function start(options = {}) {
     ...options,
   });
   relays.push(relay);
-  for (const type of ["state", "welcome", "peer", "frame", "message", "overwritten", "refused", "error", "close", "backplane", "rtt"]) {
+  for (const type of ["state", "welcome", "peer", "frame", "message", "overwritten", "refused", "error", "close", "backplane", "rtt",
+    "delay", "expiring", "authenticated", "reconnect"]) {
     relay.on(type, (...details) => told.push([type, ...details]));
   }
   return {

@@ -10,13 +10,6 @@ const data = (socket) => socket.said("send").map((message) => message.data);
 const OURS = { connection: "c1", generation: 2, same_client: true };
 const THEIRS = { connection: "x", generation: 3, same_client: false };
 
-/** The relay has handed on everything that was sent here. */
-function passBarrier(socket) {
-  const { id } = socket.said("ping").at(-1);
-  assert.equal(id, "barrier");
-  socket.say({ type: "pong", id, time: 0 });
-}
-
 /** An online client that was asked to reconnect and is at the barrier before its second socket. */
 async function leaving() {
   const given = start();
@@ -32,7 +25,7 @@ async function leaving() {
 /** The same with its second socket just opened. */
 async function moving() {
   const given = await leaving();
-  passBarrier(given.old);
+  given.old.pong();
   await settle();
   assert.equal(given.sockets(), 2);
   return { ...given, next: given.socket() };
@@ -56,11 +49,11 @@ describe("make before break", () => {
     given.relay.frame(0x01, bytes(1));
     await pass(900);
     assert.deepEqual(old.sent.map((sent) => (typeof sent === "string" ? JSON.parse(sent).data ?? JSON.parse(sent).id : "frame")),
-      ["1", "before", "barrier", "frame"]);
+      ["1", "before", "2", "frame"]);
     old.say({ type: "pong", id: "1", time: 0 });
     await settle();
     assert.equal(given.sockets(), 1, "that was another ping");
-    passBarrier(old);
+    old.pong();
     await settle();
     assert.equal(given.sockets(), 2);
     given.socket().welcome();
@@ -93,9 +86,9 @@ describe("make before break", () => {
     assert.equal(sockets(), 1);
   });
 
-  test("overwritten at the barrier, it opens no socket", async () => {
+  test("overwritten by another tab at the barrier, it opens no socket", async () => {
     const { old, relay, sockets } = await leaving();
-    old.say({ type: "overwritten", by: OURS });
+    old.say({ type: "overwritten", by: THEIRS });
     await pass(5_000);
     assert.equal(relay.state, "overwritten");
     assert.equal(sockets(), 1);
@@ -190,13 +183,13 @@ describe("make before break", () => {
     assert.deepEqual(data(old), ["held"], "not held any longer");
     assert.equal(relay.state, "online");
     await pass(250);
-    passBarrier(old);
+    old.pong();
     await settle();
     assert.equal(sockets(), 3);
     socket().end(1006);
     await settle();
     await pass(500);
-    passBarrier(old);
+    old.pong();
     await settle();
     assert.equal(sockets(), 4);
     socket().welcome();
@@ -255,7 +248,7 @@ describe("make before break", () => {
     give("late");
     await pass(300);
     old.say(again);
-    passBarrier(old);
+    old.pong();
     await pass(300);
     assert.equal(waiting.sockets(), before + 1);
   });
@@ -267,7 +260,7 @@ describe("make before break", () => {
     next.say({ type: "message", from: "mobile", data: 1 });
     next.say({ type: "reconnect", reason: "lifetime", in_ms: 0, deadline_ms: 5_000 });
     await pass(0);
-    passBarrier(next);
+    next.pong();
     await settle();
     const third = socket();
     assert.notEqual(third, next);
@@ -277,9 +270,21 @@ describe("make before break", () => {
     assert.equal(relay.welcome, null);
   });
 
-  test("without an attempt of ours a same client is an eviction too", async () => {
-    const { relay, online } = start();
+  test("an overwrite by this client, with no connection of its own, is answered once in ten minutes", async () => {
+    const { relay, online, sockets, socket } = start();
     (await online()).say({ type: "overwritten", by: OURS });
+    assert.equal(relay.state, "waiting");
+    await pass(500);
+    assert.equal(sockets(), 2);
+    await online();
+    socket().lively = true;
+    socket().pong();
+    await pass(590_000);
+    socket().say({ type: "overwritten", by: OURS });
     assert.equal(relay.state, "overwritten");
+    await pass(20_000);
+    relay.connect();
+    (await online()).say({ type: "overwritten", by: OURS });
+    assert.equal(relay.state, "waiting");
   });
 });

@@ -1,6 +1,6 @@
 import { describe, test } from "node:test";
 import assert from "node:assert/strict";
-import { TabClient } from "../../src/client/js/duorelay.js";
+import { TabClient } from "duorelay";
 
 /** A tab's sessionStorage. */
 class Storage {
