@@ -2,13 +2,13 @@
 //! one machine; nothing here is a test.
 
 use std::hint::black_box;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use divan::Bencher;
 use duorelay::relay::envelope::Envelope;
 use duorelay::relay::ids::{ConnectionId, Device, Generation, InstanceId, Member, StreamId, UserId};
-use duorelay::relay::limits::Rate;
+use duorelay::relay::limits::{Quota, Rate};
 use duorelay::relay::outbox::{Outbox, Outgoing};
 use duorelay::relay::parcel::Parcel;
 use duorelay::relay::protocol::{ClientMessage, Sender, ServerMessage, compact_json, raw_json};
@@ -92,8 +92,9 @@ fn outbox_reliable_through(bencher: Bencher<'_, '_>) {
 
 #[divan::bench]
 fn rate_of_a_message(bencher: Bencher<'_, '_>) {
-    let (mut rate, now) = (Rate::new(240), Instant::now());
-    bencher.bench_local(|| rate.on_message(black_box(now)));
+    let (mut rate, now) = (Rate::default(), Instant::now());
+    let quota = Quota::new(240, Duration::from_secs(1));
+    bencher.bench_local(|| rate.on(1, quota, black_box(now)));
 }
 
 fn two_here() -> Room<u32> {

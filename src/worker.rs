@@ -17,7 +17,7 @@ use tracing::{Instrument as _, debug, error};
 use uuid::Uuid;
 
 use crate::backplane::{Backplane, Sink};
-use crate::edge::socket::{Socket, SocketSettings};
+use crate::edge::socket::{Socket, SocketSettings, Sockets};
 use crate::edge::workers::{Command, HAND_OVER_LIMIT, Join, Moving};
 use crate::hub::{Hub, HubSettings, Seat};
 use crate::metrics::Metrics;
@@ -95,7 +95,7 @@ impl Worker {
 
 async fn run(number: usize, settings: WorkerSettings, mut commands: mpsc::Receiver<Command>) {
     let hub = Hub::new(settings.hub, settings.metrics, |sink| (settings.backplane)(number, sink));
-    let sockets = Rc::new(settings.socket);
+    let sockets = Rc::new(Sockets::new(settings.socket));
     let renewing = tokio::task::spawn_local(renew(Rc::clone(&hub)));
     let counting = tokio::task::spawn_local(count(Rc::clone(&hub)));
     while let Some(command) = commands.recv().await {
@@ -166,7 +166,7 @@ async fn count(hub: Rc<Hub>) {
 
 /// A connection's way into its room. Its task ends here; the socket gets one of its own, so that nothing
 /// of the handshake stays in memory.
-async fn connect(hub: Rc<Hub>, settings: Rc<SocketSettings>, join: Box<Join>) {
+async fn connect(hub: Rc<Hub>, sockets: Rc<Sockets>, join: Box<Join>) {
     let Join { joining, identity, admission, answer, socket, span } = *join;
     let connection = ConnectionId(Uuid::now_v7());
     let seat = match hub.join(joining, connection).instrument(span).await {
@@ -191,6 +191,6 @@ async fn connect(hub: Rc<Hub>, settings: Rc<SocketSettings>, join: Box<Join>) {
     let Ok(stream) = stream.arrive() else {
         return give_up(&seat);
     };
-    let socket = Socket::new(hub, seat, settings, stream, &early, identity, admission);
+    let socket = Socket::new(hub, seat, sockets, stream, &early, identity, admission);
     tokio::task::spawn_local(socket.run());
 }

@@ -50,6 +50,7 @@ impl Hub {
             renew_at: Cell::new(Instant::now() + self.settings.lease),
             other_missing: Cell::new(None),
             drain: Cell::new(None),
+            buffered: Cell::default(),
             published: Cell::new(false),
             losses: RefCell::default(),
         });

@@ -80,6 +80,7 @@ pub struct Hub {
     metrics: Arc<Metrics>,
     /// This worker's shares of what waits.
     outbox_bytes: WorkerGauge,
+    incoming_bytes: WorkerGauge,
     waiting_connections: WorkerGauge,
     leaving: Cell<Option<Instant>>,
 }
@@ -104,6 +105,7 @@ impl Hub {
                 rooms: RefCell::default(),
                 backplane,
                 outbox_bytes: WorkerGauge::of(&metrics.outbox_bytes),
+                incoming_bytes: WorkerGauge::of(&metrics.incoming_bytes),
                 waiting_connections: WorkerGauge::of(&metrics.waiting_connections),
                 metrics,
                 leaving: Cell::new(None),
@@ -137,16 +139,19 @@ impl Hub {
 
     /// Counts what waits; called about once a second, so that frames need not.
     pub fn count_waiting(&self) {
-        let (mut bytes, mut connections) = (0, 0);
+        let (mut bytes, mut incoming_bytes, mut connections) = (0, 0, 0);
         for room in self.rooms.borrow().values() {
             let room = room.borrow();
             for seat in Device::ALL.into_iter().filter_map(|device| room.here(device)) {
-                let waiting = seat.with_outbox(|outbox| outbox.waiting_bytes());
+                let [unsent, incoming] = seat.buffered.get();
+                let waiting = seat.with_outbox(|outbox| outbox.waiting_bytes()) + unsent as usize;
                 bytes += waiting;
+                incoming_bytes += incoming as usize;
                 connections += usize::from(waiting > 0);
             }
         }
         self.outbox_bytes.set(bytes);
+        self.incoming_bytes.set(incoming_bytes);
         self.waiting_connections.set(connections);
     }
 

@@ -53,6 +53,8 @@ pub struct Seat {
     /// Since when renewals have found nobody in the other slot, although somebody is known to be there.
     pub(super) other_missing: Cell<Option<Instant>>,
     pub(super) drain: Cell<Option<Drain>>,
+    /// Bytes that its socket holds beside the outbox: encoded and not sent, received and not passed on.
+    pub(super) buffered: Cell<[u32; 2]>,
     /// Something of it may be on its way through the backplane.
     pub(super) published: Cell<bool>,
     /// Streams whose losses were reported lately; most connections never lose anything.
@@ -93,6 +95,12 @@ impl Seat {
         if let Some(waker) = &*self.waker.borrow() {
             waker.wake_by_ref();
         }
+    }
+
+    /// So many bytes are encoded and wait for the kernel, and so many have come and wait for the rest of their message
+    /// or for their turn.
+    pub fn note_buffered(&self, unsent: usize, incoming: usize) {
+        self.buffered.set([unsent, incoming].map(|bytes| u32::try_from(bytes).unwrap_or(u32::MAX)));
     }
 
     /// What waits is written, then `last`, then the close.

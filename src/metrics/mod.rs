@@ -211,8 +211,14 @@ pub struct Metrics {
     pub requests_overdue: Counter,
     /// Connections that were dropped because nothing came from them for two heartbeats.
     pub heartbeats_missed: Counter,
+    /// Connections that were closed because they took nothing of what waited for them.
+    pub stalled: Counter,
+    /// Pings, pongs and empty fragments past their rate.
+    pub control_frames_limited: Counter,
     /// Bytes that wait for sockets, as of the last second.
     pub outbox_bytes: Gauge,
+    /// Bytes of messages that have not come whole, or may not go on yet, as of the last second.
+    pub incoming_bytes: Gauge,
     /// Connections for which anything waits, as of the last second.
     pub waiting_connections: Gauge,
     /// 1 from the beginning of a drain.
@@ -250,7 +256,7 @@ impl Default for Metrics {
         let frame_bytes: Family<LabelSet, Counter> = new.bytes("frame", "Payload of those messages");
         let queue_bytes: Family<LabelSet, Gauge> = new.bytes(
             "queue",
-            "What waits for sockets (outbox), and for the backplane or its answer (backplane)",
+            "What waits for sockets (outbox), of sockets (incoming), and for the backplane or its answer (backplane)",
         );
         let result = |value| handshakes.get_or_create_owned(&vec![("result", value)]);
         let by_way = |family: &Family<LabelSet, Counter>| {
@@ -320,6 +326,13 @@ impl Default for Metrics {
                 "heartbeats_missed",
                 "Connections that were dropped, as nothing came from them for two heartbeats",
             ),
+            stalled: new
+                .one("stalled", "Connections that were closed, as they took nothing of what waited for them"),
+            control_frames_limited: new.one(
+                "control_frames_limited",
+                "Pings, pongs and empty fragments past their rate, which were not answered",
+            ),
+            incoming_bytes: queue_bytes.get_or_create_owned(&vec![("queue", "incoming")]),
             outbox_bytes: queue_bytes.get_or_create_owned(&vec![("queue", "outbox")]),
             waiting_connections: new.one("waiting_connections", "Connections for which anything waits"),
             draining: new.one("draining", "1 from the beginning of a drain"),

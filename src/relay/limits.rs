@@ -9,6 +9,8 @@ use super::ids::StreamId;
 pub const PAST_RATE: Duration = Duration::from_secs(10);
 /// A second in which nothing was held back is a break.
 const BREAK: Duration = Duration::from_secs(1);
+/// Pings, pongs and empty fragments: 20 a second, and 100 at once.
+pub const CONTROL: Quota = Quota::new(20, Duration::from_secs(5));
 /// Errors that a connection may make in [`ERROR_WINDOW`].
 pub const ERRORS: usize = 20;
 /// The time over which errors are counted.
@@ -31,55 +33,81 @@ pub enum Verdict {
     Abuse,
 }
 
-/// A token bucket (one second's worth of messages) that knows for how long it has been overdrawn.
-#[derive(Debug)]
-pub struct Rate {
+/// So much a second, and so much at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Quota {
     per_second: u32,
+    /// The time in which an empty bucket is full again.
+    burst: Duration,
+}
+
+impl Quota {
+    /// A quota; 0 a second is no limit.
+    #[must_use]
+    pub const fn new(per_second: u32, burst: Duration) -> Self {
+        Self { per_second, burst }
+    }
+
+    /// The time in which so much flows in.
+    fn time_of(self, amount: usize) -> Duration {
+        let nanoseconds = amount as u128 * 1_000_000_000 / u128::from(self.per_second.max(1));
+        Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(u64::MAX))
+    }
+}
+
+/// A token bucket that knows for how long it has been overdrawn.
+#[derive(Debug, Default)]
+pub struct Rate {
     /// The bucket as a point in time (generic cell rate algorithm): it is full when this has passed.
     full_at: Option<Instant>,
-    past_since: Option<Instant>,
-    last_limited: Option<Instant>,
-    last_reported: Option<Instant>,
+    /// Most connections never need it.
+    past: Option<Box<Past>>,
+}
+
+/// A connection's time past its rate.
+#[derive(Debug)]
+struct Past {
+    since: Instant,
+    last: Instant,
+    reported: Instant,
 }
 
 impl Rate {
-    /// A full bucket; 0 is no limit.
-    #[must_use]
-    pub const fn new(per_second: u32) -> Self {
-        Self { per_second, full_at: None, past_since: None, last_limited: None, last_reported: None }
-    }
-
-    /// One more message.
-    pub fn on_message(&mut self, now: Instant) -> Verdict {
-        if self.per_second == 0 {
+    /// So much more.
+    pub fn on(&mut self, amount: usize, quota: Quota, now: Instant) -> Verdict {
+        if quota.per_second == 0 {
             return Verdict::Pass;
         }
-        let one = Duration::from_secs(1) / self.per_second;
-        let full_at = self.full_at.map_or(now, |at| at.max(now)) + one;
-        let until = full_at.checked_sub(Duration::from_secs(1).max(one)).unwrap_or(now);
+        let time = quota.time_of(amount);
+        let full_at = self.full_at.map_or(now, |at| at.max(now)) + time;
+        // Whatever its size, one message fits into a full bucket.
+        let until = full_at.checked_sub(quota.burst.max(time)).unwrap_or(now);
         if until <= now {
             self.full_at = Some(full_at);
             return Verdict::Pass;
         }
-        if self.last_limited.is_none_or(|last| now.duration_since(last) > BREAK) {
-            self.past_since = Some(now);
+        let Some(past) = &mut self.past else {
+            self.past = Some(Box::new(Past { since: now, last: now, reported: now }));
+            return Verdict::Limited { until, report: true };
+        };
+        if now.duration_since(past.last) > BREAK {
+            past.since = now;
         }
-        self.last_limited = Some(now);
-        if self.past_since.is_some_and(|since| now.duration_since(since) >= PAST_RATE) {
+        past.last = now;
+        if now.duration_since(past.since) >= PAST_RATE {
             return Verdict::Abuse;
         }
-        let report = self.last_reported.is_none_or(|last| now.duration_since(last) >= Duration::from_secs(1));
+        let report = now.duration_since(past.reported) >= Duration::from_secs(1);
         if report {
-            self.last_reported = Some(now);
+            past.reported = now;
         }
         Verdict::Limited { until, report }
     }
 
-    /// A message that was held has waited for its turn: it takes the place that has become free.
-    pub fn on_held(&mut self, now: Instant) {
-        if self.per_second > 0 {
-            let one = Duration::from_secs(1) / self.per_second;
-            self.full_at = Some(self.full_at.map_or(now, |at| at.max(now)) + one);
+    /// What was held has waited for its turn: it takes the place that has become free.
+    pub fn on_held(&mut self, amount: usize, quota: Quota, now: Instant) {
+        if quota.per_second > 0 {
+            self.full_at = Some(self.full_at.map_or(now, |at| at.max(now)) + quota.time_of(amount));
         }
     }
 }
@@ -129,26 +157,33 @@ mod tests {
         Duration::from_millis(ms)
     }
 
+    fn a_second(messages: u32) -> Quota {
+        Quota::new(messages, Duration::from_secs(1))
+    }
+
     #[test]
     fn a_burst_of_one_second_passes_and_the_next_waits_for_its_turn() {
-        let (mut rate, now) = (Rate::new(10), Instant::now());
+        let (mut rate, quota, now) = (Rate::default(), a_second(10), Instant::now());
         for _ in 0..10 {
-            assert_eq!(rate.on_message(now), Verdict::Pass);
+            assert_eq!(rate.on(1, quota, now), Verdict::Pass);
         }
-        assert_eq!(rate.on_message(now), Verdict::Limited { until: now + ms(100), report: true });
-        assert_eq!(rate.on_message(now), Verdict::Limited { until: now + ms(100), report: false });
-        assert_eq!(rate.on_message(now + ms(100)), Verdict::Pass);
-        assert_eq!(rate.on_message(now + ms(100)), Verdict::Limited { until: now + ms(200), report: false });
+        assert_eq!(rate.on(1, quota, now), Verdict::Limited { until: now + ms(100), report: true });
+        assert_eq!(rate.on(1, quota, now), Verdict::Limited { until: now + ms(100), report: false });
+        assert_eq!(rate.on(1, quota, now + ms(100)), Verdict::Pass);
+        assert_eq!(
+            rate.on(1, quota, now + ms(100)),
+            Verdict::Limited { until: now + ms(200), report: false }
+        );
     }
 
     #[test]
     fn held_messages_pass_at_the_rate() {
-        let (mut rate, start) = (Rate::new(10), Instant::now());
+        let (mut rate, quota, start) = (Rate::default(), a_second(10), Instant::now());
         let mut now = start;
         for _ in 0..50 {
-            if let Verdict::Limited { until, .. } = rate.on_message(now) {
+            if let Verdict::Limited { until, .. } = rate.on(1, quota, now) {
                 now = until;
-                rate.on_held(now);
+                rate.on_held(1, quota, now);
             }
         }
         assert_eq!(now - start, ms(4000));
@@ -156,18 +191,18 @@ mod tests {
 
     #[test]
     fn one_message_a_second_is_a_rate_too() {
-        let (mut rate, now) = (Rate::new(1), Instant::now());
-        assert_eq!(rate.on_message(now), Verdict::Pass);
-        assert_eq!(rate.on_message(now), Verdict::Limited { until: now + ms(1000), report: true });
-        assert_eq!(rate.on_message(now + ms(1000)), Verdict::Pass);
+        let (mut rate, quota, now) = (Rate::default(), a_second(1), Instant::now());
+        assert_eq!(rate.on(1, quota, now), Verdict::Pass);
+        assert_eq!(rate.on(1, quota, now), Verdict::Limited { until: now + ms(1000), report: true });
+        assert_eq!(rate.on(1, quota, now + ms(1000)), Verdict::Pass);
     }
 
     #[test]
     fn a_backlog_that_comes_at_once_survives() {
-        let (mut rate, start) = (Rate::new(240), Instant::now());
+        let (mut rate, quota, start) = (Rate::default(), a_second(240), Instant::now());
         let mut limited = 0;
         for n in 0..7200 {
-            match rate.on_message(start + Duration::from_micros(n * 100)) {
+            match rate.on(1, quota, start + Duration::from_micros(n * 100)) {
                 Verdict::Pass => {}
                 Verdict::Limited { .. } => limited += 1,
                 Verdict::Abuse => panic!("closed at message {n}"),
@@ -178,11 +213,11 @@ mod tests {
 
     #[test]
     fn ten_seconds_past_the_rate_are_abuse_and_a_quiet_second_is_a_break() {
-        let (mut rate, start) = (Rate::new(10), Instant::now());
+        let (mut rate, quota, start) = (Rate::default(), a_second(10), Instant::now());
         let flood = |rate: &mut Rate, from: Duration, to: Duration| {
             let mut at = from;
             while at < to {
-                if rate.on_message(start + at) == Verdict::Abuse {
+                if rate.on(1, quota, start + at) == Verdict::Abuse {
                     return Some(at);
                 }
                 at += ms(10);
@@ -196,9 +231,38 @@ mod tests {
     }
 
     #[test]
+    fn a_hundred_control_frames_pass_at_once_and_then_twenty_a_second() {
+        let (mut rate, start) = (Rate::default(), Instant::now());
+        let passed = |rate: &mut Rate, at| {
+            (0..1000).take_while(|_| rate.on(1, CONTROL, start + at) == Verdict::Pass).count()
+        };
+        assert_eq!(passed(&mut rate, ms(0)), 100);
+        assert_eq!(passed(&mut rate, ms(49)), 0);
+        assert_eq!(passed(&mut rate, ms(50)), 1);
+        assert_eq!(passed(&mut rate, ms(1_050)), 20);
+        assert_eq!(passed(&mut rate, ms(60_000)), 100);
+    }
+
+    #[test]
+    fn bytes_flow_in_at_their_rate_and_one_message_of_any_size_fits() {
+        let (mut rate, quota, now) =
+            (Rate::default(), Quota::new(1000, Duration::from_secs(4)), Instant::now());
+        assert_eq!(rate.on(4000, quota, now), Verdict::Pass);
+        assert_eq!(rate.on(500, quota, now), Verdict::Limited { until: now + ms(500), report: true });
+        rate.on_held(500, quota, now + ms(500));
+        assert_eq!(
+            rate.on(1, quota, now + ms(500)),
+            Verdict::Limited { until: now + ms(501), report: false }
+        );
+        let later = now + ms(60_000);
+        assert_eq!(rate.on(9000, quota, later), Verdict::Pass);
+        assert_eq!(rate.on(1000, quota, later), Verdict::Limited { until: later + ms(6000), report: true });
+    }
+
+    #[test]
     fn no_limit_never_limits() {
-        let (mut rate, now) = (Rate::new(0), Instant::now());
-        assert!((0..100_000).all(|_| rate.on_message(now) == Verdict::Pass));
+        let (mut rate, quota, now) = (Rate::default(), a_second(0), Instant::now());
+        assert!((0..100_000).all(|_| rate.on(1, quota, now) == Verdict::Pass));
     }
 
     #[test]

@@ -122,7 +122,5 @@ pub async fn told(client: &mut Client, limit: Duration, kind: &str) -> Value {
 
 /// Resident memory of a process, in bytes (proc(5), `VmRSS`).
 pub fn resident(relay: &Relay) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", relay.id())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+    relay.resident()
 }

@@ -4,16 +4,13 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use tungstenite::Message;
-
 use crate::relay::close::Close;
 use crate::relay::protocol::{Protocol, ReconnectReason, ServerMessage};
 use crate::relay::refusal::Refusal;
 
-use super::poll_io::{Io, would_block};
 use super::{
-    Beat, CLOSE_LIMIT, EXPIRING_AHEAD, End, GOODBYE_LIMIT, LAST_LOOK, Leaving, Parked, Socket, State,
+    Beat, CLOSE_LIMIT, EXPIRING_AHEAD, End, GOODBYE_LIMIT, LAST_LOOK, Leaving, Parked, STALL_LIMIT, Socket,
+    State,
 };
 
 impl Socket {
@@ -47,7 +44,7 @@ impl Socket {
                 Err(End::Reset)
             }
             State::Closing { reset: true, .. } => Err(End::Reset),
-            State::Closing { .. } | State::Broken { .. } if !self.flushed => Err(End::Reset),
+            State::Closing { .. } | State::Broken { .. } if !self.writer.is_flushed() => Err(End::Reset),
             State::Closing { .. } | State::Broken { .. } => Err(End::Close),
         }
     }
@@ -60,10 +57,7 @@ impl Socket {
         match self.beat {
             Beat::Heard if silent >= heartbeat => {
                 self.beat = Beat::Pinged(now);
-                self.flushed = false;
-                let ping = Message::Ping(Bytes::new());
-                let written = self.codec.write(&mut Io { stream: &mut self.stream, cx, read: false }, ping);
-                would_block(written).map_err(|_| End::Close)?;
+                self.writer.ping = true;
             }
             Beat::Pinged(at) if now >= at + heartbeat && is_reading => {
                 self.beat = Beat::LastLook(now + LAST_LOOK);
@@ -76,7 +70,13 @@ impl Socket {
             }
             Beat::Heard | Beat::Pinged(_) | Beat::LastLook(_) => {}
         }
-        if now >= self.expires && self.settings.enforce_expiry {
+        if self.writer.stalled.is_some_and(|since| now >= since + STALL_LIMIT) {
+            self.hub.metrics().stalled.inc();
+            self.hub.leave(&self.seat);
+            self.seat.with_outbox(|outbox| outbox.close_now(None, Close::TooSlow));
+            return Ok(());
+        }
+        if now >= self.expires && self.shared.settings.enforce_expiry {
             self.leave(Close::TokenExpired);
             return Ok(());
         }
@@ -89,7 +89,12 @@ impl Socket {
         let drain = self.seat.drain();
         match (self.leaving, drain) {
             (Leaving::At(Some(at)), None) if now >= at => {
-                self.ask_to_reconnect(ReconnectReason::Lifetime, now, now, now + self.settings.leave_within);
+                self.ask_to_reconnect(
+                    ReconnectReason::Lifetime,
+                    now,
+                    now,
+                    now + self.shared.settings.leave_within,
+                );
             }
             (Leaving::At(_), Some(drain)) => {
                 self.ask_to_reconnect(ReconnectReason::Draining, now, drain.at, drain.deadline);
@@ -106,9 +111,9 @@ impl Socket {
             return;
         };
         if revocation.check.is_none() && now >= revocation.next {
-            let (verifier, identity) = (self.settings.verifier.clone(), revocation.identity.clone());
+            let (verifier, identity) = (self.shared.settings.verifier.clone(), revocation.identity.clone());
             let check = async move { verifier.check(&identity).await };
-            revocation.check = Some(self.settings.verify_on.spawn(check));
+            revocation.check = Some(self.shared.settings.verify_on.spawn(check));
         }
         let Some(check) = &mut revocation.check else {
             return;
@@ -154,7 +159,7 @@ impl Socket {
                     Beat::LastLook(until) if is_reading => Some(until),
                     Beat::Pinged(_) | Beat::LastLook(_) => None,
                 };
-                let expiry = match (self.sent_expiring, self.settings.enforce_expiry) {
+                let expiry = match (self.sent_expiring, self.shared.settings.enforce_expiry) {
                     (false, _) => Some(self.expires.checked_sub(EXPIRING_AHEAD).unwrap_or(self.expires)),
                     (true, true) => Some(self.expires),
                     (true, false) => None,
@@ -170,7 +175,8 @@ impl Socket {
                 let checked = self.revocation.as_ref().filter(|revocation| revocation.check.is_none());
                 let checked = checked.map(|revocation| revocation.next);
                 let pong = self.pings.front().map(|ping| ping.until);
-                [beat, expiry, leaving, parked, checked, pong].into_iter().flatten().min()
+                let stalled = self.writer.stalled.map(|since| since + STALL_LIMIT);
+                [stalled, beat, expiry, leaving, parked, checked, pong].into_iter().flatten().min()
             }
         }
     }

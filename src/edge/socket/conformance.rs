@@ -5,9 +5,8 @@
 
 use std::time::Instant;
 
-use tungstenite::Message;
-
 use super::Socket;
+use super::codec::Message;
 use crate::relay::close::Close;
 use crate::relay::outbox::{Outgoing, TooSlow};
 use crate::relay::protocol::Protocol;
@@ -18,7 +17,7 @@ impl Socket {
         let message = match (message, self.seat.protocol) {
             (Message::Text(text), Protocol::Classic) => Outgoing::text(text.into(), Some(now)),
             (Message::Binary(bytes), Protocol::Classic) => Outgoing::binary(bytes, Some(now)),
-            (message, _) => return Some(message),
+            (message, Protocol::V1) => return Some(message),
         };
         let limit = self.hub.settings().limits.queue_bytes;
         if let Err(TooSlow) = self.seat.with_outbox(|outbox| outbox.push_reliable(message, limit)) {

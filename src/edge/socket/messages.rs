@@ -5,20 +5,20 @@ use std::task::Context;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tungstenite::Message;
 
 use crate::auth::{Identity, unix_now};
 use crate::hub::{Barrier, MARKER_LIMIT, Sent};
 use crate::metrics::Dropped;
 use crate::relay::close::Close;
 use crate::relay::ids::StreamId;
-use crate::relay::limits::Verdict;
+use crate::relay::limits::{Quota, Verdict};
 use crate::relay::parcel::Parcel;
 use crate::relay::protocol::{ClientMessage, EMPTY_FRAME, MessageError, Protocol, ServerMessage};
 use crate::relay::refusal::Refusal;
 
 use super::clock::{deadline_of, unix_ms};
-use super::{GOODBYE_LIMIT, Parked, Socket, State, label_of};
+use super::codec::Message;
+use super::{Parked, Socket, label_of};
 
 /// A ping is answered after this time even if what was sent before it is still on its way.
 const PONG_LIMIT: Duration = Duration::from_secs(1);
@@ -35,21 +35,7 @@ pub(super) struct Ping {
 
 impl Socket {
     pub(super) fn on_client_message(&mut self, message: Message, now: Instant) {
-        match &message {
-            Message::Binary(_) | Message::Text(_) => {}
-            Message::Close(frame) => {
-                // The codec answers with the same code; what waits for this client is of no use any more.
-                let code = frame.as_ref().map_or(1005, |frame| frame.code.into());
-                self.hub.leave(&self.seat);
-                self.seat.with_outbox(|outbox| outbox.close_now(None, Close::Answer(code)));
-                self.hub.metrics().closed(code);
-                self.state = State::Closing { until: now + GOODBYE_LIMIT, reset: false };
-                self.flushed = false;
-                return;
-            }
-            Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => return,
-        }
-        match self.rate.on_message(now) {
+        match self.rate.on(1, self.messages(), now) {
             Verdict::Pass => self.process(message, now),
             Verdict::Limited { until, report } => {
                 if report {
@@ -69,6 +55,10 @@ impl Socket {
         }
     }
 
+    fn messages(&self) -> Quota {
+        Quota::new(self.hub.settings().limits.messages_per_second, Duration::from_secs(1))
+    }
+
     fn is_volatile(&self, message: &Message) -> bool {
         let Message::Binary(bytes) = message else {
             return false;
@@ -81,7 +71,7 @@ impl Socket {
     pub(super) fn retry_parked(&mut self, now: Instant) -> bool {
         match self.parked.take() {
             Some(Parked::Rate(message, until)) if until <= now => {
-                self.rate.on_held(now);
+                self.rate.on_held(1, self.messages(), now);
                 self.process(message, now);
             }
             Some(Parked::Marker(parcel, until)) => {
@@ -114,7 +104,6 @@ impl Socket {
             (Message::Text(text), Protocol::Classic) => {
                 self.forward(Parcel::Text { text: text.into(), label: self.seat.label() }, now);
             }
-            (Message::Close(_) | Message::Ping(_) | Message::Pong(_) | Message::Frame(_), _) => {}
         }
     }
 
@@ -136,9 +125,9 @@ impl Socket {
             }
             Ok(ClientMessage::Auth { token }) => {
                 // Verified elsewhere: no socket of this thread waits for it but this one.
-                let verifier = self.settings.verifier.clone();
+                let verifier = self.shared.settings.verifier.clone();
                 let verify = async move { verifier.verify(&token, unix_now()).await };
-                self.auth = Some(self.settings.verify_on.spawn(verify));
+                self.auth = Some(self.shared.settings.verify_on.spawn(verify));
             }
             Err(error) => self.on_error(&error, now),
         }

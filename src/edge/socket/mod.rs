@@ -1,48 +1,46 @@
 //! One socket, one task, one loop: writes what waits in the outbox, reads what the client sends, and
 //! watches the clock. Reading never waits for writing: a client that does not read may still send.
 
+mod buffers;
 mod clock;
+mod codec;
 #[cfg(conformance)]
 mod conformance;
 mod messages;
-mod poll_io;
+mod read;
+mod write;
 
 use std::collections::VecDeque;
-use std::io::{self, Read as _};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use self::clock::{deadline_of, next_check};
-use self::messages::{PINGS, Ping};
-use self::poll_io::{Io, would_block};
 use tokio::task::JoinHandle;
 use tokio::time::Sleep;
-use tracing::debug;
-use tungstenite::protocol::frame::coding::CloseCode;
-use tungstenite::protocol::{CloseFrame, Role, WebSocketConfig, WebSocketContext};
-use tungstenite::{Error, Message, Utf8Bytes};
 
+use self::buffers::Buffers;
+use self::clock::{deadline_of, next_check};
+use self::codec::{Decoder, Message};
+use self::messages::Ping;
+use self::write::Writer;
 use crate::auth::{Identity, Verifier};
 use crate::edge::gate::Admission;
 use crate::edge::stream::Stream;
 use crate::hub::{Hub, Seat};
-use crate::relay::close::Close;
 use crate::relay::limits::{AbsentNotices, Errors, Rate};
-use crate::relay::outbox::{Kind, Outgoing};
 use crate::relay::parcel::Parcel;
 use crate::relay::refusal::Refusal;
-/// Bytes that one read may bring; also what an idle connection keeps.
-const READ_BUFFER: usize = 1024;
-/// Messages are gathered up to this size, then written at once.
-const BATCH: usize = 16 * 1024;
+
 /// Messages that one turn may read before other sockets get theirs.
 const READS_A_TURN: usize = 32;
 /// What still waits for a connection that has to go is written for at most this long.
 const GOODBYE_LIMIT: Duration = Duration::from_secs(1);
 /// A close is tried for at most this long, then TCP is reset.
 const CLOSE_LIMIT: Duration = Duration::from_secs(5);
+/// A connection to which something waits to be written, and that takes nothing of it for this long, is closed. A slow
+/// receiver takes a little now and then, and stays.
+const STALL_LIMIT: Duration = Duration::from_secs(60);
 /// `expiring` is told this long before the token expires.
 const EXPIRING_AHEAD: Duration = Duration::from_secs(300);
 
@@ -63,19 +61,36 @@ pub struct SocketSettings {
     pub leave_within: Duration,
 }
 
+/// What the sockets of one worker share.
+pub struct Sockets {
+    settings: SocketSettings,
+    buffers: Buffers,
+}
+
+impl Sockets {
+    /// Without any buffer yet.
+    #[must_use]
+    pub fn new(settings: SocketSettings) -> Self {
+        Self { settings, buffers: Buffers::default() }
+    }
+}
+
 /// A socket and everything that only its own task knows.
 pub struct Socket {
     hub: Rc<Hub>,
     seat: Rc<Seat>,
-    settings: Rc<SocketSettings>,
+    shared: Rc<Sockets>,
     stream: Stream,
-    codec: WebSocketContext,
-    /// Everything that was given to the codec has left.
-    flushed: bool,
+    decoder: Decoder,
+    writer: Writer,
+    /// The client has closed: what is left is written, then TCP is closed.
+    is_answered: bool,
     state: State,
     /// A message that may not go on yet.
     parked: Option<Parked>,
     rate: Rate,
+    /// For pings, pongs and empty fragments.
+    control: Rate,
     /// Errors and notices: most connections never need them.
     faults: Option<Box<Faults>>,
     auth: Option<PendingAuth>,
@@ -173,38 +188,32 @@ impl Socket {
     pub fn new(
         hub: Rc<Hub>,
         seat: Rc<Seat>,
-        settings: Rc<SocketSettings>,
+        shared: Rc<Sockets>,
         stream: Stream,
         early: &[u8],
         identity: Identity,
         admission: Admission,
     ) -> Self {
-        let config = WebSocketConfig::default()
-            .read_buffer_size(READ_BUFFER)
-            .write_buffer_size(BATCH)
-            // The outbox bounds what waits; at most a batch and one message are in the codec.
-            .max_write_buffer_size(usize::MAX)
-            .max_message_size(Some(settings.message_bytes))
-            .max_frame_size(Some(settings.message_bytes));
-        let codec = WebSocketContext::from_partially_read(early.to_vec(), Role::Server, Some(config));
         let now = Instant::now();
         // Sockets that came together do not leave together.
-        let lifetime = settings.max_lifetime.map(|life| now + life.mul_f64(0.9 + 0.1 * fastrand::f64()));
-        let revocation = settings.verifier.revocation_pause().map(|pause| {
+        let lifetime =
+            shared.settings.max_lifetime.map(|life| now + life.mul_f64(0.9 + 0.1 * fastrand::f64()));
+        let revocation = shared.settings.verifier.revocation_pause().map(|pause| {
             let next = next_check(now, pause);
             Box::new(Revocation { identity: identity.clone(), pause, next, check: None })
         });
-        let rate = Rate::new(hub.settings().limits.messages_per_second);
         Self {
             hub,
             seat,
-            settings,
+            shared,
             stream,
-            codec,
-            flushed: true,
+            decoder: Decoder::new(early),
+            writer: Writer::default(),
+            is_answered: false,
             state: State::Open,
             parked: None,
-            rate,
+            rate: Rate::default(),
+            control: Rate::default(),
             faults: None,
             auth: None,
             pings: VecDeque::new(),
@@ -240,6 +249,15 @@ impl Socket {
 
     fn poll(&mut self, cx: &mut Context<'_>, mut sleep: Pin<&mut Sleep>) -> Poll<End> {
         self.seat.register(cx);
+        let ended = self.turn(cx, sleep.as_mut());
+        if let Some(buffer) = self.decoder.reclaim() {
+            self.shared.buffers.return_read(buffer);
+        }
+        self.seat.note_buffered(self.writer.unsent_bytes(), self.decoder.held_bytes());
+        ended
+    }
+
+    fn turn(&mut self, cx: &mut Context<'_>, mut sleep: Pin<&mut Sleep>) -> Poll<End> {
         let mut turns = READS_A_TURN;
         loop {
             let now = Instant::now();
@@ -274,157 +292,6 @@ impl Socket {
                 }
                 Err(end) => return Poll::Ready(end),
             }
-        }
-    }
-
-    // ---- writing
-
-    fn write(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<(), End> {
-        loop {
-            // While the kernel takes no more, frames stay in the outbox, where newer ones replace them.
-            if !self.flushed && !self.flush(cx)? {
-                return Ok(());
-            }
-            if matches!(self.state, State::Closing { .. } | State::Broken { .. }) {
-                return Ok(());
-            }
-            let mut batch = 0;
-            while batch < BATCH {
-                let Some(message) = self.seat.with_outbox(|outbox| outbox.pop()) else {
-                    break;
-                };
-                batch += message.bytes.len() + 1;
-                if let Some(since) = message.since {
-                    self.hub.metrics().relay_seconds.observe(now.saturating_duration_since(since));
-                }
-                self.encode(cx, message)?;
-            }
-            if batch > 0 {
-                continue;
-            }
-            let Some((last, close)) = self.seat.with_outbox(|outbox| outbox.pop_goodbye()) else {
-                return Ok(());
-            };
-            if let Some(last) = last {
-                self.encode(cx, Outgoing::text(last, None))?;
-            }
-            self.close(cx, now, close)?;
-        }
-    }
-
-    fn encode(&mut self, cx: &mut Context<'_>, message: Outgoing) -> Result<(), End> {
-        let message = match message.kind {
-            Kind::Binary => Message::Binary(message.bytes),
-            Kind::Text => match Utf8Bytes::try_from(message.bytes) {
-                Ok(text) => Message::Text(text),
-                Err(_) => return Ok(()),
-            },
-        };
-        self.flushed = false;
-        let written = self.codec.write(&mut Io { stream: &mut self.stream, cx, read: false }, message);
-        would_block(written).map(|_| ()).map_err(|_| End::Close)
-    }
-
-    /// True when everything has left.
-    fn flush(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
-        let flushed = self.codec.flush(&mut Io { stream: &mut self.stream, cx, read: false });
-        self.flushed = would_block(flushed).map_err(|_| End::Close)?;
-        Ok(self.flushed)
-    }
-
-    /// Sends the close frame; the client's answer is awaited for a while.
-    fn close(&mut self, cx: &mut Context<'_>, now: Instant, close: Close) -> Result<(), End> {
-        let reset = matches!(close, Close::TooSlow | Close::NoHeartbeat);
-        let limit = if matches!(close, Close::Restart) { GOODBYE_LIMIT } else { CLOSE_LIMIT };
-        self.state = State::Closing { until: now + limit, reset };
-        self.hub.metrics().closed(close.code());
-        let frame = CloseFrame { code: CloseCode::from(close.code()), reason: close.reason().into() };
-        self.flushed = false;
-        let closed = self.codec.close(&mut Io { stream: &mut self.stream, cx, read: false }, Some(frame));
-        self.flushed = would_block(closed).map_err(|_| End::Close)?;
-        Ok(())
-    }
-
-    /// The connection leaves its room now; what waits for it is written for a while, then the close.
-    fn leave(&mut self, close: Close) {
-        self.hub.leave(&self.seat);
-        self.seat.close(None, close);
-    }
-
-    // ---- reading
-
-    /// True when something was read and more may be there.
-    fn read(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<bool, End> {
-        if matches!(self.state, State::Broken { .. }) {
-            return self.discard(cx);
-        }
-        if let Some(auth) = &mut self.auth {
-            let Poll::Ready(verified) = Pin::new(auth).poll(cx) else {
-                return Ok(false);
-            };
-            self.auth = None;
-            self.on_verified(verified.unwrap_or(Err(Refusal::KeysUnavailable)), now);
-            return Ok(true);
-        }
-        if self.pings.len() >= PINGS || self.parked.is_some() && !self.retry_parked(now) {
-            return Ok(false);
-        }
-        let mut io = Io { stream: &mut self.stream, cx, read: false };
-        let read = self.codec.read(&mut io);
-        if io.read {
-            self.last_byte = now;
-            self.beat = Beat::Heard;
-        }
-        match read {
-            Ok(message) => {
-                if matches!(self.state, State::Open) {
-                    self.on_client_message(message, now);
-                }
-                Ok(true)
-            }
-            Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
-            Err(error) => self.on_read_error(&error, cx, now),
-        }
-    }
-
-    fn on_read_error(&mut self, error: &Error, cx: &mut Context<'_>, now: Instant) -> Result<bool, End> {
-        let close = match error {
-            Error::Protocol(tungstenite::error::ProtocolError::ResetWithoutClosingHandshake) => {
-                return Err(End::Close);
-            }
-            Error::Protocol(_) | Error::AttackAttempt => Close::ProtocolError,
-            Error::Utf8(_) => Close::InvalidUtf8,
-            Error::Capacity(_) => Close::TooBig,
-            // The client closes amid a message: the rest of it and the answer to the close are still to be written, and
-            // the codec, which tells the end as soon as it holds that answer, reads no more.
-            Error::ConnectionClosed if !self.flushed => {
-                self.state = State::Broken { until: now + GOODBYE_LIMIT };
-                return Ok(true);
-            }
-            _ => return Err(End::Close),
-        };
-        debug!(connection.id = %self.seat.connection, %error, "the client broke the WebSocket protocol");
-        self.hub.leave(&self.seat);
-        if matches!(self.state, State::Open | State::Goodbye { .. }) {
-            self.seat.with_outbox(|outbox| outbox.forget_waiting());
-            self.close(cx, now, close)?;
-        }
-        // Its bytes are read on: closing a TCP socket with unread bytes would reset it, and the close frame
-        // with the reason could be lost (RFC 1122 section 4.2.2.13).
-        self.state = State::Broken { until: now + GOODBYE_LIMIT };
-        Ok(true)
-    }
-
-    fn discard(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
-        let mut scratch = [0; 4096];
-        let mut io = Io { stream: &mut self.stream, cx, read: false };
-        match io.read(&mut scratch) {
-            Ok(0) if self.flushed => Err(End::Close),
-            // What is left to write goes on, until then or until there is nobody to take it.
-            Ok(0) => Ok(false),
-            Ok(_) => Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
-            Err(_) => Err(End::Close),
         }
     }
 }

@@ -1,0 +1,193 @@
+//! From the outbox to the stream.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use bytes::Bytes;
+use tokio::io::AsyncWrite as _;
+
+use super::codec::{Opcode, encode, encode_close};
+use super::{CLOSE_LIMIT, End, GOODBYE_LIMIT, Socket, State};
+use crate::edge::stream::Stream;
+use crate::relay::close::Close;
+use crate::relay::outbox::Kind;
+
+/// Messages are gathered up to this size, then written at once.
+const BATCH: usize = 16 * 1024;
+
+/// What was encoded and is not written yet: at most a batch and one message.
+#[derive(Default)]
+pub(super) struct Writer {
+    unsent: Box<[u8]>,
+    /// Of it, so much has been written meanwhile.
+    written: usize,
+    /// Since when the kernel has taken nothing, while something waits for it.
+    pub(super) stalled: Option<Instant>,
+    /// The answer to the latest ping; RFC 6455 section 5.5.3 asks for no other.
+    pong: Option<Bytes>,
+    /// The client has been silent, and is to be pinged.
+    pub(super) ping: bool,
+}
+
+impl Writer {
+    /// True when everything has left.
+    pub(super) fn is_flushed(&self) -> bool {
+        self.unsent.is_empty()
+    }
+
+    /// Bytes that wait for the kernel.
+    pub(super) fn unsent_bytes(&self) -> usize {
+        self.unsent.len()
+    }
+
+    /// Answers a ping; an answer that still waits is of no use any more.
+    pub(super) fn pong(&mut self, payload: Bytes) {
+        self.pong = Some(payload);
+    }
+
+    /// Appends what the relay says on its own.
+    fn control_frames(&mut self, out: &mut Vec<u8>) {
+        if let Some(payload) = self.pong.take() {
+            encode(out, Opcode::Pong, &payload);
+        }
+        if std::mem::take(&mut self.ping) {
+            encode(out, Opcode::Ping, &[]);
+        }
+    }
+
+    /// Writes what waits. True when everything has left.
+    fn flush(&mut self, stream: &mut Stream, cx: &mut Context<'_>, now: Instant) -> Result<bool, End> {
+        let before = self.written;
+        let waiting = self.unsent.get(before..).unwrap_or_default();
+        let (length, written) = (waiting.len(), write_to(stream, cx, waiting)?);
+        self.written += written;
+        if written == length {
+            *self = Self { pong: self.pong.take(), ping: self.ping, ..Self::default() };
+            return Ok(true);
+        }
+        if written > 0 {
+            self.stalled = Some(now);
+        }
+        Ok(false)
+    }
+
+    /// Writes this; what the kernel does not take waits. True when everything has left.
+    fn write(
+        &mut self,
+        stream: &mut Stream,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+        now: Instant,
+    ) -> Result<bool, End> {
+        let written = write_to(stream, cx, bytes)?;
+        let rest = bytes.get(written..).unwrap_or_default();
+        if rest.is_empty() {
+            return Ok(true);
+        }
+        (self.unsent, self.written, self.stalled) = (rest.into(), 0, Some(now));
+        Ok(false)
+    }
+}
+
+/// How much of it the stream takes now.
+fn write_to(stream: &mut Stream, cx: &mut Context<'_>, bytes: &[u8]) -> Result<usize, End> {
+    let mut written = 0;
+    while let Some(rest) = bytes.get(written..).filter(|rest| !rest.is_empty()) {
+        // Neither TCP nor a stream of HTTP/2 keeps anything that had to be flushed.
+        match Pin::new(&mut *stream).poll_write(cx, rest) {
+            Poll::Ready(Ok(0) | Err(_)) => return Err(End::Close),
+            Poll::Ready(Ok(length)) => written += length,
+            Poll::Pending => break,
+        }
+    }
+    Ok(written)
+}
+
+impl Socket {
+    /// Writes what waits, as far as the kernel takes it.
+    pub(super) fn write(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<(), End> {
+        loop {
+            // While the kernel takes no more, frames stay in the outbox, where newer ones replace them.
+            if !self.writer.is_flushed() && !self.writer.flush(&mut self.stream, cx, now)? {
+                return Ok(());
+            }
+            if self.is_answered {
+                return Err(End::Close);
+            }
+            if matches!(self.state, State::Closing { .. } | State::Broken { .. }) {
+                return Ok(());
+            }
+            let mut batch = self.shared.buffers.write();
+            self.gather(&mut batch, now);
+            let sent = if batch.is_empty() {
+                None
+            } else {
+                Some(self.writer.write(&mut self.stream, cx, &batch, now))
+            };
+            self.shared.buffers.return_write(batch);
+            match sent {
+                None | Some(Ok(false)) => return Ok(()),
+                Some(Ok(true)) => {}
+                Some(Err(end)) => return Err(end),
+            }
+        }
+    }
+
+    /// The next batch: control frames, then what waits in the outbox, then the goodbye.
+    fn gather(&mut self, batch: &mut Vec<u8>, now: Instant) {
+        self.writer.control_frames(batch);
+        while batch.len() < BATCH {
+            let Some(message) = self.seat.with_outbox(|outbox| outbox.pop()) else {
+                break;
+            };
+            if let Some(since) = message.since {
+                self.hub.metrics().relay_seconds.observe(now.saturating_duration_since(since));
+            }
+            let opcode = match message.kind {
+                Kind::Text => Opcode::Text,
+                Kind::Binary => Opcode::Binary,
+            };
+            encode(batch, opcode, &message.bytes);
+        }
+        if let Some((last, close)) = self.seat.with_outbox(|outbox| outbox.pop_goodbye()) {
+            if let Some(last) = last {
+                encode(batch, Opcode::Text, &last);
+            }
+            self.close(batch, now, close);
+        }
+    }
+
+    /// Appends the close frame; the client's answer is awaited for a while.
+    fn close(&mut self, batch: &mut Vec<u8>, now: Instant, close: Close) {
+        let reset = matches!(close, Close::TooSlow | Close::NoHeartbeat);
+        let limit = if matches!(close, Close::Restart) { GOODBYE_LIMIT } else { CLOSE_LIMIT };
+        self.state = State::Closing { until: now + limit, reset };
+        self.hub.metrics().closed(close.code());
+        encode_close(batch, close.code(), close.reason());
+    }
+
+    /// Sends a close frame behind what is half written, and nothing else.
+    pub(super) fn close_behind_unsent(
+        &mut self,
+        cx: &mut Context<'_>,
+        now: Instant,
+        close: Close,
+    ) -> Result<(), End> {
+        let mut batch = self.shared.buffers.write();
+        batch.extend_from_slice(self.writer.unsent.get(self.writer.written..).unwrap_or_default());
+        self.close(&mut batch, now, close);
+        let sent = self.writer.write(&mut self.stream, cx, &batch, now);
+        self.shared.buffers.return_write(batch);
+        if sent? {
+            self.writer = Writer::default();
+        }
+        Ok(())
+    }
+
+    /// The connection leaves its room now; what waits for it is written for a while, then the close.
+    pub(super) fn leave(&mut self, close: Close) {
+        self.hub.leave(&self.seat);
+        self.seat.close(None, close);
+    }
+}
