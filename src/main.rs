@@ -17,6 +17,18 @@ compile_error!(
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
+/// jemalloc's settings. It looks for this name when it starts (`MALLOC_CONF` in its manual), so they hold for a program
+/// that `cargo install` builds, too, which reads no `.cargo/config.toml`.
+///
+/// Two arenas: threads share them, so that no memory lies idle in those of others. What was freed goes back to the system
+/// within a second: a storm of handshakes would otherwise stay in the process's size. Threads keep pieces of up to 4 KiB.
+///
+/// A reference to an array is what C calls `const char *`: it is thin and never null.
+#[expect(unsafe_code, reason = "a name that C code looks for; nothing else of the program has it")]
+#[unsafe(export_name = "_rjem_malloc_conf")]
+pub static ALLOCATOR_SETTINGS: &[u8; 64] =
+    b"narenas:2,dirty_decay_ms:1000,muzzy_decay_ms:0,lg_tcache_max:12\0";
+
 fn main() -> ExitCode {
     let launch = match config::load(std::env::args_os(), std::env::vars_os(), Machine::this()) {
         Ok(launch) => launch,

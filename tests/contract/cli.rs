@@ -91,6 +91,19 @@ fn version_is_the_packages() {
 }
 
 #[test]
+fn the_allocators_settings_are_in_the_program() {
+    // jemalloc prints its settings when it is asked for statistics, and where each comes from.
+    let output = run(&["--version"], &[("_RJEM_MALLOC_CONF", "stats_print:true")]);
+    let printed = text(&output.stderr);
+    let own =
+        printed.lines().find(|line| line.contains("Global variable malloc_conf")).expect("its settings");
+    for setting in ["narenas:2", "dirty_decay_ms:1000", "muzzy_decay_ms:0", "lg_tcache_max:12"] {
+        assert!(own.contains(setting), "{setting} is not in {own}");
+    }
+    assert!(printed.contains("opt.narenas: 2"), "{printed}");
+}
+
+#[test]
 fn help_names_the_commands() {
     for flag in ["--help", "-h"] {
         let output = run(&[flag], &[]);
