@@ -8,7 +8,7 @@ import 'dart:io';
 import 'dart:typed_data';
 
 import 'package:duorelay/duorelay.dart';
-import 'package:duorelay/src/core/core.dart';
+import 'package:duorelay/src/core/handshake.dart';
 
 import 'runner.dart';
 import 'scripted.dart';
@@ -180,7 +180,7 @@ final class _Play {
         case 'send' when step['ack'] == true:
           final name = step['as'] as String? ?? '';
           _answers[name] = 'pending';
-          relay.sendAcked(step['data']).then(
+          relay.sendAcked(step['data'], id: step['id'] as String?).then(
             (_) => _answers[name] = 'resolved',
             onError: (Object error) => _answers[name] = (error as SendException).code,
           );
@@ -193,7 +193,7 @@ final class _Play {
         case 'signed_out':
           relay.signedOut();
         case 'wake':
-          relay.networkChanged();
+          relay.resume();
         default:
           fail('an unknown action');
       }

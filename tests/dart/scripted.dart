@@ -7,7 +7,7 @@ import 'dart:typed_data';
 
 import 'package:duorelay/duorelay.dart';
 import 'package:duorelay/src/core/clock.dart';
-import 'package:duorelay/src/core/core.dart';
+import 'package:duorelay/src/core/handshake.dart';
 import 'package:duorelay/src/environment.dart';
 
 import 'runner.dart';

@@ -2,7 +2,7 @@ import 'dart:async';
 import 'dart:typed_data';
 
 import 'core/clock.dart';
-import 'core/core.dart';
+import 'core/handshake.dart';
 
 /// What the client meets outside: the network, time, and randomness. Tests
 /// bring their own.

@@ -4,6 +4,7 @@ import 'dart:typed_data';
 
 import 'core/core.dart';
 import 'core/effects.dart';
+import 'core/handshake.dart';
 import 'environment.dart';
 import 'events.dart';
 import 'io/environment.dart';
@@ -76,7 +77,7 @@ final class DuoRelay {
           url: _socketUrl(url),
           device: device,
           queueBytes: queueBytes,
-          start: environment.randomName(),
+          unique: environment.randomName(),
           timing: timing,
           clock: environment.clock,
           random: environment.random,
@@ -109,7 +110,9 @@ final class DuoRelay {
   final Map<int, RelaySocket?> _sockets = {};
   final Set<Future<void>> _goodbyes = {};
   final Map<String, Completer<void>> _acks = {};
+  final List<Completer<void>> _drained = [];
   Timer? _timer;
+  double _timerAt = double.infinity;
   bool _draining = false;
   Future<void>? _closed;
 
@@ -146,14 +149,17 @@ final class DuoRelay {
   bool get isBackplaneUp => _core.backplaneIsUp;
 
   /// The last round trip to the relay and back.
-  Duration? get rtt {
-    final ms = _core.current?.rttMs;
-    return ms == null ? null : Duration(microseconds: (ms * 1000).round());
-  }
+  Duration? get rtt => _core.rtt;
+
+  /// How long messages take each way, as estimated.
+  Delay get delay => _core.delay;
 
   /// Volatile frames that never left: a newer one replaced them, or the
   /// connection ended first.
   int get dropped => _core.sender.outbox.dropped;
+
+  /// Bytes of reliable messages that wait to be sent.
+  int get queued => _core.sender.outbox.bytes;
 
   /// The name of this installation; empty until it was read from storage.
   String get client => _core.client;
@@ -201,16 +207,31 @@ final class DuoRelay {
   /// device's library has delivered it to a listener. It completes with a
   /// [SendException] where that will not happen, or where nothing is known
   /// after [timeout] (by default 10 s).
-  Future<void> sendAcked(Object? data, {Duration? timeout}) {
+  ///
+  /// An [id] must be unique over all clients and time; by default it is a
+  /// random one.
+  Future<void> sendAcked(Object? data, {String? id, Duration? timeout}) {
     final completer = Completer<void>();
     _run(() {
-      final ms = timeout == null ? null : timeout.inMicroseconds / 1000;
-      _acks[_core.sendAcked(data, ms)] = completer;
+      final limitMs = timeout?.ms;
+      final name = _core.sendAcked(data, id: id, limitMs: limitMs);
+      _acks[name] = completer;
     });
     return completer.future;
   }
 
-  /// Tries now: after it stopped, or instead of waiting.
+  /// Completes once at most half of the reliable queue is taken: a file goes
+  /// out chunk by chunk. It completes with a [SendException] if the connection
+  /// has stopped.
+  Future<void> drained() {
+    final completer = Completer<void>();
+    _run(() => _drained.add(completer));
+    return completer.future;
+  }
+
+  /// Tries now: after it stopped, or instead of waiting. Online, it looks at
+  /// the token again: one of another user ends the connection, and the next
+  /// one is that user's.
   void connect() => _run(_core.connect);
 
   /// Ends the connection because the user signed out. [connect] goes on, with
@@ -277,12 +298,38 @@ final class DuoRelay {
       _carryOut(effects.removeFirst());
     }
     _draining = false;
+    if (_drained.isNotEmpty) _settleDrained();
+    _setTimer();
+  }
+
+  /// One timer serves all deadlines. It is not moved back: when it rings too
+  /// early, it is set anew.
+  void _setTimer() {
+    final next = _core.alarms.next ?? double.infinity;
+    if (next >= _timerAt && next.isFinite) return;
     _timer?.cancel();
-    final next = _core.alarms.next;
-    if (next == null) return;
+    _timerAt = next;
+    if (next.isInfinite) return;
     final ms = next - _environment.clock.now;
     final after = Duration(microseconds: ms < 0 ? 0 : (ms * 1000).ceil());
-    _timer = _environment.startTimer(after, () => _run(_core.alarms.ring));
+    _timer = _environment.startTimer(after, () {
+      _timerAt = double.infinity;
+      _run(_core.alarms.ring);
+    });
+  }
+
+  void _settleDrained() {
+    final isActive = state.isActive;
+    if (isActive && !_core.sender.outbox.isDrained) return;
+    for (final completer in _drained) {
+      if (isActive) {
+        completer.complete();
+      } else {
+        final message = 'the connection is ${state.name}';
+        completer.completeError(SendException('not_connected', message));
+      }
+    }
+    _drained.clear();
   }
 
   void _carryOut(Effect effect) {

@@ -12,6 +12,8 @@ final class Timing {
     this.restart = const Duration(seconds: 1),
     this.policy = const Duration(seconds: 30),
     this.retryAfterMax = const Duration(minutes: 5),
+    this.wake = const Duration(seconds: 1),
+    this.takeBack = const Duration(minutes: 10),
     this.stable = const Duration(seconds: 10),
     this.ping = const Duration(seconds: 10),
     this.silence = const Duration(seconds: 15),
@@ -19,6 +21,7 @@ final class Timing {
     this.busySilence = const Duration(milliseconds: 2500),
     this.barrier = const Duration(seconds: 1),
     this.linger = const Duration(seconds: 3),
+    this.pressure = const Duration(seconds: 3),
     this.ack = const Duration(seconds: 10),
   });
 
@@ -50,19 +53,28 @@ final class Timing {
   /// A `Retry-After` counts up to here.
   final Duration retryAfterMax;
 
+  /// A network that changes again and again causes at most one attempt in this
+  /// time.
+  final Duration wake;
+
+  /// An overwrite by this very client is answered once in this time.
+  final Duration takeBack;
+
   /// A connection that lived this long forgets earlier failures.
   final Duration stable;
 
-  /// How often a quiet connection asks for a sign of life.
+  /// How often a quiet connection asks for a sign of life, and measures the
+  /// round trip.
   final Duration ping;
 
   /// How long a quiet connection waits for that sign.
   final Duration silence;
 
-  /// How long nothing may arrive, while frames flow, before a ping asks.
+  /// The same as [ping] while frames flow.
   final Duration busyPing;
 
-  /// How long that ping waits: with [busyPing] it finds a dead path in 4.5 s.
+  /// The same as [silence] while frames flow: with [busyPing] it finds a dead
+  /// path in 4.5 s.
   final Duration busySilence;
 
   /// How long a move waits for the old relay to hand on what it has taken.
@@ -70,6 +82,9 @@ final class Timing {
 
   /// How long the old socket may deliver its rest after a hand-over.
   final Duration linger;
+
+  /// How long a report of pressure holds without being repeated.
+  final Duration pressure;
 
   /// How long an acknowledgement may take where the caller names no time.
   final Duration ack;

@@ -39,6 +39,7 @@ final class Alarms {
       }
       if (due == null) return;
       due.clear();
+      due.lateMs = clock.now - due._at;
       due._onRing();
     }
   }
@@ -52,11 +53,11 @@ final class Alarm {
   final void Function() _onRing;
   double _at = double.infinity;
 
+  /// How late it rang last: a suspended process rings late.
+  double lateMs = 0;
+
   /// Whether it will ring.
   bool get isSet => _alarms._set.contains(this);
-
-  /// When it rings, or infinity.
-  double get at => isSet ? _at : double.infinity;
 
   /// Rings [ms] from now; an earlier setting is void.
   void after(double ms) {

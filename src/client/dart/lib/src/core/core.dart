@@ -4,51 +4,16 @@ import 'dart:typed_data';
 import '../events.dart';
 import '../timing.dart';
 import '../types.dart';
-import 'acks.dart';
 import 'affinity.dart';
-import 'after_close.dart';
 import 'clock.dart';
+import 'decide.dart';
 import 'effects.dart';
+import 'handshake.dart';
 import 'inbox.dart';
 import 'link.dart';
-import 'outbox.dart';
 import 'sender.dart';
 import 'tokens.dart';
 import 'wire.dart';
-
-/// Why a handshake came to nothing.
-final class HandshakeFailure {
-  /// An answer over HTTP. A [code] says that it is the relay's.
-  const HandshakeFailure({
-    required this.status,
-    this.code = '',
-    this.detail = '',
-    this.retryAfterMs,
-    this.attempt,
-  });
-
-  /// No answer: the network broke.
-  const HandshakeFailure.network(this.detail)
-      : status = 0,
-        code = '',
-        retryAfterMs = null,
-        attempt = null;
-
-  /// The HTTP status; 0 without an answer.
-  final int status;
-
-  /// The relay's stable code.
-  final String code;
-
-  /// The same in words.
-  final String detail;
-
-  /// The relay's `Retry-After`.
-  final double? retryAfterMs;
-
-  /// With `superseded`: the attempt that holds the slot.
-  final int? attempt;
-}
 
 /// A connection that outlives its sockets: the rules, and nothing else. It
 /// has no clock, network or randomness of its own. Each call may add to
@@ -59,7 +24,7 @@ final class RelayCore implements LinkOwner {
     required this.url,
     required this.device,
     required int queueBytes,
-    required String start,
+    required String unique,
     required Timing timing,
     required Clock clock,
     required double Function() random,
@@ -68,13 +33,27 @@ final class RelayCore implements LinkOwner {
         _random = random,
         alarms = Alarms(clock) {
     _retry = alarms.create(_connect);
-    _refresh = alarms.create(_refreshNow);
     _session = alarms.create(() => onSession(
           _serial,
           const HandshakeFailure.network('no answer in time'),
         ));
-    acks = Acks(alarms, start, (id, error) => _do(SettleAck(id, error)));
-    sender = Sender(alarms, clock, queueBytes, acks, _error)..onTime = _flush;
+    _tokens = Tokens(
+      alarms,
+      timing,
+      random,
+      call: (request, {required forceRefresh}) =>
+          _do(CallGetToken(request, forceRefresh: forceRefresh)),
+      onRefreshDue: _refresh,
+    );
+    sender = Sender(
+      alarms,
+      timing,
+      queueBytes,
+      unique,
+      onTime: _flush,
+      onSettled: (id, error) => _do(SettleAck(id, error)),
+      onError: _error,
+    );
   }
 
   /// The relay.
@@ -96,11 +75,10 @@ final class RelayCore implements LinkOwner {
   /// What is to be done, in order. The outside empties it.
   final Queue<Effect> effects = Queue();
 
-  /// Sends that await their acknowledgement.
-  late final Acks acks;
-
   /// What waits to be sent.
   late final Sender sender;
+
+  late final Tokens _tokens;
 
   /// What the connection does now, and why.
   RelayStatus status = const RelayStatus(RelayState.connecting, 'it starts');
@@ -128,24 +106,26 @@ final class RelayCore implements LinkOwner {
   late final Alarm _session;
   int _serial = 0;
   int _failures = 0;
-  int _withoutWelcome = 0;
-  int _blocked = 0;
-  int _lastAttempt = 0;
+  int _withoutWelcome = 0; // attempts in a row
+  int _blocked = 0; // handshakes in a row that failed though the relay agreed
+  int _lastAttempt = 0; // the number that the relay gets
+  TokenRequest? _request;
+  TokenRequest? _refreshRequest;
   bool _forceRefresh = false;
   bool _sessionTokenWasFresh = false;
   bool _retryIsOrdered = false;
   bool _atBarrier = false; // a replacement waits for the current link's barrier
   bool _suspended = false;
+  bool _checkLater = false; // the token on its way may be of an earlier user
   double _attemptedAt = double.negativeInfinity;
   double _takenBackAt = double.negativeInfinity;
 
-  // Tokens.
-  late final Alarm _refresh;
-  int _lastRequest = 0;
-  TokenRequest? _connectRequest;
-  TokenRequest? _refreshRequest;
-  double _refreshedAt = double.negativeInfinity;
-  String? _user;
+  /// A call of `getToken` for [request] has answered.
+  void onToken(int request, String? token) => _tokens.onToken(request, token);
+
+  /// A call of `getToken` for [request] has failed.
+  void onTokenFailed(int request, String detail) =>
+      _tokens.onFailure(request, detail);
 
   /// The link that was welcomed last and lives.
   Link? get current => _current;
@@ -161,50 +141,71 @@ final class RelayCore implements LinkOwner {
     if (_state == RelayState.connecting) _connect();
   }
 
-  /// Tries now: after it stopped, or instead of waiting.
+  /// Tries now. Online, it looks at the token again: one of another user ends
+  /// the connection and opens that user's.
   void connect() {
-    if (_state == RelayState.closed) {
-      throw const SendException('not_connected', 'this relay was closed');
+    switch (_state) {
+      case RelayState.closed:
+        throw const SendException('not_connected', 'this relay was closed');
+      case RelayState.connecting:
+        _checkLater = true;
+      case RelayState.online:
+        _checkUser();
+      case _ when client.isEmpty:
+        _setConnecting(); // `start` is about to connect
+      case _:
+        _failures = 0;
+        _connect();
     }
-    if (_state == RelayState.online || _state == RelayState.connecting) return;
-    _failures = 0;
-    _connect();
   }
 
   /// Ends the connection for good.
   void close() {
     if (_state == RelayState.closed) return;
     _stop(const RelayStatus(RelayState.closed, 'the app closed it'));
-    acks.failAll('closed', 'the app closed the connection');
   }
 
   /// Nobody is signed in any more.
   void signedOut() {
-    if (!_state.isActive) return;
-    _stop(const RelayStatus(RelayState.signedOut, 'nobody is signed in'));
-    _user = null;
+    if (_state == RelayState.closed) return;
+    _tokens.user = null;
+    _stop(const RelayStatus(
+      RelayState.signedOut,
+      'nobody is signed in',
+      code: 'signed_out',
+    ));
   }
 
   /// The network came back or changed: no reason to wait, and every reason to
   /// doubt the link.
   void wake() {
-    if (_suspended || !_state.isActive) return;
-    _failures = 0;
+    if (_suspended) return;
+    final since = _clock.now - _attemptedAt;
+    final often = since < _timing.wake.ms;
     final current = _current;
-    if (current != null) {
-      current.probe(_timing.busySilence.ms);
+    if (_state == RelayState.signedOut) {
+      if (!often) _connect();
+    } else if (current != null) {
+      current.probe();
     } else if (_retry.isSet && !_retryIsOrdered) {
-      // At most one attempt a second, however often the network changes.
-      _retryIn(_attemptedAt + 1000 - _clock.now, 'the network is back');
+      // Earlier failures were another network's. At most one attempt a second,
+      // however often the network changes.
+      _failures = 0;
+      _retryIn(_timing.wake.ms - since, 'wake', 'the network is back');
+    } else if (_next != null && !_next!.opened && !often) {
+      // It may hang on the path that was left. The relay drops it if it
+      // arrives after its successor.
+      _next!.end();
+      _next = null;
+      _connect();
     }
   }
 
   /// The app goes to the background, where a socket would freeze.
   void suspend() {
     if (!_state.isActive || _suspended) return;
-    _serial += 1;
-    _suspended = true;
     _endLinks();
+    _suspended = true;
     _setStatus(const RelayStatus(
       RelayState.waiting,
       'the app is in the background',
@@ -221,46 +222,39 @@ final class RelayCore implements LinkOwner {
 
   /// Sends a frame. False: a volatile frame had no connection to go to.
   bool frame(int stream, List<int> bytes) {
-    RangeError.checkValueInInterval(stream, 0, 0xff, 'stream');
-    final message = Sender.encodeFrame(stream, bytes);
-    sender.checkSize(message.length);
-    if (stream >= firstReliableStream) {
-      _queue(Waiting(message, message.length));
-      return true;
-    }
-    if (_current == null) return false;
-    sender.outbox.putVolatile(stream, message);
+    if (stream >= firstReliableStream) _checkActive();
+    final isTaken = sender.frame(stream, bytes, hasLink: _current != null);
     _flush();
-    return true;
+    return isTaken;
   }
 
   /// Sends a JSON value.
-  void send(Object? data, {String? id}) =>
-      _queue(Sender.encodeSend(data, id: id));
-
-  /// Sends a JSON value and awaits its acknowledgement under the id that this
-  /// returns.
-  String sendAcked(Object? data, double? limitMs) {
-    final id = acks.open(limitMs ?? _timing.ack.ms);
-    try {
-      _queue(Sender.encodeSend(data, id: id, ack: true));
-    } on SendException catch (error) {
-      acks.fail(id, error.code, error.message);
-    }
-    return id;
-  }
-
-  void _queue(Waiting waiting) {
-    sender.checkSize(waiting.size);
-    if (!_state.isActive) {
-      throw SendException('not_connected', 'the connection is ${_state.name}');
-    }
-    sender.outbox.putReliable(waiting);
+  void send(Object? data, {String? id}) {
+    _checkActive();
+    sender.send(data, id: id);
     _flush();
   }
 
+  /// Sends a JSON value and awaits its acknowledgement under the id that this
+  /// returns.
+  String sendAcked(Object? data, {String? id, double? limitMs}) {
+    _checkActive();
+    final name = sender.sendAcked(data, id: id, limitMs: limitMs);
+    _flush();
+    return name;
+  }
+
+  void _checkActive() {
+    if (_state.isActive) return;
+    throw SendException('not_connected', 'the connection is ${_state.name}');
+  }
+
   /// The app has got a message whose sender waits for an acknowledgement.
-  void onDelivered(String id) => _current?.say({'type': 'ack', 'id': id});
+  void onDelivered(String id) {
+    if (!(_current?.has('ack') ?? false)) return;
+    sender.acknowledge(id);
+    _flush();
+  }
 
   // ---- Connecting -----------------------------------------------------------
 
@@ -270,36 +264,42 @@ final class RelayCore implements LinkOwner {
     _suspended = false;
     _attemptedAt = _clock.now;
     final serial = ++_serial;
-    if (_current == null) {
-      const status = RelayStatus(RelayState.connecting, 'an attempt is made');
-      _setStatus(status);
-    }
-    final forceRefresh = _forceRefresh;
-    _connectRequest?.cancel();
-    _connectRequest = _askToken(
-      forceRefresh: forceRefresh,
-      onToken: (token) => _onConnectToken(serial, token, forceRefresh),
+    // Nobody is signed in until getToken says otherwise: no state that comes
+    // and goes.
+    if (_current == null && _state != RelayState.signedOut) _setConnecting();
+    final wasFresh = _forceRefresh;
+    _request?.cancel();
+    _request = _tokens.ask(
+      forceRefresh: wasFresh,
+      onToken: (token) => _onConnectToken(serial, token, wasFresh),
       onFailure: (detail) {
         _error('token_unavailable', detail, null);
-        _backOff('there is no token: $detail', 'token_unavailable');
+        _carryOut(_backOff('token_unavailable', detail));
       },
     );
   }
 
+  void _setConnecting() => _setStatus(
+        const RelayStatus(RelayState.connecting, 'an attempt is made'),
+      );
+
   void _onConnectToken(int serial, String? token, bool wasFresh) {
-    if (token == null) return _nobody();
+    if (token == null) return signedOut();
     if (!_isHeaderText(token)) {
-      final code = token.isEmpty ? 'missing_token' : 'malformed_token';
       final failure = HandshakeFailure(
         status: 0,
-        code: code,
+        code: token.isEmpty ? 'missing_token' : 'malformed_token',
         detail: 'getToken gave no token that a header can hold',
       );
       return _onRefusal(failure, tokenWasFresh: wasFresh);
     }
-    _onUser(userOf(token));
+    if (_tokens.isOfAnother(token)) return _connectAnew(userOf(token));
+    _tokens.user = userOf(token) ?? _tokens.user;
     final current = _current;
-    if (current == null) return _open(serial, token, wasFresh);
+    if (current == null) {
+      _setConnecting();
+      return _open(serial, token, wasFresh);
+    }
     // The relay drops what reaches the other device behind the new socket's
     // claim, and what was sent here last may still be on its way then, through
     // another instance: nothing reliable from now on, and no new socket before
@@ -316,38 +316,35 @@ final class RelayCore implements LinkOwner {
       token.isNotEmpty &&
       token.codeUnits.every((unit) => unit > 0x20 && unit < 0x7f);
 
-  bool _isAnother(String? user) =>
-      _user != null && user != null && user != _user;
-
-  /// [user] is signed in. What another user left must not reach this one.
-  void _onUser(String? user) {
-    if (_isAnother(user)) {
-      _endLinks();
-      sender.drop();
-      const status = RelayStatus(
-        RelayState.connecting,
-        'another user is signed in',
-        code: 'another_user',
-      );
-      _setStatus(status);
-    }
-    _user = user ?? _user;
+  /// Online, the app says that the token may be of another user.
+  void _checkUser() {
+    _checkLater = false;
+    final link = _current;
+    _request?.cancel();
+    _request = _tokens.ask(
+      forceRefresh: false,
+      onToken: (token) {
+        if (link != _current) return;
+        if (token == null) return signedOut();
+        if (_tokens.isOfAnother(token)) _connectAnew(userOf(token));
+      },
+      onFailure: (_) {},
+    );
   }
 
-  void _nobody() {
-    const status = RelayStatus(
-      RelayState.signedOut,
-      'nobody is signed in',
-      code: 'signed_out',
-    );
-    if (_user != null) {
-      _user = null;
-      return _stop(status);
-    }
-    // What was sent before anybody signed in waits for the first user.
-    _serial += 1;
+  /// Nothing of one user's may reach another user's devices: not the link, and
+  /// not what waits to be sent.
+  void _connectAnew(String? user) {
+    const reason = 'another user is signed in';
+    final wasOnline = _current != null;
     _endLinks();
-    _setStatus(status);
+    sender.clear(reason);
+    _tokens.user = user;
+    _setConnecting();
+    if (wasOnline) {
+      _do(const EmitEvent(LinkClosed(1000, reason, willReconnect: true)));
+    }
+    _connect();
   }
 
   void _open(int serial, String token, bool wasFresh) {
@@ -362,22 +359,25 @@ final class RelayCore implements LinkOwner {
     );
     _links[link.id] = link;
     _next = link;
-    _current?.successorTried = true;
+    _current?.hasSuccessor = true;
     _lastAttempt =
         _clock.unixMs > _lastAttempt ? _clock.unixMs : _lastAttempt + 1;
     _do(OpenSocket(link.id, _socketUrl(), token, _lastAttempt));
     _withoutWelcome += 1;
   }
 
-  Uri _socketUrl() => url.replace(queryParameters: {
-        ...url.queryParametersAll,
-        if (device != null) 'device': device!.name,
-        'client': client,
-        'attempt': '$_lastAttempt',
-        // A full or leaving instance must be no trap.
-        if (_user != null && _withoutWelcome < 2)
-          'affinity': affinityOf(_user!),
-      });
+  Uri _socketUrl() {
+    final user = _tokens.user;
+    return url.replace(queryParameters: {
+      ...url.queryParametersAll,
+      if (device != null) 'device': device!.name,
+      'client': client,
+      'attempt': '$_lastAttempt',
+      // Twice without a welcome, the instance that a balancer chooses by it
+      // may be full or leaving.
+      if (user != null && _withoutWelcome < 2) 'affinity': affinityOf(user),
+    });
+  }
 
   // ---- The life of a socket -------------------------------------------------
 
@@ -404,21 +404,16 @@ final class RelayCore implements LinkOwner {
     link.end();
     _next = null;
     if (failure.code.isNotEmpty) {
-      if (failure.code == 'superseded') _onSuperseded(failure);
       _onRefusal(failure, tokenWasFresh: link.tokenWasFresh);
     } else if (failure.status == 0) {
-      _backOff('the relay is out of reach: ${failure.detail}', 'network');
+      _carryOut(_backOff(
+        'network',
+        'the relay is out of reach: ${failure.detail}',
+      ));
     } else {
       _askSession(link); // something else than a relay has answered
     }
     _flush(); // what the failed replacement held back may go on
-  }
-
-  /// Our numbers have fallen behind: the memory of them was lost, or the
-  /// clock fell.
-  void _onSuperseded(HandshakeFailure failure) {
-    final holder = failure.attempt;
-    if (holder != null && holder > _lastAttempt) _lastAttempt = holder;
   }
 
   void _askSession(Link link) {
@@ -437,49 +432,47 @@ final class RelayCore implements LinkOwner {
     _session.clear();
     if (failure == null) {
       _blocked += 1;
-      const detail = 'the relay answers over HTTP, and something on the way '
-          'lets no WebSocket through';
-      if (_blocked == 2) _error('upgrade_blocked', detail, null);
-      _backOff(detail, 'upgrade_blocked');
+      if (_blocked < 2) {
+        return _carryOut(_backOff('handshake', 'the handshake failed'));
+      }
+      const code = 'upgrade_blocked';
+      const detail = 'the relay answers over HTTP, but something between here '
+          'and it does not let WebSockets through';
+      _refused(const HandshakeFailure(status: 0, code: code, detail: detail));
+      _carryOut(_backOff(code, detail));
     } else if (failure.code.isNotEmpty) {
-      if (failure.code == 'superseded') _onSuperseded(failure);
       _onRefusal(failure, tokenWasFresh: _sessionTokenWasFresh);
     } else {
-      _backOff('the relay does not answer', 'network');
+      _blocked = 0;
+      _carryOut(_backOff('network', 'the relay cannot be reached'));
     }
   }
 
   void _onRefusal(HandshakeFailure failure, {required bool tokenWasFresh}) {
-    final code = failure.code;
-    final curable = tokenRefusals.contains(code) && !tokenWasFresh;
-    // With a connection that still works there is nothing to stop: only its
-    // replacement failed.
-    final isFinal = _current == null &&
-        !curable &&
-        (tokenRefusals.contains(code) || finalRefusals.contains(code));
-    final detail = failure.detail;
-    final retryAfterMs = failure.retryAfterMs;
-    if (isFinal) {
-      _stop(RelayStatus(RelayState.refused, detail, code: code));
-    }
+    _blocked = 0;
+    final holder = failure.attempt;
+    if (holder != null && holder > _lastAttempt) _lastAttempt = holder;
+    final next = afterRefusal(
+      failure,
+      _situation(isTrying: false),
+      _timing,
+      tokenWasFresh: tokenWasFresh,
+    );
+    if (next is Stop) _stopFor(next);
+    _refused(failure, isFinal: next is Stop);
+    if (next is! Stop) _carryOut(next);
+  }
+
+  void _refused(HandshakeFailure failure, {bool isFinal = false}) {
+    final retryAfterMs = failure.retryAfterMs?.round();
     _do(EmitEvent(Refused(
       status: failure.status,
-      code: code,
-      detail: detail,
+      code: failure.code,
+      detail: failure.detail,
       isFinal: isFinal,
-      retryAfter: retryAfterMs == null
-          ? null
-          : Duration(milliseconds: retryAfterMs.round()),
+      retryAfter:
+          retryAfterMs == null ? null : Duration(milliseconds: retryAfterMs),
     )));
-    if (isFinal) return;
-    if (curable) {
-      _forceRefresh = true;
-      return _retryIn(0, 'the relay wants a fresh token', code: code);
-    }
-    if (retryAfterMs == null) return _backOff(detail, code);
-    final max = _timing.retryAfterMax.ms;
-    final ordered = retryAfterMs < max ? retryAfterMs : max;
-    _retryIn(ordered + _fullJitter(), detail, code: code, ordered: true);
   }
 
   @override
@@ -491,113 +484,94 @@ final class RelayCore implements LinkOwner {
     if (wasCurrent) {
       _current = null;
       sender.outbox.dropVolatile();
-      _refresh.clear();
-      _refreshRequest?.cancel();
+      _tokens.stopRefresh();
       _inbox.endOld();
     } else {
       _next = null;
     }
-
-    var after = AfterClose.of(code);
-    final by = link.overwritten;
-    final overwritten = after == AfterClose.overwritten;
-    final handedOver =
-        overwritten && link.successorTried && by?.sameClient != false;
-    // To our own next socket, which is on its way or has failed.
-    if (handedOver) after = AfterClose.backOff;
-    if (overwritten && !handedOver && (by?.sameClient ?? false)) {
-      after = _afterOwnOverwrite(after);
-    }
-    if (after == AfterClose.freshToken) _forceRefresh = true;
-    final stops = after == AfterClose.overwritten ||
-        after == AfterClose.refused && _current == null;
-    final trying = wasCurrent && !_retry.isSet && _serial > link.serial;
+    final event = Closed(
+      code,
+      reason,
+      isOpened: link.opened,
+      isWelcomed: link.welcome != null,
+      by: link.overwritten,
+      hasSuccessor: link.hasSuccessor,
+      sinceTakenBackMs: _clock.now - _takenBackAt,
+    );
+    final isTrying = wasCurrent && !_retry.isSet && _serial > link.serial;
+    final next = afterClose(event, _situation(isTrying: isTrying), _timing);
     // Still online: the next socket's welcome is a moment away.
-    if (handedOver && trying) return;
-
-    final why = reason.isEmpty ? closeReason(code) : reason;
-    if (stops && after == AfterClose.overwritten) {
-      _stop(RelayStatus(
-        RelayState.overwritten,
-        closeReason(4001),
-        code: 'overwritten',
-      ));
-      _do(EmitEvent(by ?? const Overwritten()));
-    } else if (stops) {
-      final name = code == 1002 && link.welcome == null
-          ? 'unsupported_protocol'
-          : closeName(code);
-      _stop(RelayStatus(RelayState.refused, why, code: name));
-      final event = Refused(status: 0, code: name, detail: why, isFinal: true);
-      _do(EmitEvent(event));
-    } else if (trying) {
-      final name = closeName(code);
-      _setStatus(RelayStatus(RelayState.connecting, why, code: name));
-    } else if (!link.opened) {
-      _askSession(link);
-    } else if (after == AfterClose.longWait) {
-      final ms = _timing.policy.ms * (1 + _random());
-      _retryIn(ms, why, code: closeName(code), ordered: true);
-    } else if (after != AfterClose.backOff && _failures == 0) {
-      _failures = 1; // when it happens again soon, it is a loop: then back-off
-      final ms = _random() * _timing.restart.ms;
-      _retryIn(ms, why, code: closeName(code));
-    } else {
-      _backOff(why, closeName(code));
+    if (next is Nothing && code == 4001) return;
+    switch (next) {
+      case Stop(:final isOverwritten, :final code, :final reason):
+        _stopFor(next);
+        _do(EmitEvent(isOverwritten
+            ? link.overwritten ?? const Overwritten()
+            : Refused(status: 0, code: code, detail: reason, isFinal: true)));
+      case Ask():
+        _askSession(link);
+      case _:
+        _carryOut(next);
     }
     if (wasCurrent) {
-      _do(EmitEvent(LinkClosed(code, why, willReconnect: !stops)));
+      final words = reason.isEmpty ? closeWords(code) : reason;
+      final willReconnect = next is! Stop;
+      _do(EmitEvent(LinkClosed(code, words, willReconnect: willReconnect)));
     }
     _flush(); // what the failed replacement held back may go on
   }
 
-  /// This client took over from itself, and knows of no live connection of its
-  /// own: a handshake that was given up arrived late. Once, it comes back; a
-  /// second time another process uses its name.
-  AfterClose _afterOwnOverwrite(AfterClose after) {
-    final again = _clock.now - _takenBackAt < 600000;
-    _takenBackAt = _clock.now;
-    return again ? after : AfterClose.backOff;
+  Situation _situation({required bool isTrying}) => Situation(
+        isLive: _current != null,
+        isTrying: isTrying,
+        failures: _failures,
+      );
+
+  Retry _backOff(String code, String reason) =>
+      backOff(_situation(isTrying: false), _timing, code, reason);
+
+  void _carryOut(Next next) {
+    if (next.forceRefresh) _forceRefresh = true;
+    switch (next) {
+      case Retry(:final least, :final most):
+        _failures = next.failures;
+        if (next.takesBack) _takenBackAt = _clock.now;
+        final ms = least + _random() * (most - least);
+        _retryIn(ms, next.code, next.reason, isOrdered: next.isOrdered);
+      case Stop():
+        _stopFor(next);
+      case Nothing() || Ask():
+        if (_current == null) _setConnecting();
+    }
   }
 
-  double _fullJitter() {
-    final grown = _timing.backoff.ms * (1 << (_failures < 20 ? _failures : 20));
-    final max = _timing.backoffMax.ms;
-    _failures += 1;
-    return _random() * (grown < max ? grown : max);
-  }
-
-  void _backOff(String reason, String code) =>
-      _retryIn(_fullJitter(), reason, code: code);
-
-  /// [ordered]: the relay named the time; a network that comes back does not
-  /// shorten it.
   void _retryIn(
     double ms,
+    String code,
     String reason, {
-    String code = '',
-    bool ordered = false,
+    bool isOrdered = false,
   }) {
     _serial += 1; // what is still awaited for an earlier attempt is void
-    _connectRequest?.cancel();
+    _request?.cancel();
+    _session.clear();
     _atBarrier = false;
-    _retryIsOrdered = ordered;
+    _retryIsOrdered = isOrdered;
     _retry.after(ms);
     if (_current != null) return;
-    _setStatus(RelayStatus(
-      RelayState.waiting,
-      reason,
-      code: code,
-      retryIn: Duration(microseconds: ((ms < 0 ? 0 : ms) * 1000).round()),
-    ));
+    final us = ms < 0 ? 0 : (ms * 1000).round();
+    final retryIn = Duration(microseconds: us);
+    _setStatus(
+      RelayStatus(RelayState.waiting, reason, code: code, retryIn: retryIn),
+    );
   }
 
+  /// Ends all links, and voids what any attempt still awaits.
   void _endLinks() {
+    _serial += 1;
     _retry.clear();
     _session.clear();
-    _refresh.clear();
-    _connectRequest?.cancel();
-    _refreshRequest?.cancel();
+    _request?.cancel();
+    _tokens.stopRefresh();
     _atBarrier = false;
     _inbox.endOld();
     _next?.end();
@@ -607,12 +581,18 @@ final class RelayCore implements LinkOwner {
     sender.outbox.dropVolatile();
   }
 
+  void _stopFor(Stop stop) => _stop(RelayStatus(
+        stop.isOverwritten ? RelayState.overwritten : RelayState.refused,
+        stop.reason,
+        code: stop.code,
+      ));
+
   void _stop(RelayStatus status) {
-    _serial += 1;
     _suspended = false;
     _forceRefresh = false;
+    _checkLater = false;
     _endLinks();
-    sender.drop();
+    sender.clear(status.reason);
     _setStatus(status);
   }
 
@@ -629,27 +609,20 @@ final class RelayCore implements LinkOwner {
   void onControl(Link link, String type, Map<String, Object?> message) {
     switch (type) {
       case 'message':
-        final received = RelayMessage(
-          from: parseDevice(message['from']),
-          data: message['data'],
-          text: field<String>(message, 'text'),
-          id: field<String>(message, 'id'),
-        );
+        final received = parseMessage(message);
         final ack = message['ack'] == true && received.id != null;
         _inbox.inOrder(link, () => _do(EmitMessage(received, ack: ack)));
       case 'overwritten':
-        final by = field<Map<String, Object?>>(message, 'by') ?? const {};
-        link.overwritten = Overwritten(
-          connection: field<String>(by, 'connection'),
-          generation: integer(by, 'generation'),
-          sameClient: field<bool>(by, 'same_client'),
-        );
+        link.overwritten = parseOverwritten(message);
         // What waited for this socket came before this message; close 4001
         // follows and says nothing new.
         link.fail(4001, '');
       case 'acked':
-        final id = field<String>(message, 'id');
-        if (id != null) acks.succeed(id);
+        sender.acks.succeed(field<String>(message, 'id'));
+      case 'error':
+        final error = parseError(message);
+        sender.acks.fail(error.id, error.code, error.detail);
+        if (link == _current) _onError(error);
       default:
         if (link == _current) _onCurrent(link, type, message);
     }
@@ -658,7 +631,6 @@ final class RelayCore implements LinkOwner {
   void _onCurrent(Link link, String type, Map<String, Object?> message) {
     switch (type) {
       case 'peer':
-        link.onPressure(false);
         final device = parseDevice(message['device']);
         if (device == null) return;
         final slot = parsePeer(message, device);
@@ -667,52 +639,45 @@ final class RelayCore implements LinkOwner {
         } else if (peer?.connection == slot?.connection) {
           _setPeer(null);
         }
+        link.onPressure(false);
+      case 'pressure':
+        final isHigh = message['state'] == 'high';
+        final isNew = isHigh != link.pressure;
+        link.onPressure(isHigh);
+        if (isNew) _do(EmitEvent(PressureChanged(isHigh: isHigh)));
       case 'expiring':
-        expiresAt = unixSeconds(message, 'expires_at');
-        _refreshSoon();
-        _do(EmitEvent(Expiring(expiresAt!)));
+        final at = expiresAt = unixSeconds(message, 'expires_at');
+        _tokens.refreshBefore(at);
+        _do(EmitEvent(Expiring(at)));
       case 'authenticated':
-        expiresAt = unixSeconds(message, 'expires_at');
-        _do(EmitEvent(Authenticated(expiresAt!)));
+        final at = expiresAt = unixSeconds(message, 'expires_at');
+        _do(EmitEvent(Authenticated(at)));
       case 'backplane':
         backplaneIsUp = message['state'] != 'down';
         _do(EmitEvent(BackplaneChanged(isUp: backplaneIsUp)));
       case 'reconnect':
         final inMs = integer(message, 'in_ms') ?? 0;
         final reason = field<String>(message, 'reason') ?? '';
-        // A replacement that is already on its way is as good as one that
-        // starts later.
+        // What is on its way already is as good as what starts later.
         if (_next == null && !_atBarrier) {
           _failures = 0;
-          _retryIn(inMs.toDouble(), 'the relay asks to move', ordered: true);
+          const words = 'the relay asks to move';
+          _retryIn(inMs.toDouble(), 'restart', words, isOrdered: true);
         }
         final after = Duration(milliseconds: inMs);
         _do(EmitEvent(ReconnectAsked(reason, after: after)));
-      case 'pressure':
-        final high = message['state'] == 'high';
-        if (high != link.pressure) {
-          _do(EmitEvent(PressureChanged(isHigh: high)));
-        }
-        link.onPressure(high);
-      case 'error':
-        _onError(
-          field<String>(message, 'code') ?? '',
-          field<String>(message, 'detail') ?? '',
-          field<String>(message, 'id'),
-        );
       case 'pong':
-        final rtt = Duration(microseconds: (link.rttMs! * 1000).round());
-        _do(EmitEvent(RttMeasured(rtt)));
+        _do(EmitEvent(RttMeasured(_us(link.rttMs)!)));
+        _do(EmitEvent(DelayMeasured(delay)));
     }
   }
 
-  void _onError(String code, String detail, String? id) {
-    if (acks.isOpen(id)) return acks.fail(id!, code, detail);
-    _error(code, detail, id);
-    if (code == 'wrong_user') {
-      // The app signed another user in, and the token says so.
-      _forceRefresh = true;
-      _reconnectAsAnother();
+  void _onError(RelayError error) {
+    _do(EmitEvent(error));
+    if (error.code == 'wrong_user') {
+      _connectAnew(null);
+    } else if (tokenRefusals.contains(error.code)) {
+      _tokens.refreshAgain();
     }
   }
 
@@ -726,19 +691,16 @@ final class RelayCore implements LinkOwner {
     _withoutWelcome = 0;
     _blocked = 0;
     sender.messageBytes = welcome.limits.messageBytes;
-    _refresh.clear();
-    _refreshRequest?.cancel();
+    _tokens.stopRefresh();
     _forceRefresh = false;
     expiresAt = welcome.expiresAt;
-    final tenant = welcome.tenant;
-    _user ??= tenant == null ? welcome.uid : '$tenant/${welcome.uid}';
     backplaneIsUp = true; // the relay says when it is not
-    final device = welcome.device.name;
-    _setStatus(RelayStatus(RelayState.online, 'welcomed as the $device'));
+    final slot = welcome.device.name;
+    _setStatus(RelayStatus(RelayState.online, 'welcomed as the $slot'));
     _do(EmitEvent(Welcomed(welcome)));
     _setPeer(welcome.peer);
-    link.probe(_timing.silence.ms);
     _flush();
+    if (_checkLater) _checkUser();
   }
 
   @override
@@ -760,73 +722,40 @@ final class RelayCore implements LinkOwner {
   /// comes on this one.
   void _flush() => sender.flush(_current, held: _next != null || _atBarrier);
 
-  // ---- Tokens ---------------------------------------------------------------
-
-  TokenRequest _askToken({
-    required bool forceRefresh,
-    required void Function(String? token) onToken,
-    required void Function(String detail) onFailure,
-  }) =>
-      TokenRequest(
-        ++_lastRequest,
-        alarms: alarms,
-        timing: _timing,
-        call: (id) => _do(CallGetToken(id, forceRefresh: forceRefresh)),
-        onToken: onToken,
-        onFailure: onFailure,
-      );
-
-  TokenRequest? _request(int id) => switch (id) {
-        _ when _connectRequest?.id == id => _connectRequest,
-        _ when _refreshRequest?.id == id => _refreshRequest,
-        _ => null,
-      };
-
-  /// A call of `getToken` has answered [request].
-  void onToken(int request, String? token) => _request(request)?.answer(token);
-
-  /// A call of `getToken` for [request] has failed.
-  void onTokenFailed(int request, String detail) =>
-      _request(request)?.fail(detail);
-
-  void _refreshSoon() {
-    // A provider may give tokens that live shorter than the relay's warning
-    // time: then not again and again at once.
-    final again = _clock.now - _refreshedAt < 30000;
-    final left = expiresAt!.millisecondsSinceEpoch - _clock.unixMs.toDouble();
-    _refresh.after(again ? (left / 2 > 5000 ? left / 2 : 5000) : 0);
-  }
-
-  void _refreshNow() {
+  /// The session ends soon.
+  void _refresh() {
     final link = _current;
     if (link == null) return;
-    _refreshedAt = _clock.now;
     _refreshRequest?.cancel(); // one chain of refreshes, never two
-    _refreshRequest = _askToken(
+    _refreshRequest = _tokens.ask(
       forceRefresh: true,
       onToken: (token) {
-        if (token == null) return _nobody();
-        final user = userOf(token);
-        if (_isAnother(user)) return _reconnectAsAnother();
+        if (link != _current) return;
+        if (token == null) return signedOut();
+        if (_tokens.isOfAnother(token)) return _connectAnew(userOf(token));
         link.say({'type': 'auth', 'token': token});
       },
       onFailure: (detail) {
+        if (link != _current) return;
         _error('token_unavailable', detail, null);
-        // Close code 4003 ends it.
-        _refresh.after(5000 + _random() * 10000);
+        _tokens.refreshAgain();
       },
     );
   }
 
-  /// The token is of another user: this link ends at once.
-  void _reconnectAsAnother() {
-    _endLinks();
-    sender.drop();
-    _user = null;
-    _connect();
-  }
-
   // ---- Reporting ------------------------------------------------------------
+
+  /// The delay each way.
+  Delay get delay => Delay(
+        up: _us(_current?.delay.upMs),
+        down: _us(_current?.delay.downMs),
+      );
+
+  /// The last round trip.
+  Duration? get rtt => _us(_current?.rttMs);
+
+  static Duration? _us(double? ms) =>
+      ms == null ? null : Duration(microseconds: (ms * 1000).round());
 
   void _do(Effect effect) => effects.add(effect);
 

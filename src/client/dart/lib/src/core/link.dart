@@ -5,6 +5,7 @@ import '../events.dart';
 import '../timing.dart';
 import '../types.dart';
 import 'clock.dart';
+import 'delay.dart';
 import 'pacing.dart';
 import 'rate.dart';
 import 'reporter.dart';
@@ -48,10 +49,9 @@ final class Link {
   })  : _clock = alarms.clock,
         rate = Rate(alarms.clock),
         pacing = Pacing() {
-    _limit = alarms.create(() => fail(1006, _limitReason));
+    _limit = alarms.create(() => fail(1006, 'no welcome in time'));
     _beat = alarms.create(_onBeat);
-    _busy = alarms.create(_onBusy);
-    _silence = alarms.create(() => fail(1006, 'the relay went silent'));
+    _silence = alarms.create(_onSilence);
     _barrier = alarms.create(_passBarrier);
     _pressureEnd = alarms.create(() => onPressure(false));
     _reporter = Reporter(alarms, _report);
@@ -82,7 +82,6 @@ final class Link {
 
   late final Alarm _limit;
   late final Alarm _beat;
-  late final Alarm _busy;
   late final Alarm _silence;
   late final Alarm _barrier;
   late final Alarm _pressureEnd;
@@ -102,7 +101,7 @@ final class Link {
 
   /// This client has opened another socket while this one was alive: an
   /// overwrite may be its own hand-over.
-  bool successorTried = false;
+  bool hasSuccessor = false;
 
   /// The other device takes reliable messages too slowly.
   bool pressure = false;
@@ -110,27 +109,29 @@ final class Link {
   /// The last round trip.
   double? rttMs;
 
-  String _limitReason = 'no welcome in time';
-  bool _ended = false;
-  double _welcomedAt = double.infinity;
-  double _heardAt = 0;
-  double _trafficAt = double.negativeInfinity;
+  /// The delay each way.
+  final WayDelay delay = WayDelay();
 
-  // Pings are numbered. A pong says that all that was written before its ping
-  // has been handed on.
+  bool _ended = false;
+  bool _isLingering = false;
+  double _welcomedAt = double.infinity;
+
+  // Signs of life. A pong says that all that was sent before its ping has been
+  // handed on.
+  final List<_Ping> _pings = [];
   int _lastPing = 0;
-  int _timedPing = 0;
-  double _timedPingAt = 0;
-  bool _pingOut = false;
+  double _pingedAt = double.negativeInfinity;
+  double _heardAt = 0;
+  double _activeSince = 0;
+  double _activeUntil = double.negativeInfinity;
   int _barrierPing = 0;
   void Function()? _onBarrier;
 
-  // Reliable bytes that were written: all, those before each ping that is
-  // out, and those that were handed on.
-  int _written = 0;
-  final Map<int, int> _writtenBefore = {};
-  int _writtenBeforeLast = 0;
-  int _handedOn = 0;
+  // Reliable bytes: all that were sent, those before the last ping, and those
+  // before the last pong.
+  int _sent = 0;
+  int _pinged = 0;
+  int _ponged = 0;
 
   /// Whether the relay understands [feature].
   bool has(String feature) => welcome?.features.contains(feature) ?? false;
@@ -141,62 +142,71 @@ final class Link {
   // ---- Writing --------------------------------------------------------------
 
   /// Writes a control message now: it never waits.
-  void say(Map<String, Object?> message) =>
-      _write(jsonEncode(message), reliable: false);
+  void say(Map<String, Object?> message) => _write(jsonEncode(message));
 
-  /// Writes a frame or a reliable message.
-  void write(Object message, {required int size, required bool reliable}) {
-    _write(message, size: size, reliable: reliable);
-    _onTraffic();
-    if (!reliable) return;
-    _written += size;
-    if (_written - _writtenBeforeLast >= _reliableRoom / 2) _ping();
-  }
+  /// Milliseconds until a volatile frame of [size] may leave.
+  double volatileWait(int size) => _max(
+        rate.waitFor(size),
+        pacing.waitFor(size, _clock.now),
+      );
 
-  void _write(Object message, {int? size, required bool reliable}) {
-    if (_ended || !opened) return;
-    final bytes = size ?? (message as String).length;
-    rate.spend(bytes);
-    pacing.onSent(bytes, _clock.now, reliable: reliable);
-    _owner.onWrite(this, message);
-  }
-
-  double get _reliableRoom => (welcome?.limits.queueBytes ?? 0) / 4;
-
-  /// Whether a reliable message of [size] may leave, as far as the other
-  /// device is concerned.
-  bool takesReliable(int size) {
-    if (pressure) return false;
-    final onTheWay = _written - _handedOn;
-    return onTheWay == 0 || onTheWay + size <= _reliableRoom;
-  }
-
-  int _ping() {
-    _lastPing += 1;
-    _writtenBefore[_lastPing] = _writtenBeforeLast = _written;
-    say({'type': 'ping', 'id': '$_lastPing'});
-    return _lastPing;
-  }
-
-  void _onPong(Map<String, Object?> message) {
-    final id = int.tryParse(field<String>(message, 'id') ?? '');
-    final handedOn = _writtenBefore[id];
-    if (id == null || handedOn == null) return;
-    _handedOn = handedOn;
-    _writtenBefore.removeWhere((ping, _) => ping <= id);
-    if (id >= _barrierPing) _passBarrier();
-    if (id == _timedPing) {
-      rttMs = _clock.now - _timedPingAt;
-      _owner.onControl(this, 'pong', message);
+  /// The same for a reliable message. Infinity: a pong or the end of pressure
+  /// makes room.
+  double reliableWait(int size) {
+    if (pressure) return double.infinity;
+    if (_sent > _ponged && _sent - _ponged + size > _credit) {
+      if (_pings.isEmpty) ping();
+      return double.infinity;
     }
-    _owner.onRoom(this);
+    return volatileWait(size);
+  }
+
+  /// Reliable bytes that may be on their way before a pong.
+  double get _credit {
+    final credit = (welcome?.limits.queueBytes ?? 0) / 4;
+    return has('pressure') || credit < _credited ? credit : _credited;
+  }
+
+  /// The same where the relay reports no pressure.
+  static const double _credited = 64 * 1024;
+
+  /// Writes a frame.
+  void sendVolatile(Uint8List message) {
+    _write(message);
+    _onActive();
+  }
+
+  /// Writes a reliable message.
+  void sendReliable(Object message, int size) {
+    _write(message, size: size, isReliable: true);
+    _sent += size;
+    if (_sent - _pinged >= _credit / 2) ping();
+    _onActive();
+  }
+
+  void _write(
+    Object message, {
+    int? size,
+    bool isReliable = false,
+    bool isFree = false,
+  }) {
+    if (_ended || !opened) return;
+    final bytes = size ??
+        switch (message) {
+          final String text => text.length,
+          final Uint8List bytes => bytes.length,
+          _ => 0,
+        };
+    if (!isFree) rate.spend(bytes);
+    pacing.onSent(bytes, _clock.now, reliable: isReliable);
+    _owner.onWrite(this, message);
   }
 
   /// The relay reports about the other device's reliable queue.
   void onPressure(bool high) {
     pressure = high;
     if (high) {
-      _pressureEnd.after(3000);
+      _pressureEnd.after(_timing.pressure.ms);
     } else {
       _pressureEnd.clear();
       _owner.onRoom(this);
@@ -205,44 +215,93 @@ final class Link {
 
   // ---- Signs of life --------------------------------------------------------
 
-  /// Asks for a sign of life within [ms]; anything that arrives is one.
-  void probe(double ms) {
-    _timedPingAt = _clock.now;
-    _pingOut = true;
-    _timedPing = _ping();
-    _silence.within(ms);
+  /// Asks for a sign of life, for the room of what was sent before it, and for
+  /// the round trip.
+  int ping() {
+    final id = ++_lastPing;
+    _pingedAt = _clock.now;
+    _pinged = _sent;
+    _pings.add(_Ping(id, _pingedAt, _sent));
+    say({'type': 'ping', 'id': '$id'});
+    _silence.within(_silentAt() - _clock.now);
+    _beat.after(_beatMs);
+    return id;
   }
+
+  /// The network changed, or the app woke up: asks at once, and does not wait
+  /// long for the answer.
+  void probe() {
+    final now = _clock.now;
+    _activeUntil = now + _timing.busySilence.ms;
+    if (_activeSince > now) _activeSince = now;
+    ping();
+  }
+
+  /// Frames flow: a dead path must be noticed soon.
+  void _onActive() {
+    if (welcome == null || _isLingering) return;
+    final now = _clock.now;
+    if (now > _activeUntil) _activeSince = now;
+    _activeUntil = now + _timing.busyPing.ms;
+    final sincePing = now - _pingedAt;
+    if (sincePing >= _timing.busyPing.ms) {
+      ping();
+    } else {
+      _beat.within(_timing.busyPing.ms - sincePing);
+    }
+  }
+
+  bool get _isActive => _clock.now <= _activeUntil;
+
+  double get _beatMs => (_isActive ? _timing.busyPing : _timing.ping).ms;
 
   void _onBeat() {
-    probe(_timing.silence.ms);
-    _beat.after(_timing.ping.ms);
-  }
-
-  void _onTraffic() {
-    _trafficAt = _clock.now;
-    if (!_busy.isSet && welcome != null) _busy.after(_timing.busyPing.ms);
-  }
-
-  /// Frames flow: silence says more than on a quiet connection.
-  void _onBusy() {
-    final busyMs = _timing.busyPing.ms + _timing.busySilence.ms;
-    if (_clock.now - _trafficAt > busyMs) return;
-    final quiet = _clock.now - _heardAt;
-    if (quiet < _timing.busyPing.ms) {
-      _busy.after(_timing.busyPing.ms - quiet);
-      return;
-    }
-    // Where the relay does not report, a thin way up may hold a long queue,
-    // and the pong comes behind it.
-    var limit = 4.0 * (rttMs ?? 0);
-    if (limit < _timing.busySilence.ms) limit = _timing.busySilence.ms;
-    if (limit > _timing.silence.ms) limit = _timing.silence.ms;
-    if (_pingOut) {
-      _silence.within(limit);
+    final left = _pingedAt + _beatMs - _clock.now;
+    if (left <= 0) {
+      ping();
     } else {
-      probe(limit);
+      _beat.after(left);
     }
-    _busy.after(_timing.busyPing.ms);
+  }
+
+  /// When the path counts as dead, if nothing comes until then. A slow path
+  /// gets more time than it took last.
+  double _silentAt() {
+    if (_pings.isEmpty) return double.infinity;
+    final since = _max(_pings.first.at, _heardAt);
+    final quietMs = _timing.silence.ms;
+    if (!_isActive) return since + quietMs;
+    final busyMs = _max(_timing.busySilence.ms, 1000 + 2 * (rttMs ?? 0));
+    return _max(since, _activeSince) + (busyMs < quietMs ? busyMs : quietMs);
+  }
+
+  void _onSilence() {
+    final left = _silentAt() - _clock.now;
+    if (left > 0) {
+      if (left.isFinite) _silence.after(left);
+    } else if (_silence.lateMs > 500) {
+      // The process was suspended: what arrived meanwhile must be read before
+      // it is missed.
+      _silence.after(1000);
+    } else {
+      fail(1006, 'the relay went silent');
+    }
+  }
+
+  void _onPong(Map<String, Object?> message) {
+    final id = int.tryParse(field<String>(message, 'id') ?? '');
+    final index = _pings.indexWhere((ping) => ping.id == id);
+    if (id == null || index < 0) return;
+    final ping = _pings[index];
+    _pings.removeRange(0, index + 1);
+    _ponged = ping.sent;
+    rttMs = _clock.now - ping.at;
+    final time = field<num>(message, 'time')?.toDouble();
+    if (time != null) delay.onPong(ping.at, _clock.now, time);
+    if (id >= _barrierPing) _passBarrier();
+    _owner
+      ..onControl(this, 'pong', message)
+      ..onRoom(this);
   }
 
   /// Calls [onPassed] once the relay has handed on all that was sent here, or
@@ -250,7 +309,7 @@ final class Link {
   void barrier(void Function() onPassed) {
     _onBarrier = onPassed;
     _barrier.after(_timing.barrier.ms);
-    _barrierPing = _ping();
+    _barrierPing = ping();
   }
 
   void _passBarrier() {
@@ -260,8 +319,11 @@ final class Link {
     onPassed?.call();
   }
 
-  void _report(int messages, double time) =>
-      say({'type': 'received', 'messages': messages, 'time': time});
+  /// Reports are free of the relay's rate.
+  void _report(int messages, double time) => _write(
+        jsonEncode({'type': 'received', 'messages': messages, 'time': time}),
+        isFree: true,
+      );
 
   // ---- Its life -------------------------------------------------------------
 
@@ -281,7 +343,6 @@ final class Link {
     final silent = Reporter.silent.contains(type);
     _onHeard(makesDue: !silent);
     if (message == null || type == null) return; // not a relay's
-    if (!silent && type != 'welcome') _onTraffic();
     switch (type) {
       case 'welcome':
         if (welcome != null) return;
@@ -309,7 +370,7 @@ final class Link {
     if (_ended) return;
     _onHeard(makesDue: true);
     if (message.isEmpty) return;
-    _onTraffic();
+    _onActive();
     _owner.onFrame(this, message[0], Uint8List.sublistView(message, 1));
   }
 
@@ -321,8 +382,6 @@ final class Link {
 
   void _onHeard({required bool makesDue}) {
     _heardAt = _clock.now;
-    _silence.clear();
-    _pingOut = false;
     _reporter.onMessage(makesDue: makesDue);
   }
 
@@ -330,26 +389,27 @@ final class Link {
     welcome = message;
     _limit.clear();
     _welcomedAt = _clock.now;
-    _beat.after(_timing.ping.ms);
     rate.limit(
       messagesPerSecond: message.limits.messagesPerSecond,
       bytesPerSecond: message.limits.bytesPerSecond,
     );
     if (has('received')) _reporter.start();
+    ping();
     _owner.onWelcome(this, message);
   }
 
   /// After a hand-over: a limited time to deliver the rest.
   void linger() {
+    _isLingering = true;
     _beat.clear();
-    _limitReason = '';
+    _silence.clear();
     _limit.after(_timing.linger.ms);
   }
 
   /// Lets the socket go without another word to the owner.
   void end() {
     if (_ended) return;
-    final alarms = [_limit, _beat, _busy, _silence, _barrier, _pressureEnd];
+    final alarms = [_limit, _beat, _silence, _barrier, _pressureEnd];
     for (final alarm in alarms) {
       alarm.clear();
     }
@@ -368,3 +428,15 @@ final class Link {
     _passBarrier();
   }
 }
+
+final class _Ping {
+  const _Ping(this.id, this.at, this.sent);
+
+  final int id;
+  final double at;
+
+  /// Reliable bytes that were sent before it.
+  final int sent;
+}
+
+double _max(double a, double b) => a > b ? a : b;

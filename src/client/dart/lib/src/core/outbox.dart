@@ -5,8 +5,9 @@ import '../types.dart';
 
 /// A reliable message that waits.
 final class Waiting {
-  /// A message of [size] bytes, a [String] or [Uint8List].
-  const Waiting(this.message, this.size, {this.id, this.ack = false});
+  /// A message of [size] bytes, a [String] or [Uint8List]. [ack] is the id
+  /// under which its acknowledgement is awaited.
+  const Waiting(this.message, this.size, {this.id, this.ack});
 
   /// The message.
   final Object message;
@@ -17,12 +18,13 @@ final class Waiting {
   /// The sender's id for it.
   final String? id;
 
-  /// Whether an acknowledgement is wanted.
-  final bool ack;
+  /// The id under which an acknowledgement is awaited.
+  final String? ack;
 }
 
 /// What waits to be sent: the newest frame of each volatile stream, and
-/// reliable messages in order.
+/// reliable messages in order. The two lanes take turns, so that neither a
+/// busy stream nor a long queue starves the other.
 final class Outbox {
   /// An outbox for [queueBytes] of reliable messages.
   Outbox(this.queueBytes);
@@ -36,9 +38,12 @@ final class Outbox {
   // In the order of their turns.
   final LinkedHashMap<int, Uint8List> _volatile = LinkedHashMap();
   final Queue<Waiting> _reliable = Queue();
-  int _bytes = 0;
+  bool _volatileTurn = true;
 
-  /// Volatile frames that a newer one replaced, or that had no connection.
+  /// Bytes of reliable messages that wait.
+  int bytes = 0;
+
+  /// Volatile frames that a newer one replaced, or whose connection ended.
   int dropped = 0;
 
   /// Keeps a volatile frame. It takes the place of an older one in the line,
@@ -51,28 +56,61 @@ final class Outbox {
   /// Keeps a reliable message, or throws `queue_full`.
   void putReliable(Waiting waiting) {
     if (_reliable.length >= queueMessages ||
-        _bytes + waiting.size > queueBytes) {
+        bytes + waiting.size > queueBytes) {
       throw const SendException(
         'queue_full',
-        'too many reliable messages wait to be sent',
+        'too many reliable messages wait to be sent: wait for drained()',
       );
     }
-    _reliable.add(waiting);
-    _bytes += waiting.size;
+    _push(waiting);
   }
 
-  /// The volatile frame whose turn it is.
-  Uint8List? get nextVolatile =>
-      _volatile.isEmpty ? null : _volatile.values.first;
+  /// Keeps an answer that the other device waits for: bounded by what it sent,
+  /// and not by what this side has queued.
+  void putAnswer(Waiting waiting) {
+    if (_reliable.length < 2 * queueMessages) _push(waiting);
+  }
 
-  /// The reliable message whose turn it is.
-  Waiting? get nextReliable => _reliable.isEmpty ? null : _reliable.first;
+  void _push(Waiting waiting) {
+    _reliable.add(waiting);
+    bytes += waiting.size;
+  }
 
-  /// Takes [nextVolatile] out.
-  void takeVolatile() => _volatile.remove(_volatile.keys.first);
+  /// Whether at most half of the queue is taken.
+  bool get isDrained =>
+      _reliable.length <= queueMessages ~/ 2 && bytes <= queueBytes / 2;
 
-  /// Takes [nextReliable] out.
-  void takeReliable() => _bytes -= _reliable.removeFirst().size;
+  /// Takes the message that leaves next: a frame, a reliable message, or
+  /// neither, and then the milliseconds to wait. The two functions say how long
+  /// a message of a size has to wait in its lane.
+  ({Uint8List? frame, Waiting? waiting, double waitMs}) take(
+    double Function(int size) volatileWait,
+    double Function(int size) reliableWait,
+  ) {
+    const never = double.infinity;
+    final stream = _volatile.isEmpty ? null : _volatile.keys.first;
+    final frame = _volatile[stream];
+    final waiting = _reliable.isEmpty ? null : _reliable.first;
+    final frameMs = frame == null ? never : volatileWait(frame.length);
+    if (frame != null && _volatileTurn && frameMs > 0) {
+      // A reliable message now would take the room that the frame waits for.
+      return (frame: null, waiting: null, waitMs: frameMs);
+    }
+    final waitingMs = waiting == null ? never : reliableWait(waiting.size);
+    if (frameMs <= 0 && (_volatileTurn || waitingMs > 0)) {
+      _volatileTurn = waiting == null;
+      _volatile.remove(stream);
+      return (frame: frame, waiting: null, waitMs: 0);
+    }
+    if (waitingMs <= 0) {
+      _volatileTurn = true;
+      _reliable.removeFirst();
+      bytes -= waiting!.size;
+      return (frame: null, waiting: waiting, waitMs: 0);
+    }
+    final wait = frameMs < waitingMs ? frameMs : waitingMs;
+    return (frame: null, waiting: null, waitMs: wait);
+  }
 
   /// Drops what is volatile: its connection has gone.
   void dropVolatile() {
@@ -80,11 +118,11 @@ final class Outbox {
     _volatile.clear();
   }
 
-  /// Takes all reliable messages out.
-  List<Waiting> takeAllReliable() {
-    final all = _reliable.toList();
+  /// Drops what is reliable, and says how many messages that were.
+  int dropReliable() {
+    final count = _reliable.length;
     _reliable.clear();
-    _bytes = 0;
-    return all;
+    bytes = 0;
+    return count;
   }
 }

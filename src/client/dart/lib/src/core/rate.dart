@@ -12,10 +12,8 @@ final class Rate {
 
   /// The relay's limits; 0 is no limit.
   void limit({required int messagesPerSecond, required int bytesPerSecond}) {
-    // Half of the relay's burst: control messages and late timers need the
-    // rest.
-    _messages.start(messagesPerSecond * 0.95, 500, _clock.now);
-    _bytes.start(bytesPerSecond * 0.95, 2000, _clock.now);
+    _messages.start(messagesPerSecond, 1, _clock.now);
+    _bytes.start(bytesPerSecond, 4, _clock.now);
   }
 
   /// In how many milliseconds a message of [bytes] may leave; 0 is now.
@@ -38,9 +36,14 @@ final class _Bucket {
   double _left = 0;
   double _at = 0;
 
-  void start(double perSecond, double burstMs, double now) {
-    _perMs = perSecond / 1000;
-    _burst = _perMs * burstMs;
+  /// A little under the relay's own limits: the two clocks differ, and
+  /// messages arrive in bunches.
+  static const double _share = 0.95;
+  static const double _burstShare = 0.9;
+
+  void start(int perSecond, int burstSeconds, double now) {
+    _perMs = perSecond * _share / 1000;
+    _burst = perSecond * burstSeconds * _burstShare;
     _left = _burst;
     _at = now;
   }
@@ -56,9 +59,7 @@ final class _Bucket {
     _fill(now);
     // One message over the whole burst leaves when the bucket is full.
     final needed = amount < _burst ? amount.toDouble() : _burst;
-    // Rounding must not make an alarm ring again and again at one time.
-    final wait = (needed - _left) / _perMs;
-    return wait < 0.01 ? 0 : wait;
+    return _left >= needed ? 0 : (needed - _left) / _perMs;
   }
 
   void spend(int amount, double now) {

@@ -1,38 +1,94 @@
 import 'dart:convert';
 import 'dart:typed_data';
 
+import '../timing.dart';
 import '../types.dart';
 import 'acks.dart';
 import 'clock.dart';
 import 'link.dart';
 import 'outbox.dart';
 
-/// Decides which message leaves next, and when.
+/// Takes what the app sends, and hands it to the current link as fast as the
+/// link takes it.
 final class Sender {
-  /// Sends through the link that [flush] names.
-  Sender(Alarms alarms, this._clock, int queueBytes, this._acks, this._onError)
-      : outbox = Outbox(queueBytes) {
-    _again = alarms.create(() => onTime());
-  }
+  /// A sender for [queueBytes] of reliable messages. [unique] begins the ids
+  /// of acknowledged sends.
+  Sender(
+    Alarms alarms,
+    this._timing,
+    int queueBytes,
+    String unique, {
+    required void Function() onTime,
+    required void Function(String id, SendException? error) onSettled,
+    required void Function(String code, String detail, String? id) onError,
+  })  : outbox = Outbox(queueBytes),
+        acks = Acks(alarms, unique, onSettled),
+        _again = alarms.create(onTime),
+        _onError = onError;
 
-  final Clock _clock;
-  final Acks _acks;
+  final Timing _timing;
+  final Alarm _again;
   final void Function(String code, String detail, String? id) _onError;
 
   /// What waits.
   final Outbox outbox;
 
-  /// Called when something that waited for its time may leave.
-  late final void Function() onTime;
-
-  late final Alarm _again;
-  bool _reliableTurn = false;
+  /// Sends that await their acknowledgement.
+  final Acks acks;
 
   /// The largest message, as far as the relay has named it.
   int messageBytes = const Limits().messageBytes;
 
-  /// Throws `too_big` for a message that would end the connection (1009).
-  void checkSize(int size) {
+  /// Keeps a frame. False: a volatile frame has no link to go to.
+  bool frame(int stream, List<int> bytes, {required bool hasLink}) {
+    RangeError.checkValueInInterval(stream, 0, 0xff, 'stream');
+    final message = Uint8List(bytes.length + 1)
+      ..[0] = stream
+      ..setAll(1, bytes);
+    _checkSize(message.length);
+    if (stream >= firstReliableStream) {
+      outbox.putReliable(Waiting(message, message.length));
+    } else if (hasLink) {
+      outbox.putVolatile(stream, message);
+    } else {
+      return false;
+    }
+    return true;
+  }
+
+  /// Keeps a JSON value.
+  void send(Object? data, {String? id}) {
+    final message = {
+      'type': 'send',
+      'data': data,
+      if (id != null) 'id': id,
+    };
+    outbox.putReliable(_encode(message, id: id));
+  }
+
+  /// Keeps a JSON value whose acknowledgement is awaited under the id that
+  /// this returns.
+  String sendAcked(Object? data, {String? id, double? limitMs}) {
+    final name = id ?? acks.nextId();
+    final message = {'type': 'send', 'data': data, 'id': name, 'ack': true};
+    outbox.putReliable(_encode(message, id: name, ack: name));
+    acks.open(name, limitMs ?? _timing.ack.ms);
+    return name;
+  }
+
+  /// Keeps the answer to a message whose sender waits for it.
+  void acknowledge(String id) =>
+      outbox.putAnswer(_encode({'type': 'ack', 'id': id}));
+
+  Waiting _encode(Map<String, Object?> message, {String? id, String? ack}) {
+    final text = jsonEncode(message);
+    final size = utf8.encode(text).length;
+    _checkSize(size);
+    return Waiting(text, size, id: id, ack: ack);
+  }
+
+  /// The relay would end the connection for good (1009).
+  void _checkSize(int size) {
     if (size <= messageBytes) return;
     throw SendException(
       'too_big',
@@ -40,96 +96,50 @@ final class Sender {
     );
   }
 
-  /// A frame as it goes over the wire.
-  static Uint8List encodeFrame(int stream, List<int> bytes) =>
-      Uint8List(bytes.length + 1)
-        ..[0] = stream
-        ..setAll(1, bytes);
-
-  /// A `send` as it goes over the wire.
-  static Waiting encodeSend(Object? data, {String? id, bool ack = false}) {
-    final text = jsonEncode({
-      'type': 'send',
-      'data': data,
-      if (id != null) 'id': id,
-      if (ack) 'ack': true,
-    });
-    return Waiting(text, utf8.encode(text).length, id: id, ack: ack);
-  }
-
   /// Sends what may leave now through [link]. Reliable messages stay while
   /// they are [held].
   void flush(Link? link, {required bool held}) {
     _again.clear();
-    if (link == null || link.welcome == null) return;
-    while (link.writable) {
-      final frame = outbox.nextVolatile;
-      final waiting = held ? null : outbox.nextReliable;
-      final frameWait = frame == null ? _never : _wait(link, frame.length);
-      final reliableWait = waiting == null || !link.takesReliable(waiting.size)
-          ? _never
-          : _wait(link, waiting.size);
-      if (frameWait > 0 && reliableWait > 0) {
-        final wait = frameWait < reliableWait ? frameWait : reliableWait;
-        if (wait.isFinite) _again.after(wait);
+    while (link != null && link.writable) {
+      final (:frame, :waiting, :waitMs) = outbox.take(
+        link.volatileWait,
+        held ? (_) => double.infinity : link.reliableWait,
+      );
+      if (frame != null) {
+        link.sendVolatile(frame);
+      } else if (waiting != null) {
+        _sendReliable(link, waiting);
+      } else {
+        // Not sooner than after a millisecond: rounding must not make an alarm
+        // ring again and again at one time.
+        if (waitMs.isFinite) _again.after(waitMs < 1 ? 1 : waitMs);
         return;
       }
-      // In turns, so that neither a bulk transfer nor a fast stream starves
-      // the other.
-      if (reliableWait == 0 && (_reliableTurn || frameWait > 0)) {
-        _reliableTurn = false;
-        outbox.takeReliable();
-        _sendReliable(link, waiting!);
-      } else {
-        _reliableTurn = true;
-        outbox.takeVolatile();
-        link.write(frame!, size: frame.length, reliable: false);
-      }
     }
-  }
-
-  static const double _never = double.infinity;
-
-  double _wait(Link link, int size) {
-    final rate = link.rate.waitFor(size);
-    final window = link.pacing.waitFor(size, _clock.now);
-    return rate > window ? rate : window;
   }
 
   void _sendReliable(Link link, Waiting waiting) {
-    if (waiting.size > messageBytes) {
-      final detail = '${waiting.size} bytes, queued before the relay named its '
-          'limit';
-      _refuse(waiting, 'too_big', detail);
-    } else if (waiting.ack && !link.has('ack')) {
-      _refuse(waiting, 'ack_unsupported', 'this relay cannot acknowledge');
-    } else {
-      link.write(waiting.message, size: waiting.size, reliable: true);
-    }
-  }
-
-  void _refuse(Waiting waiting, String code, String detail) {
-    final id = waiting.id;
-    if (waiting.ack && id != null) {
-      _acks.fail(id, code, detail);
-    } else {
-      _onError(code, detail, id);
-    }
+    final Waiting(:ack, :size) = waiting;
+    if (size > messageBytes) {
+      final detail = '$size bytes, queued before the relay named its limit';
+      acks.fail(ack, 'too_big', detail);
+      _onError('too_big', detail, waiting.id);
+    } else if (ack != null && !link.has('ack')) {
+      const detail = 'this relay knows no acks: the message was not sent';
+      acks.fail(ack, 'ack_unsupported', detail);
+    } else if (ack == null || acks.isOpen(ack)) {
+      link.sendReliable(waiting.message, size);
+    } // else its time is over: nobody waits for it any more
   }
 
   /// Drops all that waits: it must not reach another user, or later days.
-  void drop() {
+  void clear(String reason) {
     _again.clear();
     outbox.dropVolatile();
-    var unsent = 0;
-    for (final waiting in outbox.takeAllReliable()) {
-      if (waiting.ack) {
-        _refuse(waiting, 'unsent', 'the connection stopped before it was sent');
-      } else {
-        unsent += 1;
-      }
-    }
+    final unsent = outbox.dropReliable();
+    acks.failAll('closed', 'no acknowledgement can come: $reason');
     if (unsent == 0) return;
-    _onError('unsent', '$unsent reliable messages were not sent', null);
+    final detail = '$unsent reliable messages were not sent: $reason';
+    _onError('unsent', detail, null);
   }
 }

@@ -1,5 +1,6 @@
 import 'dart:convert';
 
+import '../events.dart';
 import '../types.dart';
 
 /// The protocol that this library speaks.
@@ -74,3 +75,28 @@ Welcome parseWelcome(Map<String, Object?> object) {
     },
   );
 }
+
+/// A message from the other device or the server.
+RelayMessage parseMessage(Map<String, Object?> object) => RelayMessage(
+      from: parseDevice(object['from']),
+      data: object['data'],
+      text: field<String>(object, 'text'),
+      id: field<String>(object, 'id'),
+    );
+
+/// The new holder of a slot.
+Overwritten parseOverwritten(Map<String, Object?> object) {
+  final by = field<Map<String, Object?>>(object, 'by') ?? const {};
+  return Overwritten(
+    connection: field<String>(by, 'connection'),
+    generation: integer(by, 'generation'),
+    sameClient: field<bool>(by, 'same_client'),
+  );
+}
+
+/// The relay's complaint.
+RelayError parseError(Map<String, Object?> object) => RelayError(
+      field<String>(object, 'code') ?? '',
+      field<String>(object, 'detail') ?? '',
+      id: field<String>(object, 'id'),
+    );

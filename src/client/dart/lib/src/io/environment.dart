@@ -3,7 +3,7 @@ import 'dart:io';
 import 'dart:math';
 
 import '../core/clock.dart';
-import '../core/core.dart';
+import '../core/handshake.dart';
 import '../environment.dart';
 import 'socket.dart';
 

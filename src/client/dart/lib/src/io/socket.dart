@@ -4,7 +4,7 @@ import 'dart:io';
 import 'dart:math';
 import 'dart:typed_data';
 
-import '../core/core.dart';
+import '../core/handshake.dart';
 import '../core/wire.dart';
 import '../environment.dart';
 import 'sha1.dart';
