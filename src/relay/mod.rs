@@ -11,6 +11,7 @@ pub mod handshake;
 pub mod ids;
 pub mod limits;
 pub mod outbox;
+pub mod pacing;
 pub mod parcel;
 pub mod private;
 pub mod protocol;

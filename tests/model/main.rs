@@ -31,6 +31,7 @@
 
 mod checker;
 mod network;
+mod pacing_vectors;
 mod scenarios;
 mod simulation;
 mod world;
