@@ -43,7 +43,7 @@ fn encode_message(bencher: Bencher<'_, '_>) {
     let data = format!(r#"{{"blob":"{}"}}"#, "x".repeat(FACE));
     bencher.bench(|| {
         let data = Some(raw_json(black_box(&data)));
-        ServerMessage::Message { from: Sender::Mobile, data, text: None, id: Some("42") }.encode()
+        ServerMessage::Message { from: Sender::Mobile, data, text: None, id: Some("42"), ack: false }.encode()
     });
 }
 

@@ -30,7 +30,7 @@ use crate::host::{cgroup, open_files};
 use crate::hub::HubSettings;
 use crate::metrics::Metrics;
 use crate::relay::ids::InstanceId;
-use crate::relay::protocol::ClientLimits;
+use crate::relay::protocol::{ClientLimits, features};
 use crate::worker::{MakeBackplane, Worker, WorkerSettings};
 
 /// Why an instance cannot run.
@@ -146,7 +146,7 @@ pub async fn serve(
                 queue_bytes: limits.queue_bytes,
                 bytes_per_second: limits.bytes_per_second.unwrap_or(0),
             },
-            features: Vec::new(),
+            features: features(config.features.direct),
             stun: config.features.stun_urls.clone(),
             heartbeat: config.times.heartbeat,
             lease: config.times.lease,

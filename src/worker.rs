@@ -161,6 +161,7 @@ async fn count(hub: Rc<Hub>) {
     loop {
         ticks.tick().await;
         hub.count_waiting();
+        hub.repeat_pressure();
     }
 }
 

@@ -13,21 +13,33 @@ fuzz_target!(|bytes: &[u8]| {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     let parsed = ClientMessage::parse(text);
     let again = match &parsed {
-        Ok(ClientMessage::Send { data, id }) => {
+        Ok(ClientMessage::Send { data, id, ack }) => {
             let data: &str = data;
+            // An envelope marks a wish for an `ack` by white space at its end.
+            assert_eq!(data, data.trim_end_matches([' ', '\t', '\r', '\n']));
+            let ack_field = if *ack { r#","ack":true"# } else { "" };
             let id_field = id.as_ref().map(|id| format!(r#","id":{}"#, json!(id))).unwrap_or_default();
             let message = ServerMessage::Message {
                 from: Sender::Mobile,
                 data: Some(raw_json(data)),
                 text: None,
                 id: id.as_deref(),
+                ack: *ack,
             };
             let encoded = message.encode();
-            assert_eq!(encoded, format!(r#"{{"type":"message","from":"mobile","data":{data}{id_field}}}"#));
+            let expected =
+                format!(r#"{{"type":"message","from":"mobile","data":{data}{id_field}{ack_field}}}"#);
+            assert_eq!(encoded, expected);
             let compact = compact_json(data);
             assert_eq!(value(&compact), value(data));
             assert!(compact.len() <= data.len() && compact_json(&compact) == compact);
-            format!(r#"{{"data":{data},"type":"send"{id_field}}}"#)
+            format!(r#"{{"data":{data},"type":"send"{id_field}{ack_field}}}"#)
+        }
+        Ok(ClientMessage::Ack { id }) => json!({"type": "ack", "id": id}).to_string(),
+        Ok(ClientMessage::Signal { to, data, id }) => {
+            let data: &str = data;
+            let id_field = id.as_ref().map(|id| format!(r#","id":{}"#, json!(id))).unwrap_or_default();
+            format!(r#"{{"type":"signal","to":"{to}","data":{data}{id_field}}}"#)
         }
         Ok(ClientMessage::Ping { id }) => {
             let pong = ServerMessage::Pong { id: id.as_deref(), time: 7 }.encode();

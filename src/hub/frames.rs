@@ -9,20 +9,29 @@ use crate::backplane::{Barrier, Published};
 use crate::metrics::{Dropped, Path};
 use crate::relay::classic::{Occupancy, classic_text};
 use crate::relay::close::Close;
-use crate::relay::envelope::Envelope;
-use crate::relay::ids::StreamId;
+use crate::relay::envelope::{Envelope, Undelivered};
+use crate::relay::ids::{ConnectionId, Device, StreamId};
 use crate::relay::outbox::{Outgoing, Pushed, TooSlow};
 use crate::relay::parcel::Parcel;
-use crate::relay::protocol::{Protocol, Sender, ServerMessage, compact_json, raw_json};
+use crate::relay::protocol::{PressureState, Protocol, Sender, ServerMessage, compact_json, raw_json};
 use crate::relay::room::Route;
 
-use super::{Hub, Seat, Sent};
+use super::seat::Direct;
+use super::{Hub, Seat, Sent, SharedRoom};
 
 impl Hub {
     /// A frame's way in: from a socket's task to wherever the other device is.
     pub fn send(self: &Rc<Self>, seat: &Rc<Seat>, parcel: &Parcel, now: Instant) -> Sent {
         let mut room = seat.room.borrow_mut();
         let occupancy = room.occupancy();
+        let peer = match parcel {
+            Parcel::Signal { .. } => room.visible(seat.device.other()),
+            Parcel::Frame(_)
+            | Parcel::Send { .. }
+            | Parcel::Text { .. }
+            | Parcel::Ack { .. }
+            | Parcel::Pressure(_) => None,
+        };
         let to = match room.route(seat.device, seat.connection) {
             Route::Overwritten => {
                 self.metrics.dropped(Dropped::Overwritten, 1);
@@ -34,12 +43,22 @@ impl Hub {
             Route::Away(from) => Err(from),
         };
         drop(room);
+        if let Parcel::Signal { to, .. } = parcel {
+            if peer.is_none_or(|peer| peer.connection != *to) {
+                self.metrics.dropped(Dropped::PeerAbsent, 1);
+                return Sent::Absent;
+            }
+            self.count_direct_path(seat, *to);
+        }
         let echo = matches!(parcel, Parcel::Text { .. });
         let sent = match to {
             Ok(Some(to)) => {
                 self.metrics.frame(parcel.is_reliable(), Path::Local, parcel.len());
-                self.deliver(&to, occupancy, parcel, now);
-                Sent::Done
+                match self.deliver(&to, seat.connection, occupancy, parcel, now) {
+                    Ok(()) => Sent::Done,
+                    Err(Undelivered::PeerAbsent) => Sent::Absent,
+                    Err(Undelivered::AckUnsupported) => Sent::AckUnsupported,
+                }
             }
             Ok(None) => {
                 self.metrics.dropped(Dropped::PeerAbsent, 1);
@@ -61,10 +80,19 @@ impl Hub {
             }
         };
         if echo {
-            // A classic message goes to both members, its sender included.
-            self.deliver(seat, occupancy, parcel, now);
+            // A classic message goes to both members, its sender included; a text always arrives.
+            let _ = self.deliver(seat, seat.connection, occupancy, parcel, now);
         }
         sent
+    }
+
+    /// A client that answers its peer's `signal` arranges a direct path with it. The desktop begins, so that of the two
+    /// instances only the mobile's counts the pair, once.
+    fn count_direct_path(&self, seat: &Seat, to: ConnectionId) {
+        if seat.device == Device::Mobile && seat.direct.get() == Direct::Asked(to) {
+            seat.direct.set(Direct::Arranged(to));
+            self.metrics.direct_paths.inc();
+        }
     }
 
     /// A barrier behind everything that this connection has sent; `None` when all of it has been handed on.
@@ -86,34 +114,111 @@ impl Hub {
     }
 
     /// A frame's way out: into the outbox of the connection that it is for.
+    ///
+    /// # Errors
+    /// What the sender has to know, when the connection does not take it as it was meant.
     pub(super) fn deliver(
         self: &Rc<Self>,
         to: &Rc<Seat>,
+        from: ConnectionId,
         occupancy: Occupancy,
         parcel: &Parcel,
         since: Instant,
-    ) {
-        let from = Sender::from(to.device.other());
+    ) -> Result<(), Undelivered> {
+        let sender = Sender::from(to.device.other());
+        let mut delivered = Ok(());
         let text = match (parcel, to.protocol) {
-            (Parcel::Frame(bytes), _) => return self.deliver_frame(to, bytes, since),
-            (Parcel::Send { data, id, .. }, Protocol::V1) => {
-                let data = std::str::from_utf8(data).unwrap_or("null");
-                let id = id.as_deref();
-                ServerMessage::Message { from, data: Some(raw_json(data)), text: None, id }.encode()
+            (Parcel::Frame(bytes), _) => {
+                self.deliver_frame(to, bytes, since);
+                return Ok(());
             }
-            (Parcel::Send { data, label, .. }, Protocol::Classic) => {
+            (Parcel::Send { data, id, ack, .. }, Protocol::V1) => {
+                let data = Some(raw_json(std::str::from_utf8(data).unwrap_or("null")));
+                let id = id.as_deref();
+                ServerMessage::Message { from: sender, data, text: None, id, ack: *ack }.encode()
+            }
+            (Parcel::Send { data, label, ack, .. }, Protocol::Classic) => {
+                if *ack {
+                    delivered = Err(Undelivered::AckUnsupported);
+                }
                 let data = std::str::from_utf8(data).unwrap_or("null");
                 classic_text(occupancy, label, &compact_json(data))
             }
             (Parcel::Text { text, .. }, Protocol::V1) => {
                 let text = String::from_utf8_lossy(text);
-                ServerMessage::Message { from, data: None, text: Some(&text), id: None }.encode()
+                let text = Some(&*text);
+                ServerMessage::Message { from: sender, data: None, text, id: None, ack: false }.encode()
             }
             (Parcel::Text { text, label }, Protocol::Classic) => {
                 classic_text(occupancy, label, &String::from_utf8_lossy(text))
             }
+            (Parcel::Ack { id }, Protocol::V1) => ServerMessage::Acked { id }.encode(),
+            (Parcel::Signal { to: meant, data, .. }, Protocol::V1) if *meant == to.connection => {
+                if to.direct.get() != Direct::Arranged(from) {
+                    to.direct.set(Direct::Asked(from));
+                }
+                let data = raw_json(std::str::from_utf8(data).unwrap_or("null"));
+                ServerMessage::Signal { from, data }.encode()
+            }
+            (Parcel::Signal { .. }, Protocol::V1 | Protocol::Classic) => {
+                self.metrics.dropped(Dropped::PeerAbsent, 1);
+                return Err(Undelivered::PeerAbsent);
+            }
+            (Parcel::Pressure(state), Protocol::V1) => {
+                self.control(to, &ServerMessage::Pressure { state: *state, connection: from });
+                return Ok(());
+            }
+            // Nothing that its protocol has a word for.
+            (Parcel::Ack { .. } | Parcel::Pressure(_), Protocol::Classic) => return Ok(()),
         };
         self.push_reliable(to, Outgoing::text(text, Some(since)));
+        delivered
+    }
+
+    /// Reports to the other device that the reliable queue of this connection has become long, or is short again.
+    fn report_pressure(self: &Rc<Self>, seat: &Rc<Seat>, state: PressureState) {
+        let other = seat.device.other();
+        let (from, here, is_there) = {
+            let room = seat.room.borrow();
+            let me = room.renewable(seat.device).filter(|(here, _)| Rc::ptr_eq(here, seat));
+            // A connection that has lost its slot is nobody's peer.
+            let Some(from) = me.map(|(_, holder)| holder.member) else { return };
+            (from, room.here(other).cloned(), room.visible(other).is_some())
+        };
+        if let Some(to) = here {
+            self.control(&to, &ServerMessage::Pressure { state, connection: seat.connection });
+        } else if is_there && self.backplane.is_up(&seat.user) {
+            let envelope = Envelope::Parcel { from, parcel: Parcel::Pressure(state) };
+            // One that is lost is repeated, or ends by itself.
+            let _ = self.backplane.publish(&seat.user, other, envelope, Instant::now());
+        }
+    }
+
+    /// Something has been written to this connection's socket.
+    pub fn on_written(self: &Rc<Self>, seat: &Rc<Seat>) {
+        let limit = self.settings.limits.queue_bytes;
+        let change =
+            seat.with_outbox(|outbox| if outbox.is_pressed() { outbox.pressure_change(limit) } else { None });
+        if let Some(state) = change {
+            self.report_pressure(seat, state);
+        }
+    }
+
+    /// Repeats each long queue to whoever fills it; called about once a second. A sender that has come back meanwhile
+    /// has not heard of it, and one that hears nothing more goes on.
+    pub fn repeat_pressure(self: &Rc<Self>) {
+        let is_pressed = |seat: &&Rc<Seat>| seat.with_outbox(|outbox| outbox.is_pressed());
+        let pressed: Vec<Rc<Seat>> = {
+            let rooms = self.rooms.borrow();
+            let here = |room: &SharedRoom| {
+                let room = room.borrow();
+                Device::ALL.map(|device| room.here(device).filter(is_pressed).cloned())
+            };
+            rooms.values().flat_map(here).flatten().collect()
+        };
+        for seat in pressed {
+            self.report_pressure(&seat, PressureState::High);
+        }
     }
 
     pub(super) fn deliver_frame(self: &Rc<Self>, to: &Rc<Seat>, bytes: &Bytes, since: Instant) {
@@ -134,8 +239,16 @@ impl Hub {
 
     pub(super) fn push_reliable(self: &Rc<Self>, to: &Rc<Seat>, message: Outgoing) {
         let limit = self.settings.limits.queue_bytes;
-        match to.with_outbox(|outbox| outbox.push_reliable(message, limit)) {
-            Ok(()) => to.wake(),
+        let pushed = to.with_outbox(|outbox| {
+            outbox.push_reliable(message, limit).map(|()| outbox.pressure_change(limit))
+        });
+        match pushed {
+            Ok(change) => {
+                to.wake();
+                if let Some(state) = change {
+                    self.report_pressure(to, state);
+                }
+            }
             Err(TooSlow) => self.too_slow(to),
         }
     }

@@ -17,6 +17,7 @@ use crate::relay::refusal::Refusal;
 use crate::relay::room::Left;
 use crate::telemetry::STEPS;
 
+use super::seat::Direct;
 use super::{Drain, Hub, Joining, Seat, SharedRoom};
 
 impl Hub {
@@ -53,6 +54,7 @@ impl Hub {
             buffered: Cell::default(),
             published: Cell::new(false),
             losses: RefCell::default(),
+            direct: Cell::new(Direct::None),
         });
         let known = {
             let mut room = seat.room.borrow_mut();

@@ -20,7 +20,9 @@ use crate::relay::close::Close;
 use crate::relay::envelope::Envelope;
 use crate::relay::ids::{Device, InstanceId, Member, UserId};
 use crate::relay::outbox::{Outbox, Outgoing};
-use crate::relay::protocol::{BackplaneState, ClientLimits, Feature, PeerState, Protocol, ServerMessage};
+use crate::relay::protocol::{
+    BackplaneState, ClientLimits, Feature, MessageError, PeerState, Protocol, ServerMessage,
+};
 use crate::relay::room::{Effect, Room};
 
 mod frames;
@@ -41,6 +43,8 @@ pub enum Sent {
     Absent,
     /// Send it again when the seat is woken, at the latest after [`MARKER_LIMIT`]; read nothing before.
     Wait,
+    /// It was delivered, to a classic connection, which will not acknowledge it.
+    AckUnsupported,
     /// The backplane's queue is full.
     Refused,
     /// The sender has lost its slot.
@@ -222,7 +226,15 @@ impl Hub {
                 };
                 self.apply(effects);
                 match to {
-                    Some(to) => self.deliver(&to, occupancy, &parcel, Instant::now()),
+                    Some(to) => {
+                        let now = Instant::now();
+                        if let Err(cause) = self.deliver(&to, from.connection, occupancy, &parcel, now) {
+                            let id = parcel.into_id();
+                            let envelope = Envelope::Undelivered { connection: from.connection, cause, id };
+                            // Its sender waits for an answer with a time limit of its own.
+                            let _ = self.backplane.publish(user, channel.other(), envelope, now);
+                        }
+                    }
                     None => self.metrics.dropped(Dropped::Overwritten, 1),
                 }
             }
@@ -252,7 +264,21 @@ impl Hub {
                     self.disconnect(&to);
                 }
             }
+            Envelope::Undelivered { connection, cause, id } => {
+                let to = room.borrow().here(channel).cloned();
+                if let Some(to) = to.filter(|to| to.connection == connection) {
+                    let error = MessageError { id, ..MessageError::from(cause) };
+                    self.send_error(&to, &error);
+                }
+            }
         }
+    }
+
+    /// Sends an `error` to a v1 client.
+    pub fn send_error(self: &Rc<Self>, seat: &Rc<Seat>, error: &MessageError) {
+        let MessageError { code, detail, id } = error;
+        self.metrics.error_sent(code);
+        self.control(seat, &ServerMessage::Error { code, detail, id: id.as_deref() });
     }
 
     fn on_backplane(self: &Rc<Self>, state: BackplaneState, users: Users<'_>) {

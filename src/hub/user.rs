@@ -95,7 +95,7 @@ impl Hub {
         let text = match to.protocol {
             Protocol::V1 => {
                 let (from, data) = (Sender::Server, Some(raw_json(data)));
-                ServerMessage::Message { from, data, text: None, id: None }.encode()
+                ServerMessage::Message { from, data, text: None, id: None, ack: false }.encode()
             }
             Protocol::Classic => {
                 let occupancy = to.room.borrow().occupancy();

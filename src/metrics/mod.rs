@@ -83,12 +83,13 @@ const CLOSES: [&str; 14] = [
 ];
 
 /// What `error` messages say; the rest are refusals of a fresh token.
-const ERRORS: [&str; 18] = [
+const ERRORS: [&str; 19] = [
     "bad_json",
     "unknown_type",
     "bad_field",
     "empty_frame",
     "peer_absent",
+    "ack_unsupported",
     "rate_limited",
     "backplane_unavailable",
     "wrong_user",
@@ -191,7 +192,7 @@ pub struct Metrics {
     dropped: By<8>,
     overwritten: By<2>,
     closes: By<14>,
-    errors: By<18>,
+    errors: By<19>,
     claims: By<3>,
     renewals: By<3>,
     publishes: By<3>,
@@ -209,6 +210,8 @@ pub struct Metrics {
     pub http_connections: Gauge,
     /// Connections that were closed because no whole request came in time.
     pub requests_overdue: Counter,
+    /// Pairs of connections whose clients have arranged a direct path, by their signals.
+    pub direct_paths: Counter,
     /// Connections that were dropped because nothing came from them for two heartbeats.
     pub heartbeats_missed: Counter,
     /// Connections that were closed because they took nothing of what waited for them.
@@ -322,6 +325,8 @@ impl Default for Metrics {
                 .one("http_connections", "Connections that speak HTTP: not upgraded yet, or never"),
             requests_overdue: new
                 .one("requests_overdue", "Connections that were closed, as no whole request came in time"),
+            direct_paths: new
+                .one("direct_paths", "Pairs of connections whose clients have arranged a direct path"),
             heartbeats_missed: new.one(
                 "heartbeats_missed",
                 "Connections that were dropped, as nothing came from them for two heartbeats",

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::ids::{ClientId, ConnectionId, Device, Generation, InstanceId, Member};
 use super::parcel::Parcel;
 use super::private::Private;
+use super::protocol::PressureState;
 use super::record::Holder;
 
 /// One message on the channel of a device.
@@ -53,6 +54,26 @@ pub enum Envelope {
         /// The connection that is meant.
         connection: ConnectionId,
     },
+    /// What a connection of this device sent has reached the other instance, and not what it was meant for.
+    Undelivered {
+        /// The connection that sent it.
+        connection: ConnectionId,
+        /// Why.
+        cause: Undelivered,
+        /// The message's `id`, where it had one.
+        id: Option<String>,
+    },
+}
+
+/// Why a message that arrived at an instance did not reach what it was meant for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Undelivered {
+    /// A `signal`: the connection is not current any more, or speaks the classic protocol.
+    #[serde(rename = "p")]
+    PeerAbsent,
+    /// A `send` with `ack`: it was delivered, to a classic connection, which will not acknowledge it.
+    #[serde(rename = "a")]
+    AckUnsupported,
 }
 
 /// Bytes that are no envelope.
@@ -80,7 +101,21 @@ enum Header<'a> {
     ServerMessage(()),
     #[serde(rename = "x")]
     Disconnect(ConnectionId),
+    // An older instance does not know what follows, and ignores it.
+    #[serde(rename = "a")]
+    Ack(Member, Cow<'a, str>),
+    #[serde(rename = "g")]
+    Signal(Member, ConnectionId, Option<String>),
+    #[serde(rename = "p")]
+    Pressure(Member, PressureState),
+    #[serde(rename = "u")]
+    Undelivered(ConnectionId, Undelivered, Option<String>),
 }
+
+/// Behind the data of a `send`: its sender waits for an `ack`. White space is no part of a JSON value (RFC 8259 section 2),
+/// and data that a client wrote never has any at its end. So an older instance, which knows no `ack`, reads and delivers the
+/// same `send` as ever, and the wish cannot be lost apart from its message.
+const ACK_WANTED: u8 = b'\n';
 
 impl Header<'_> {
     fn with(&self, payload: &[u8]) -> Bytes {
@@ -99,10 +134,14 @@ impl Envelope {
         match self {
             Self::Parcel { from, parcel } => match parcel {
                 Parcel::Frame(bytes) => Header::Frame(*from).with(bytes),
-                Parcel::Send { data, id, label } => {
-                    Header::Send(*from, id.clone(), label.as_ref().into()).with(data)
+                Parcel::Send { data, id, label, ack } => {
+                    let header = Header::Send(*from, id.clone(), label.as_ref().into());
+                    if *ack { header.with(&[data, &[ACK_WANTED][..]].concat()) } else { header.with(data) }
                 }
                 Parcel::Text { text, label } => Header::Text(*from, label.as_ref().into()).with(text),
+                Parcel::Ack { id } => Header::Ack(*from, id.into()).with(&[]),
+                Parcel::Signal { to, data, id } => Header::Signal(*from, *to, id.clone()).with(data),
+                Parcel::Pressure(state) => Header::Pressure(*from, *state).with(&[]),
             },
             Self::Claimed { device, holder } => {
                 let prefix = claimed_prefix(
@@ -123,6 +162,9 @@ impl Envelope {
             Self::Marker { instance, nonce } => Header::Marker(*instance, *nonce).with(&[]),
             Self::ServerMessage { data } => Header::ServerMessage(()).with(data),
             Self::Disconnect { connection } => Header::Disconnect(*connection).with(&[]),
+            Self::Undelivered { connection, cause, id } => {
+                Header::Undelivered(*connection, *cause, id.clone()).with(&[])
+            }
         }
     }
 
@@ -144,10 +186,12 @@ impl Envelope {
         Ok(match header {
             Header::Frame(_) if rest.is_empty() => return Err(NotAnEnvelope),
             Header::Frame(from) => Self::Parcel { from, parcel: Parcel::Frame(payload()) },
-            Header::Send(from, id, label) => Self::Parcel {
-                from,
-                parcel: Parcel::Send { data: utf8()?, id, label: label.as_ref().into() },
-            },
+            Header::Send(from, id, label) => {
+                let data = utf8()?;
+                let ack = data.last() == Some(&ACK_WANTED);
+                let data = if ack { data.slice(..data.len() - 1) } else { data };
+                Self::Parcel { from, parcel: Parcel::Send { data, id, label: label.as_ref().into(), ack } }
+            }
             Header::Text(from, label) => {
                 Self::Parcel { from, parcel: Parcel::Text { text: utf8()?, label: label.as_ref().into() } }
             }
@@ -161,6 +205,12 @@ impl Envelope {
             Header::Marker(instance, nonce) => Self::Marker { instance, nonce },
             Header::ServerMessage(()) => Self::ServerMessage { data: utf8()?.into() },
             Header::Disconnect(connection) => Self::Disconnect { connection },
+            Header::Ack(from, id) => Self::Parcel { from, parcel: Parcel::Ack { id: id.into_owned() } },
+            Header::Signal(from, to, id) => {
+                Self::Parcel { from, parcel: Parcel::Signal { to, data: utf8()?, id } }
+            }
+            Header::Pressure(from, state) => Self::Parcel { from, parcel: Parcel::Pressure(state) },
+            Header::Undelivered(connection, cause, id) => Self::Undelivered { connection, cause, id },
         })
     }
 }
@@ -231,6 +281,17 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_send_with_ack_is_the_same_send_to_the_first_version() {
+        let send = |data: &'static str, ack| {
+            let parcel = Parcel::Send { data: data.into(), id: Some("x".into()), label: "l".into(), ack };
+            Envelope::Parcel { from: member(7), parcel }.encode()
+        };
+        // Its reader takes all that follows the header for JSON, and the white space is none of the value.
+        assert_eq!(send("[1]", true), send("[1]\n", false));
+        assert_eq!(crate::relay::protocol::raw_json("[1]\n").get(), "[1]");
+    }
+
     fn envelopes() -> impl Strategy<Value = Envelope> {
         let member = || any::<u64>().prop_map(member);
         let device = || prop_oneof![Just(Device::Desktop), Just(Device::Mobile)];
@@ -238,9 +299,29 @@ mod tests {
         prop_oneof![
             (member(), prop::collection::vec(any::<u8>(), 1..300))
                 .prop_map(|(from, b)| { Envelope::Parcel { from, parcel: Parcel::Frame(b.into()) } }),
-            (member(), ".*", prop::option::of(".*"), ".*").prop_map(|(from, data, id, label)| {
-                Envelope::Parcel { from, parcel: Parcel::Send { data: data.into(), id, label: label.into() } }
+            (member(), ".*", prop::option::of(".*"), ".*", any::<bool>()).prop_map(
+                |(from, data, id, label, ack)| {
+                    let parcel = Parcel::Send { data: data.into(), id, label: label.into(), ack };
+                    Envelope::Parcel { from, parcel }
+                }
+            ),
+            (member(), ".*").prop_map(|(from, id)| Envelope::Parcel { from, parcel: Parcel::Ack { id } }),
+            (member(), member(), ".*", prop::option::of(".*")).prop_map(|(from, to, data, id)| {
+                let parcel = Parcel::Signal { to: to.connection, data: data.into(), id };
+                Envelope::Parcel { from, parcel }
             }),
+            (member(), prop_oneof![Just(PressureState::High), Just(PressureState::Low)])
+                .prop_map(|(from, state)| Envelope::Parcel { from, parcel: Parcel::Pressure(state) }),
+            (
+                member(),
+                prop_oneof![Just(Undelivered::PeerAbsent), Just(Undelivered::AckUnsupported)],
+                prop::option::of(".*")
+            )
+                .prop_map(|(member, cause, id)| Envelope::Undelivered {
+                    connection: member.connection,
+                    cause,
+                    id
+                }),
             (member(), ".*", ".*").prop_map(|(from, text, label)| Envelope::Parcel {
                 from,
                 parcel: Parcel::Text { text: text.into(), label: label.into() }

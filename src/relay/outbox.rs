@@ -12,6 +12,7 @@ use bytes::Bytes;
 
 use super::close::Close;
 use super::ids::StreamId;
+use super::protocol::PressureState;
 
 /// The two kinds of message in a WebSocket (RFC 6455 section 5.6).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,6 +94,8 @@ pub struct Outbox {
     volatile_bytes: usize,
     /// The two lower lanes take turns, so that neither starves the other.
     volatile_next: bool,
+    /// The reliable queue was long when it was last looked at.
+    pressed: bool,
     goodbye: Option<(Option<Bytes>, Close)>,
 }
 
@@ -144,6 +147,24 @@ impl Outbox {
         let message = if self.reliable.is_empty() { message } else { message.detached() };
         self.reliable.push_back(message);
         Ok(())
+    }
+
+    /// What has become of the reliable queue since this was last asked: above half of `limit` it is long, and below a
+    /// quarter it is short again. In between nothing changes, so that a queue about a bound is not reported each time.
+    pub fn pressure_change(&mut self, limit: usize) -> Option<PressureState> {
+        let is_pressed =
+            if self.pressed { self.reliable_bytes >= limit / 4 } else { self.reliable_bytes > limit / 2 };
+        if is_pressed == self.pressed {
+            return None;
+        }
+        self.pressed = is_pressed;
+        Some(if is_pressed { PressureState::High } else { PressureState::Low })
+    }
+
+    /// The reliable queue is long.
+    #[must_use]
+    pub fn is_pressed(&self) -> bool {
+        self.pressed
     }
 
     /// Lets a volatile frame wait; an older one of its stream gives way to it.
@@ -349,6 +370,30 @@ mod tests {
         assert_eq!(outbox.push_reliable(big(), LIMIT), Ok(()));
         assert_eq!(outbox.push_reliable(big(), LIMIT), Err(TooSlow));
         assert_eq!(outbox.push_reliable(Outgoing::binary(frame(0x80, 1), None), LIMIT), Err(TooSlow));
+    }
+
+    #[test]
+    fn pressure_is_high_above_half_and_low_below_a_quarter() {
+        let mut outbox = Outbox::default();
+        let item = 100 - ITEM;
+        let push = |outbox: &mut Outbox| {
+            let message = Outgoing::binary(Bytes::from(vec![0x80; item]), None);
+            outbox.push_reliable(message, 1000).unwrap();
+            outbox.pressure_change(1000)
+        };
+        for waiting in 1..=5 {
+            assert_eq!(push(&mut outbox), None, "{waiting}00 of 1000 bytes wait");
+        }
+        assert_eq!(push(&mut outbox), Some(PressureState::High));
+        assert_eq!(push(&mut outbox), None);
+        for waiting in (3..=6).rev() {
+            outbox.pop();
+            assert_eq!(outbox.pressure_change(1000), None, "{waiting}00 of 1000 bytes wait");
+            assert!(outbox.is_pressed());
+        }
+        outbox.pop();
+        assert_eq!(outbox.pressure_change(1000), Some(PressureState::Low));
+        assert_eq!(outbox.pressure_change(1000), None);
     }
 
     #[test]

@@ -5,6 +5,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::ids::ConnectionId;
+use super::protocol::PressureState;
+
 /// What one device sends to the other. `Debug` prints its kind and its size.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Parcel {
@@ -18,7 +21,25 @@ pub enum Parcel {
         id: Option<String>,
         /// The sender's e-mail address or uid, for a classic receiver.
         label: Arc<str>,
+        /// The sender waits for an `ack`.
+        ack: bool,
     },
+    /// A v1 `ack`.
+    Ack {
+        /// The message's.
+        id: String,
+    },
+    /// A v1 `signal`.
+    Signal {
+        /// The connection that it is for, and no later one.
+        to: ConnectionId,
+        /// JSON, as the client wrote it.
+        data: Bytes,
+        /// The client's id for it, for errors.
+        id: Option<String>,
+    },
+    /// Not from the other device itself: the relay that writes to it reports its reliable queue.
+    Pressure(PressureState),
     /// A classic message.
     Text {
         /// What the client sent, as text.
@@ -34,6 +55,9 @@ impl fmt::Debug for Parcel {
             Self::Frame(_) => "Frame",
             Self::Send { .. } => "Send",
             Self::Text { .. } => "Text",
+            Self::Ack { .. } => "Ack",
+            Self::Signal { .. } => "Signal",
+            Self::Pressure(_) => "Pressure",
         };
         write!(f, "{kind}({} bytes)", self.len())
     }
@@ -45,7 +69,21 @@ impl Parcel {
     pub fn is_reliable(&self) -> bool {
         match self {
             Self::Frame(bytes) => bytes.first().is_some_and(|id| *id >= 0x80),
-            Self::Send { .. } | Self::Text { .. } => true,
+            Self::Send { .. }
+            | Self::Text { .. }
+            | Self::Ack { .. }
+            | Self::Signal { .. }
+            | Self::Pressure(_) => true,
+        }
+    }
+
+    /// The `id` that its client gave it.
+    #[must_use]
+    pub fn into_id(self) -> Option<String> {
+        match self {
+            Self::Send { id, .. } | Self::Signal { id, .. } => id,
+            Self::Ack { id } => Some(id),
+            Self::Frame(_) | Self::Text { .. } | Self::Pressure(_) => None,
         }
     }
 
@@ -54,8 +92,13 @@ impl Parcel {
     pub fn len(&self) -> usize {
         match self {
             Self::Frame(bytes) => bytes.len(),
-            Self::Send { data, id, label } => data.len() + id.as_ref().map_or(0, String::len) + label.len(),
+            Self::Send { data, id, label, .. } => {
+                data.len() + id.as_ref().map_or(0, String::len) + label.len()
+            }
             Self::Text { text, label } => text.len() + label.len(),
+            Self::Ack { id } => id.len(),
+            Self::Signal { data, id, .. } => data.len() + id.as_ref().map_or(0, String::len),
+            Self::Pressure(_) => 0,
         }
     }
 

@@ -69,8 +69,10 @@ mod tests {
         let bytes = || Bytes::from_static(SECRET.as_bytes());
         let parcels = [
             Parcel::Frame(bytes()),
-            Parcel::Send { data: bytes(), id: Some(SECRET.into()), label: SECRET.into() },
+            Parcel::Send { data: bytes(), id: Some(SECRET.into()), label: SECRET.into(), ack: true },
             Parcel::Text { text: bytes(), label: SECRET.into() },
+            Parcel::Ack { id: SECRET.into() },
+            Parcel::Signal { to: Member::NONE.connection, data: bytes(), id: None },
         ];
         let envelopes = parcels.clone().map(|parcel| Envelope::Parcel { from: Member::NONE, parcel });
         let from_operator = Envelope::ServerMessage { data: bytes().into() };

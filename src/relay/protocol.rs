@@ -1,12 +1,13 @@
 //! The control messages of `duorelay.v1`, in both directions.
 
-use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::fmt;
 
 use bytes::Bytes;
-use serde::Serialize;
+use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize as DeriveDeserialize, Serialize};
 use serde_json::value::RawValue;
 
+use super::envelope::Undelivered;
 use super::ids::{ConnectionId, Device, Generation, InstanceId, Member};
 use super::private::Private;
 
@@ -42,6 +43,22 @@ pub enum ClientMessage<'a> {
         data: Private<&'a str>,
         /// Repeated to the other device, and in errors.
         id: Option<String>,
+        /// The sender waits for `acked`; then there is an `id`.
+        ack: bool,
+    },
+    /// A message with `ack` has been delivered.
+    Ack {
+        /// The message's.
+        id: String,
+    },
+    /// To the other device's client library, to arrange a direct path.
+    Signal {
+        /// The connection that it is for, and no later one.
+        to: ConnectionId,
+        /// Any JSON value, exactly as the client wrote it.
+        data: Private<&'a str>,
+        /// Repeated in errors.
+        id: Option<String>,
     },
     /// An application-level ping: browsers cannot send WebSocket pings.
     Ping {
@@ -53,6 +70,13 @@ pub enum ClientMessage<'a> {
         /// The ID token.
         token: Private<String>,
     },
+}
+
+/// What a relay understands beyond the first version, unless the operator has switched it off.
+#[must_use]
+pub fn features(direct: bool) -> Vec<Feature> {
+    let all = [Feature::Ack, Feature::Signal, Feature::Pressure];
+    all.into_iter().filter(|feature| direct || *feature != Feature::Signal).collect()
 }
 
 /// Why a client's message was not accepted.
@@ -78,39 +102,149 @@ impl MessageError {
 pub const EMPTY_FRAME: MessageError =
     MessageError::new("empty_frame", "a binary message needs at least its stream id (byte 0)");
 
+impl From<Undelivered> for MessageError {
+    fn from(cause: Undelivered) -> Self {
+        match cause {
+            Undelivered::PeerAbsent => PEER_ABSENT,
+            Undelivered::AckUnsupported => ACK_UNSUPPORTED,
+        }
+    }
+}
+
+/// The other slot is empty, or a `signal` was for another connection than the one that holds it.
+pub const PEER_ABSENT: MessageError = MessageError::new(
+    "peer_absent",
+    "nobody who could take it holds the other slot: the message was dropped",
+);
+/// A `send` with `ack` to a classic connection.
+pub const ACK_UNSUPPORTED: MessageError = MessageError::new(
+    "ack_unsupported",
+    "the other device speaks classic: it got the message, and sends no ack",
+);
+/// The backplane's queue is full.
+pub const BACKPLANE_BLOCKED: MessageError = MessageError::new(
+    "backplane_unavailable",
+    "the way to the other device is blocked: the message was dropped",
+);
+
+/// The operator has switched direct paths off; `features` says so.
+pub const SIGNAL_IS_OFF: MessageError =
+    MessageError::new("unknown_type", "signal is switched off on this relay, and not among its features");
+
+/// Characters of the `id` of a message with `ack`, at most.
+pub const ACK_ID_CHARS: usize = 64;
+/// Bytes of the `data` of a `signal`, at most: a description of a session with all its candidates has a few thousand.
+pub const SIGNAL_BYTES: usize = 16 * 1024;
+
+/// The fields that mean something in any message, each as it was written. Others are read over: they cost no memory.
+#[derive(Default)]
+struct Fields<'a> {
+    kind: Option<&'a RawValue>,
+    id: Option<&'a RawValue>,
+    data: Option<&'a RawValue>,
+    token: Option<&'a RawValue>,
+    ack: Option<&'a RawValue>,
+    to: Option<&'a RawValue>,
+}
+
+#[derive(DeriveDeserialize)]
+#[serde(field_identifier, rename_all = "lowercase")]
+enum Name {
+    Type,
+    Id,
+    Data,
+    Token,
+    Ack,
+    To,
+    #[serde(other)]
+    Unknown,
+}
+
+impl<'de> Deserialize<'de> for Fields<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Object;
+        impl<'de> Visitor<'de> for Object {
+            type Value = Fields<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut fields = Fields::default();
+                while let Some(name) = map.next_key()? {
+                    // Of a field that is given twice the last one counts.
+                    let field = match name {
+                        Name::Type => &mut fields.kind,
+                        Name::Id => &mut fields.id,
+                        Name::Data => &mut fields.data,
+                        Name::Token => &mut fields.token,
+                        Name::Ack => &mut fields.ack,
+                        Name::To => &mut fields.to,
+                        Name::Unknown => {
+                            map.next_value::<IgnoredAny>()?;
+                            continue;
+                        }
+                    };
+                    *field = Some(map.next_value()?);
+                }
+                Ok(fields)
+            }
+        }
+        deserializer.deserialize_map(Object)
+    }
+}
+
+/// The value of a field; an error when it is there and of another type.
+fn read<'a, T: Deserialize<'a>>(field: Option<&'a RawValue>) -> Result<Option<T>, ()> {
+    field.map(|raw| serde_json::from_str(raw.get())).transpose().map_err(|_| ())
+}
+
 impl<'a> ClientMessage<'a> {
     /// Reads one text message.
     ///
     /// # Errors
     /// `bad_json` (not a JSON object), `unknown_type`, `bad_field`.
     pub fn parse(text: &'a str) -> Result<Self, MessageError> {
-        let fields: BTreeMap<Cow<'a, str>, &'a RawValue> = serde_json::from_str(text)
+        let fields: Fields<'a> = serde_json::from_str(text)
             .map_err(|_| MessageError::new("bad_json", "a text message must be one JSON object"))?;
-        let string = |name: &str| -> Result<Option<String>, ()> {
-            let Some(raw) = fields.get(name) else {
-                return Ok(None);
-            };
-            serde_json::from_str(raw.get()).map(Some).map_err(|_| ())
+        let id = read::<String>(fields.id);
+        let error = |code, detail| MessageError { code, detail, id: id.clone().unwrap_or(None) };
+        let bad = |detail| move |()| MessageError { code: "bad_field", detail, id: None };
+        let id_of = || id.clone().map_err(bad("id must be a string"));
+        let data_of = |limit: usize| match fields.data {
+            Some(data) if data.get().len() <= limit => Ok(Private::from(data.get())),
+            Some(_) => Err(error("bad_field", "data is longer than 16 KiB")),
+            None => Err(error("bad_field", "data is missing (null is a value)")),
         };
-        let id = string("id");
-        let known_id = id.clone().unwrap_or(None);
-        let error = |code, detail| MessageError { code, detail, id: known_id.clone() };
-        let bad_id = |()| error("bad_field", "id must be a string");
-        let kind = string("type")
+        let ack_id_of = || match id_of()? {
+            Some(id) if (1..=ACK_ID_CHARS).contains(&id.chars().count()) => Ok(id),
+            _ => Err(error("bad_field", "with ack, an id of 1 to 64 characters is needed")),
+        };
+        let kind = read::<String>(fields.kind)
             .map_err(|()| error("bad_field", "type must be a string"))?
             .ok_or_else(|| error("bad_field", "type is missing"))?;
         match kind.as_str() {
-            "send" => match fields.get("data") {
-                Some(data) => Ok(Self::Send { data: data.get().into(), id: id.map_err(bad_id)? }),
-                None => Err(error("bad_field", "data is missing (null is a value)")),
-            },
-            "ping" => Ok(Self::Ping { id: id.map_err(bad_id)? }),
-            "auth" => match string("token") {
+            "send" => {
+                let data = data_of(usize::MAX)?;
+                match read(fields.ack).map_err(|()| error("bad_field", "ack must be true or false"))? {
+                    Some(true) => Ok(Self::Send { data, id: Some(ack_id_of()?), ack: true }),
+                    Some(false) | None => Ok(Self::Send { data, id: id_of()?, ack: false }),
+                }
+            }
+            "ack" => Ok(Self::Ack { id: ack_id_of()? }),
+            "signal" => {
+                let to = read(fields.to).unwrap_or(None);
+                let to = to.ok_or_else(|| error("bad_field", "to must be a connection's id"))?;
+                Ok(Self::Signal { to, data: data_of(SIGNAL_BYTES)?, id: id_of()? })
+            }
+            "ping" => Ok(Self::Ping { id: id_of()? }),
+            "auth" => match read::<String>(fields.token) {
                 Ok(Some(token)) => Ok(Self::Auth { token: token.into() }),
                 Ok(None) => Err(error("bad_field", "token is missing")),
                 Err(()) => Err(error("bad_field", "token must be a string")),
             },
-            _ => Err(error("unknown_type", "type must be send, ping or auth")),
+            _ => Err(error("unknown_type", "type must be send, ack, signal, ping or auth")),
         }
     }
 }
@@ -154,6 +288,16 @@ pub enum BackplaneState {
     Down,
     /// It has again.
     Up,
+}
+
+/// Whether a receiver's reliable queue is long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, DeriveDeserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PressureState {
+    /// Above half of what may wait.
+    High,
+    /// Below a quarter again.
+    Low,
 }
 
 /// Why a socket will end soon.
@@ -260,6 +404,28 @@ pub enum ServerMessage<'a> {
         /// The `id` that the sender gave it.
         #[serde(skip_serializing_if = "Option::is_none")]
         id: Option<&'a str>,
+        /// The sender waits for an `ack`.
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        ack: bool,
+    },
+    /// The other device has delivered a message with `ack`.
+    Acked {
+        /// The message's.
+        id: &'a str,
+    },
+    /// From the other device's client library.
+    Signal {
+        /// The connection that sent it.
+        from: ConnectionId,
+        /// Any JSON value, exactly as its sender wrote it.
+        data: &'a RawValue,
+    },
+    /// The reliable queue of the other device's connection has become long, or is short again.
+    Pressure {
+        /// Which of the two.
+        state: PressureState,
+        /// The connection whose queue it is.
+        connection: ConnectionId,
     },
     /// This connection lost its slot; close 4001 follows.
     Overwritten {

@@ -66,8 +66,28 @@ fn every_server_message_has_these_bytes() {
                 data: Some(raw_json("{ \"b\":1e400 }")),
                 text: None,
                 id: Some("x"),
+                ack: false,
             },
             r#"{"type":"message","from":"mobile","data":{ "b":1e400 },"id":"x"}"#.to_owned(),
+        ),
+        (
+            ServerMessage::Message {
+                from: Sender::Desktop,
+                data: Some(raw_json("1")),
+                text: None,
+                id: Some("x"),
+                ack: true,
+            },
+            r#"{"type":"message","from":"desktop","data":1,"id":"x","ack":true}"#.to_owned(),
+        ),
+        (ServerMessage::Acked { id: "x" }, r#"{"type":"acked","id":"x"}"#.to_owned()),
+        (
+            ServerMessage::Signal { from: C, data: raw_json("{}") },
+            format!(r#"{{"type":"signal","from":"{c}","data":{{}}}}"#),
+        ),
+        (
+            ServerMessage::Pressure { state: PressureState::High, connection: C },
+            format!(r#"{{"type":"pressure","state":"high","connection":"{c}"}}"#),
         ),
         (
             ServerMessage::Message {
@@ -75,11 +95,18 @@ fn every_server_message_has_these_bytes() {
                 data: Some(raw_json("null")),
                 text: None,
                 id: None,
+                ack: false,
             },
             r#"{"type":"message","from":"server","data":null}"#.to_owned(),
         ),
         (
-            ServerMessage::Message { from: Sender::Desktop, data: None, text: Some("h\ni"), id: None },
+            ServerMessage::Message {
+                from: Sender::Desktop,
+                data: None,
+                text: Some("h\ni"),
+                id: None,
+                ack: false,
+            },
             r#"{"type":"message","from":"desktop","text":"h\ni"}"#.to_owned(),
         ),
         (
@@ -123,8 +150,25 @@ fn every_server_message_has_these_bytes() {
 fn client_messages_are_read_by_the_table() {
     use ClientMessage as M;
     let ok = [
-        (r#"{"type":"send","data":{"a": 1}}"#, M::Send { data: r#"{"a": 1}"#.into(), id: None }),
-        (r#"{"id":"7","data":null,"type":"send"}"#, M::Send { data: "null".into(), id: Some("7".into()) }),
+        (r#"{"type":"send","data":{"a": 1}}"#, M::Send { data: r#"{"a": 1}"#.into(), id: None, ack: false }),
+        (
+            r#"{"id":"7","data":null,"type":"send"}"#,
+            M::Send { data: "null".into(), id: Some("7".into()), ack: false },
+        ),
+        (r#"{"type":"send","data":1,"ack":false}"#, M::Send { data: "1".into(), id: None, ack: false }),
+        (
+            r#"{"type":"send","data":1,"ack":true,"id":"\u00e9"}"#,
+            M::Send { data: "1".into(), id: Some("é".into()), ack: true },
+        ),
+        (
+            r#"{"type":"send","data":1,"data":2,"to":7,"token":[]}"#,
+            M::Send { data: "2".into(), id: None, ack: false },
+        ),
+        (r#"{"type":"ack","id":"a"}"#, M::Ack { id: "a".into() }),
+        (
+            r#"{"type":"signal","to":"01900000-0000-7000-8000-000000000001","data":[ 1]}"#,
+            M::Signal { to: C, data: "[ 1]".into(), id: None },
+        ),
         (r#"{"t\u0079pe":"ping"}"#, M::Ping { id: None }),
         (r#"{"type":"ping","id":"\u00e9"}"#, M::Ping { id: Some("é".into()) }),
         (r#" {"type":"auth","token":"t","more":[1]} "#, M::Auth { token: String::from("t").into() }),
@@ -147,6 +191,15 @@ fn client_messages_are_read_by_the_table() {
         (r#"{"type":"ping","id":2}"#, "bad_field", None),
         (r#"{"type":"auth"}"#, "bad_field", None),
         (r#"{"type":"auth","token":null}"#, "bad_field", None),
+        (r#"{"type":"send","data":1,"ack":true}"#, "bad_field", None),
+        (r#"{"type":"send","data":1,"ack":true,"id":""}"#, "bad_field", Some("")),
+        (r#"{"type":"send","data":1,"ack":1,"id":"i"}"#, "bad_field", Some("i")),
+        (r#"{"type":"send","data":1,"ack":null,"id":"i"}"#, "bad_field", Some("i")),
+        (r#"{"type":"ack"}"#, "bad_field", None),
+        (r#"{"type":"ack","id":7}"#, "bad_field", None),
+        (r#"{"type":"signal","data":1,"id":"i"}"#, "bad_field", Some("i")),
+        (r#"{"type":"signal","to":"me","data":1}"#, "bad_field", None),
+        (r#"{"type":"signal","to":"01900000-0000-7000-8000-000000000001"}"#, "bad_field", None),
     ];
     for (json, code, id) in bad {
         let error = M::parse(json).unwrap_err();
@@ -155,10 +208,31 @@ fn client_messages_are_read_by_the_table() {
 }
 
 #[test]
+fn ids_of_acks_and_data_of_signals_are_bounded() {
+    let ack = |id: &str| {
+        let send = format!(r#"{{"type":"send","data":1,"ack":true,"id":"{id}"}}"#);
+        let ack = format!(r#"{{"type":"ack","id":"{id}"}}"#);
+        (ClientMessage::parse(&send).is_ok(), ClientMessage::parse(&ack).is_ok())
+    };
+    assert_eq!(ack(&"é".repeat(64)), (true, true));
+    assert_eq!(ack(&"a".repeat(65)), (false, false));
+    let long = "a".repeat(65);
+    assert!(ClientMessage::parse(&format!(r#"{{"type":"send","data":1,"id":"{long}"}}"#)).is_ok());
+    let signal = |bytes: usize| {
+        let data = "a".repeat(bytes - 2);
+        ClientMessage::parse(&format!(r#"{{"type":"signal","to":"{C}","data":"{data}"}}"#)).is_ok()
+    };
+    assert!(signal(SIGNAL_BYTES) && !signal(SIGNAL_BYTES + 1));
+}
+
+#[test]
 fn deep_nesting_is_passed_on_and_not_recursed_into() {
     let deep = format!("{}{}", "[".repeat(30_000), "]".repeat(30_000));
     let json = format!(r#"{{"type":"send","data":{deep}}}"#);
-    assert_eq!(ClientMessage::parse(&json), Ok(ClientMessage::Send { data: Private::new(&deep), id: None }));
+    assert_eq!(
+        ClientMessage::parse(&json),
+        Ok(ClientMessage::Send { data: Private::new(&deep), id: None, ack: false })
+    );
     assert_eq!(compact_json(&deep), deep);
 }
 
@@ -186,8 +260,8 @@ proptest! {
         let pretty = serde_json::to_string_pretty(&value).unwrap();
         let json = format!("{{\"type\":\"send\",\"data\":{pretty}}}");
         let parsed = ClientMessage::parse(&json);
-        prop_assert_eq!(parsed.as_ref(), Ok(&ClientMessage::Send { data: Private::new(&pretty), id: None }));
-        let message = ServerMessage::Message { from: Sender::Mobile, data: Some(raw_json(&pretty)), text: None, id: None };
+        prop_assert_eq!(parsed.as_ref(), Ok(&ClientMessage::Send { data: Private::new(&pretty), id: None, ack: false }));
+        let message = ServerMessage::Message { from: Sender::Mobile, data: Some(raw_json(&pretty)), text: None, id: None, ack: false };
         let read: serde_json::Value = serde_json::from_slice(&message.encode()).unwrap();
         prop_assert_eq!(&read["data"], &value);
     }

@@ -139,6 +139,7 @@ pub async fn every_envelope_arrives_as_it_was_published(world: &World) {
             data: Bytes::copy_from_slice(data.as_bytes()),
             id: id.map(str::to_owned),
             label: label.clone(),
+            ack: false,
         })
     };
     let text = |text: &str| {

@@ -7,6 +7,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod acks;
 mod bounds;
 mod classic;
 mod cli;
@@ -18,6 +19,7 @@ mod http2;
 mod limits;
 mod memory;
 mod operator;
+mod pressure;
 mod revocation;
 mod session;
 mod slow;

@@ -561,7 +561,8 @@ impl Backplane for Redis {
             | Envelope::Released { .. }
             | Envelope::Marker { .. }
             | Envelope::ServerMessage { .. }
-            | Envelope::Disconnect { .. } => None,
+            | Envelope::Disconnect { .. }
+            | Envelope::Undelivered { .. } => None,
         };
         self.publisher.publish(self.names.channel(user, channel), envelope.encode(), stream, since)
     }

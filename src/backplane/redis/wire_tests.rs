@@ -46,6 +46,7 @@ fn envelopes_keep_their_bytes() {
         data: Bytes::from_static(b"{\"a\":1}"),
         id: id.map(str::to_owned),
         label: "a@b".into(),
+        ack: false,
     };
     let claimed = |client| Envelope::Claimed { device: Device::Desktop, holder: holder_named(client) };
     let cases = [

@@ -13,7 +13,10 @@ use crate::relay::close::Close;
 use crate::relay::ids::StreamId;
 use crate::relay::limits::{Quota, Verdict};
 use crate::relay::parcel::Parcel;
-use crate::relay::protocol::{ClientMessage, EMPTY_FRAME, MessageError, Protocol, ServerMessage};
+use crate::relay::protocol::{
+    ACK_UNSUPPORTED, BACKPLANE_BLOCKED, ClientMessage, EMPTY_FRAME, Feature, MessageError, PEER_ABSENT,
+    Protocol, SIGNAL_IS_OFF, ServerMessage,
+};
 use crate::relay::refusal::Refusal;
 
 use super::clock::{deadline_of, unix_ms};
@@ -109,9 +112,17 @@ impl Socket {
 
     fn on_text(&mut self, text: &str, now: Instant) {
         match ClientMessage::parse(text) {
-            Ok(ClientMessage::Send { data, id }) => {
+            Ok(ClientMessage::Send { data, id, ack }) => {
                 let data = Bytes::copy_from_slice(data.as_bytes());
-                self.forward(Parcel::Send { data, id, label: self.seat.label() }, now);
+                self.forward(Parcel::Send { data, id, label: self.seat.label(), ack }, now);
+            }
+            Ok(ClientMessage::Ack { id }) => self.forward(Parcel::Ack { id }, now),
+            Ok(ClientMessage::Signal { to, data, id }) => {
+                if !self.hub.settings().features.contains(&Feature::Signal) {
+                    return self.on_error(&MessageError { id, ..SIGNAL_IS_OFF }, now);
+                }
+                let data = Bytes::copy_from_slice(data.as_bytes());
+                self.forward(Parcel::Signal { to, data, id }, now);
             }
             Ok(ClientMessage::Ping { id }) => {
                 // A client that moves sends what is reliable no more, pings, and opens its next socket after the
@@ -158,22 +169,23 @@ impl Socket {
                 self.parked = Some(Parked::Marker(parcel, now + MARKER_LIMIT));
                 return;
             }
-            Sent::Absent => ("peer_absent", "nobody holds the other slot: the message was dropped"),
-            Sent::Refused => {
-                ("backplane_unavailable", "the way to the other device is blocked: the message was dropped")
-            }
+            Sent::Absent => PEER_ABSENT,
+            Sent::AckUnsupported => ACK_UNSUPPORTED,
+            Sent::Refused => BACKPLANE_BLOCKED,
         };
-        let (code, detail) = failed;
         match parcel {
             Parcel::Frame(bytes) => {
                 let stream = bytes.first().copied().map(StreamId).filter(|stream| stream.is_reliable());
                 let due = |stream| self.faults.get_or_insert_default().absent.is_due(stream, now);
                 if stream.is_some_and(due) {
-                    self.send_error(&MessageError::new(code, detail));
+                    self.send_error(&failed);
                 }
             }
-            Parcel::Send { id, .. } => self.send_error(&MessageError { code, detail, id }),
-            Parcel::Text { .. } => {}
+            Parcel::Send { id, .. } | Parcel::Signal { id, .. } => {
+                self.send_error(&MessageError { id, ..failed });
+            }
+            // Whoever waits for an `acked` has a time limit, and a classic client knows no errors.
+            Parcel::Text { .. } | Parcel::Ack { .. } | Parcel::Pressure(_) => {}
         }
     }
 
@@ -186,9 +198,7 @@ impl Socket {
     }
 
     fn send_error(&mut self, error: &MessageError) {
-        let MessageError { code, detail, id } = error;
-        self.hub.metrics().error_sent(code);
-        self.hub.control(&self.seat, &ServerMessage::Error { code, detail, id: id.as_deref() });
+        self.hub.send_error(&self.seat, error);
     }
 
     pub(super) fn on_verified(&mut self, verified: Result<Identity, Refusal>, now: Instant) {

@@ -150,6 +150,7 @@ impl Socket {
             };
             encode(batch, opcode, &message.bytes);
         }
+        self.hub.on_written(&self.seat);
         if let Some((last, close)) = self.seat.with_outbox(|outbox| outbox.pop_goodbye()) {
             if let Some(last) = last {
                 encode(batch, Opcode::Text, &last);
