@@ -16,23 +16,19 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 use serde::Serialize;
 
 use super::workers::Command;
-use super::{Edge, peer_of, upgrade};
+use super::{Edge, client_files, peer_of, upgrade};
 use crate::auth::unix_now;
 use crate::relay::handshake;
 use crate::relay::ids::Member;
 use crate::relay::refusal::Refusal;
-
-/// The browser client, which every instance serves: a page needs no package for it.
-const CLIENT: &str = include_str!("../client/js/duorelay.js");
-const CLIENT_TYPES: &str = include_str!("../client/js/duorelay.d.ts");
 
 /// The public port. `page` is served where no upgrade is asked for at `/`, and beside it.
 pub fn public(edge: Arc<Edge>, page: Option<Router>) -> Router {
     let routes = Router::new()
         .route("/ws", any(upgrade_only))
         .route("/v1/session", get(session).options(preflight))
-        .route("/duorelay.js", get(async || client_file("text/javascript", CLIENT)))
-        .route("/duorelay.d.ts", get(async || client_file("text/plain", CLIENT_TYPES)))
+        .route("/duorelay.js", get(async |headers: HeaderMap| client_files::SCRIPT.answer(&headers)))
+        .route("/duorelay.d.ts", get(async |headers: HeaderMap| client_files::TYPES.answer(&headers)))
         .merge(health_routes());
     let routes = match page {
         None => routes.route("/", any(upgrade_only)),
@@ -200,14 +196,4 @@ fn allow_origin(edge: &Edge, asked: &HeaderMap, headers: &mut HeaderMap) -> bool
     headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin);
     headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static("retry-after"));
     true
-}
-
-/// Readable by pages of any origin: the client is public.
-fn client_file(content_type: &'static str, text: &'static str) -> Response {
-    let headers = [
-        (CONTENT_TYPE, content_type),
-        (CACHE_CONTROL, "public, max-age=300"),
-        (ACCESS_CONTROL_ALLOW_ORIGIN, "*"),
-    ];
-    (headers, text).into_response()
 }

@@ -1,6 +1,7 @@
 //! HTTP and WebSockets: what comes from outside.
 
 pub mod admin;
+pub mod client_files;
 pub mod gate;
 pub mod http;
 pub mod listen;
