@@ -145,9 +145,10 @@ export class DuoRelay {
     if (this.#retry !== null && !this.#retryIsOrdered) {
       this.#failures = 0; // of a network that is another one now
       this.#retryIn({ wait: [0, 0], code: "wake", detail: "the network is back" }, Math.max(0, this.#timing.wake - since));
-    } else if (this.#next && !this.#next.opened && since >= this.#timing.wake) {
-      // It may hang on the path that was left. The relay drops it if it arrives after its successor.
-      this.#next.end();
+    } else if (this.#state === "connecting" && !this.#next?.opened && since >= this.#timing.wake) {
+      // It may hang on the path that was left: the token, the handshake, the question why it failed. The relay drops the
+      // handshake if it arrives after its successor.
+      this.#next?.end();
       this.#next = null;
       this.#connect();
     }
