@@ -181,8 +181,10 @@ pub async fn serve(
         instance.id = %instance,
         "duorelay listens"
     );
-    let serving = tokio::spawn(listen::serve(public_port, public(edge, page), Arc::clone(&metrics)));
-    let admin_serving = tokio::spawn(listen::serve(admin_port, operators, Arc::clone(&metrics)));
+    let serving =
+        tokio::spawn(listen::serve(public_port, public(edge, page), Arc::clone(&gate), Arc::clone(&metrics)));
+    let admin_serving =
+        tokio::spawn(listen::serve(admin_port, operators, Arc::clone(&gate), Arc::clone(&metrics)));
     let sweeping = tokio::spawn(sweep(Arc::clone(&gate)));
     let watching = cgroup::Group::of_this_process()
         .map(|group| tokio::spawn(watch_memory(Arc::clone(&gate), Arc::clone(&metrics), group)));

@@ -160,6 +160,14 @@ impl Gate {
         client
     }
 
+    /// The network of a TCP connection's other end; `None` for a trusted proxy, which speaks for many.
+    #[must_use]
+    pub fn network_of_client(&self, peer: IpAddr) -> Option<IpAddr> {
+        let peer = peer.to_canonical();
+        let is_proxy = self.trusted_proxies.iter().any(|net| net.contains(&peer));
+        (!is_proxy).then(|| network_of(peer))
+    }
+
     /// [`Self::client_address`], for the fuzz targets.
     #[cfg(fuzzing)]
     pub fn fuzz_client_address(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {

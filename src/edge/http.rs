@@ -50,13 +50,18 @@ pub fn public(edge: Arc<Edge>, page: Option<Router>) -> Router {
     routes.with_state(edge)
 }
 
+/// Health checks.
+pub const HEALTH_PATHS: [&str; 4] =
+    ["/healthz/live", "/liveness_check", "/healthz/ready", "/readiness_check"];
+
 /// `GET /healthz/live`, `GET /healthz/ready`, and App Engine's names for them.
 pub fn health_routes() -> Router<Arc<Edge>> {
+    let [live_path, live_of_app_engine, ready_path, ready_of_app_engine] = HEALTH_PATHS;
     Router::new()
-        .route("/healthz/live", get(live))
-        .route("/liveness_check", get(live))
-        .route("/healthz/ready", get(ready))
-        .route("/readiness_check", get(ready))
+        .route(live_path, get(live))
+        .route(live_of_app_engine, get(live))
+        .route(ready_path, get(ready))
+        .route(ready_of_app_engine, get(ready))
 }
 
 async fn upgrade_only(State(edge): State<Arc<Edge>>, request: Request) -> Response {

@@ -3,33 +3,36 @@
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::Request;
+use axum::response::IntoResponse as _;
+use http::HeaderValue;
+use http::header::CONNECTION;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
-use tokio::time::timeout;
 use tower_service::Service as _;
 use tracing::{debug, warn};
 
 use super::PeerAddress;
+use super::gate::Gate;
+use super::http::HEALTH_PATHS;
+use super::places::{Connection, Limits, Places};
 use super::stream::tune;
-use crate::metrics::Metrics;
+use super::watched::{Answer, Watched};
+use crate::metrics::{HttpEnded, Metrics};
+use crate::relay::refusal::Refusal;
 
 /// Connections that may wait in the kernel.
 const BACKLOG: i32 = 4096;
-/// Connections that speak HTTP at the same time; upgraded ones do not count.
-const HTTP_CONNECTIONS: usize = 8192;
-/// How long a request's headers may take, also on a connection that has just been accepted.
-const HEADER_LIMIT: Duration = Duration::from_secs(10);
+/// Between two warnings that nothing can be accepted.
+const WARN_PAUSE: Duration = Duration::from_secs(60);
 /// A token has about 1 KiB; cookies and proxies add theirs.
 const HEADER_BYTES: usize = 32 * 1024;
 /// Streams that one HTTP/2 connection may have open at the same time.
@@ -53,30 +56,69 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Accepts and serves for ever.
-pub async fn serve(listener: TcpListener, router: Router, metrics: Arc<Metrics>) {
-    let places = Arc::new(Semaphore::new(HTTP_CONNECTIONS));
+pub async fn serve(listener: TcpListener, router: Router, gate: Arc<Gate>, metrics: Arc<Metrics>) {
+    serve_within(Limits::default(), listener, router, gate, metrics).await;
+}
+
+async fn serve_within(
+    limits: Limits,
+    listener: TcpListener,
+    router: Router,
+    gate: Arc<Gate>,
+    metrics: Arc<Metrics>,
+) {
+    let places = Arc::new(Mutex::new(Places::new(limits)));
+    let mut warned: Option<Instant> = None;
     loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
-            return;
-        };
-        let (stream, peer) = match listener.accept().await {
+        let accepted = listener.accept().await;
+        let now = Instant::now();
+        let (stream, peer) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
                 // No file descriptors left, or a client that is gone already: the next one may do better.
-                warn!(%error, "a connection could not be accepted");
+                if warned.is_none_or(|then| now.duration_since(then) >= WARN_PAUSE) {
+                    warn!(%error, "a connection could not be accepted");
+                    warned = Some(now);
+                }
+                lock(&places).clear(now, None);
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
             }
         };
-        let (router, metrics) = (router.clone(), Arc::clone(&metrics));
+        let network = gate.network_of_client(peer.ip());
+        let connection = match lock(&places).enter(network, now) {
+            Ok(connection) => connection,
+            Err(ended) => {
+                metrics.http_ended(ended);
+                continue;
+            }
+        };
+        let place = Place { places: Arc::clone(&places), connection, metrics: Arc::clone(&metrics) };
+        let router = router.clone();
         tokio::spawn(async move {
-            metrics.http_connections.inc();
-            if let Err(error) = speak(stream, peer, router, &metrics).await {
+            place.metrics.http_connections.inc();
+            if let Err(error) = speak(stream, peer, router, &place, &limits).await {
                 debug!(%error, "an HTTP connection ended early");
             }
-            metrics.http_connections.dec();
-            drop(place);
         });
+    }
+}
+
+fn lock(places: &Mutex<Places>) -> MutexGuard<'_, Places> {
+    places.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A place that is free again when this is dropped.
+struct Place {
+    places: Arc<Mutex<Places>>,
+    connection: Arc<Connection>,
+    metrics: Arc<Metrics>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        lock(&self.places).leave(&self.connection);
+        self.metrics.http_connections.dec();
     }
 }
 
@@ -86,19 +128,33 @@ async fn speak(
     stream: TcpStream,
     peer: SocketAddr,
     router: Router,
-    metrics: &Metrics,
+    place: &Place,
+    limits: &Limits,
 ) -> Result<(), HttpError> {
     tune(&stream)?;
-    let has_asked = Arc::new(AtomicBool::new(false));
-    let asks = Arc::clone(&has_asked);
+    let connection = Arc::clone(&place.connection);
     let service = service_fn(move |request: hyper::Request<Incoming>| {
-        asks.store(true, Ordering::Relaxed);
+        let asking = connection.ask(Instant::now());
+        let refused = connection.is_last() && !is_health_check(request.uri().path());
         let mut request: Request = request.map(axum::body::Body::new);
         request.extensions_mut().insert(PeerAddress(peer));
-        router.clone().call(request)
+        request.extensions_mut().insert(Arc::clone(&connection));
+        let is_last = connection.is_last();
+        let answered = if refused { None } else { Some(router.clone().call(request)) };
+        async move {
+            let mut response = match answered {
+                Some(answered) => answered.await?,
+                None => Refusal::Full.into_response(),
+            };
+            if is_last {
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, std::convert::Infallible>(response.map(|body| Answer::new(body, asking)))
+        }
     });
     let mut http = auto::Builder::new(TokioExecutor::new());
-    http.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_LIMIT).max_buf_size(HEADER_BYTES);
+    // Times are counted here: hyper's for a request's head runs while a connection is idle, too.
+    http.http1().timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(HEADER_BYTES);
     http.http2()
         .timer(TokioTimer::new())
         .enable_connect_protocol()
@@ -106,20 +162,29 @@ async fn speak(
         .max_header_list_size(u32::try_from(HEADER_BYTES).unwrap_or(u32::MAX))
         .keep_alive_interval(Some(Duration::from_secs(25)))
         .keep_alive_timeout(Duration::from_secs(25));
-    let mut connection = pin!(http.serve_connection_with_upgrades(TokioIo::new(stream), service));
-    // hyper's own limits begin when it knows which version is spoken, for which it waits without one; and an HTTP/2
-    // connection may ask for nothing for ever.
-    let ended = match timeout(HEADER_LIMIT, &mut connection).await {
-        Ok(ended) => ended,
-        Err(_) if !has_asked.load(Ordering::Relaxed) => Err("no request came in time".into()),
-        Err(_) => return connection.await,
-    };
-    // A connection that is kept alive and has nothing to ask any more ends in the same error, and is none of these.
-    if let Err(error) = &ended
-        && !has_asked.load(Ordering::Relaxed)
-        && error.downcast_ref::<hyper::Error>().is_none_or(hyper::Error::is_timeout)
-    {
-        metrics.requests_overdue.inc();
+    let watched = Watched { stream, connection: Arc::clone(&place.connection) };
+    let mut serving = pin!(http.serve_connection_with_upgrades(TokioIo::new(watched), service));
+    loop {
+        let deadline = place.connection.deadline(limits);
+        // A tunnel that ends has no other way to say so.
+        let at = deadline.map_or_else(|| Instant::now() + limits.answer, |(at, _)| at);
+        let ended = tokio::select! {
+            ended = &mut serving => return ended,
+            () = place.connection.cleared.notified() => HttpEnded::Cleared,
+            () = tokio::time::sleep_until(at.into()) => match place.connection.deadline(limits) {
+                Some((at, ended)) if at <= Instant::now() => ended,
+                Some(_) | None => continue,
+            },
+        };
+        place.metrics.http_ended(ended);
+        return Err(format!("{ended:?}").into());
     }
-    ended
 }
+
+fn is_health_check(path: &str) -> bool {
+    HEALTH_PATHS.contains(&path)
+}
+
+#[cfg(test)]
+#[path = "listen_tests.rs"]
+mod tests;

@@ -5,9 +5,11 @@ pub mod client_files;
 pub mod gate;
 pub mod http;
 pub mod listen;
+pub mod places;
 pub mod socket;
 pub mod stream;
 pub mod upgrade;
+pub mod watched;
 pub mod workers;
 
 use std::net::SocketAddr;

@@ -12,6 +12,8 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use super::places::Tunnel;
+
 /// Unsent bytes above which the kernel takes no more: frames that cannot leave wait in the outbox, where
 /// newer ones replace them, and not in the kernel (`TCP_NOTSENT_LOWAT`, tcp(7)).
 const NOTSENT_LOWAT: u32 = 1;
@@ -22,7 +24,7 @@ pub enum MovingStream {
     /// A TCP socket, registered with no runtime.
     Tcp(StdTcpStream),
     /// A stream inside an HTTP/2 connection (RFC 8441), which stays where it was accepted.
-    Tunnel(Box<TokioIo<Upgraded>>),
+    Tunnel(Box<TokioIo<Upgraded>>, Tunnel),
 }
 
 /// A stream on its worker.
@@ -31,7 +33,7 @@ pub enum Stream {
     /// A TCP socket of its own.
     Tcp(TcpStream),
     /// A stream inside an HTTP/2 connection.
-    Tunnel(Box<TokioIo<Upgraded>>),
+    Tunnel(Box<TokioIo<Upgraded>>, Tunnel),
 }
 
 impl MovingStream {
@@ -42,7 +44,7 @@ impl MovingStream {
     pub fn arrive(self) -> io::Result<Stream> {
         match self {
             Self::Tcp(stream) => TcpStream::from_std(stream).map(Stream::Tcp),
-            Self::Tunnel(stream) => Ok(Stream::Tunnel(stream)),
+            Self::Tunnel(stream, tunnel) => Ok(Stream::Tunnel(stream, tunnel)),
         }
     }
 }
@@ -76,7 +78,7 @@ impl AsyncRead for Stream {
     ) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
-            Self::Tunnel(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Self::Tunnel(stream, _) => Pin::new(stream).poll_read(cx, buffer),
         }
     }
 }
@@ -85,21 +87,21 @@ impl AsyncWrite for Stream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_write(cx, buffer),
-            Self::Tunnel(stream) => Pin::new(stream).poll_write(cx, buffer),
+            Self::Tunnel(stream, _) => Pin::new(stream).poll_write(cx, buffer),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
-            Self::Tunnel(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tunnel(stream, _) => Pin::new(stream).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Tunnel(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tunnel(stream, _) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }

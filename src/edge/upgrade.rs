@@ -12,14 +12,15 @@ use http::{HeaderName, HeaderValue, Method, StatusCode};
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use hyper_util::server::conn::auto::upgrade::{Parts, downcast};
-use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tracing::{Instrument as _, Span, debug, info_span};
 use tungstenite::handshake::derive_accept_key;
 
+use super::places::{Connection, Tunnel};
 use super::socket::label_of;
 use super::stream::MovingStream;
+use super::watched::Watched;
 use super::workers::{Command, HAND_OVER_LIMIT, Join, Moving};
 use super::{Edge, peer_of};
 use crate::auth::unix_now;
@@ -100,7 +101,8 @@ async fn accept(edge: &Edge, request: &mut Request) -> Result<Response, Refusal>
         Ok(Err(_)) | Err(_) => return Err(Refusal::Full),
     }
 
-    tokio::spawn(move_socket(on_upgrade, socket));
+    let connection = request.extensions_mut().remove::<Arc<Connection>>().ok_or(Refusal::UpgradeRequired)?;
+    tokio::spawn(move_socket(on_upgrade, connection.tunnel(), socket));
     let mut headers = Vec::with_capacity(4);
     if let Some(selected) = handshake.selected {
         headers.push((SEC_WEBSOCKET_PROTOCOL, selected));
@@ -128,27 +130,27 @@ fn empty(status: StatusCode, headers: &[(HeaderName, HeaderValue)]) -> Response 
 }
 
 /// Takes the socket out of hyper once the answer has left, and hands it to the worker that waits for it.
-async fn move_socket(on_upgrade: OnUpgrade, socket: oneshot::Sender<Moving>) {
+async fn move_socket(on_upgrade: OnUpgrade, tunnel: Tunnel, socket: oneshot::Sender<Moving>) {
     let Ok(Ok(upgraded)) = timeout(UPGRADE_LIMIT, on_upgrade).await else {
         return;
     };
-    match take_out(upgraded) {
+    match take_out(upgraded, tunnel) {
         // A worker that does not wait any more has given the slot back.
         Ok(moving) => drop(socket.send(moving)),
         Err(error) => debug!(%error, "a socket could not be moved to its worker"),
     }
 }
 
-fn take_out(upgraded: Upgraded) -> std::io::Result<Moving> {
-    match downcast::<TokioIo<TcpStream>>(upgraded) {
+fn take_out(upgraded: Upgraded, tunnel: Tunnel) -> std::io::Result<Moving> {
+    match downcast::<TokioIo<Watched>>(upgraded) {
         Ok(Parts { io, read_buf, .. }) => {
             // Out of this thread's epoll; the worker registers it anew. The bytes are copied, so that hyper's
             // read buffer does not live as long as the socket.
-            let stream = MovingStream::Tcp(io.into_inner().into_std()?);
+            let stream = MovingStream::Tcp(io.into_inner().stream.into_std()?);
             Ok(Moving { stream, early: Bytes::copy_from_slice(&read_buf) })
         }
         Err(upgraded) => {
-            let stream = MovingStream::Tunnel(Box::new(TokioIo::new(upgraded)));
+            let stream = MovingStream::Tunnel(Box::new(TokioIo::new(upgraded)), tunnel);
             Ok(Moving { stream, early: Bytes::new() })
         }
     }

@@ -56,6 +56,27 @@ impl Dropped {
     ];
 }
 
+/// Why a connection that speaks HTTP is closed, or not let in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum HttpEnded {
+    /// No whole request came in time.
+    Overdue,
+    /// It did not take its answer.
+    Untaken,
+    /// It was idle.
+    Idle,
+    /// It was idle longest when places were short.
+    Cleared,
+    /// Its address holds its share of the places.
+    Share,
+    /// All places are taken.
+    Full,
+}
+
+impl HttpEnded {
+    const CAUSES: [&'static str; 6] = ["overdue", "untaken", "idle", "cleared", "share", "full"];
+}
+
 /// Which way a frame took.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Path {
@@ -197,6 +218,7 @@ pub struct Metrics {
     renewals: By<3>,
     publishes: By<3>,
     key_refreshes: By<2>,
+    http_closed: By<6>,
     max_connections: Gauge<f64, AtomicU64>,
     max_message_bytes: Gauge,
     max_queue_bytes: Gauge,
@@ -315,6 +337,12 @@ impl Default for Metrics {
                 "result",
                 ["fetched", "failed"],
             ),
+            http_closed: new.by(
+                "http_closed",
+                "Connections without an upgrade that were closed, or not let in, by cause",
+                "cause",
+                HttpEnded::CAUSES,
+            ),
             max_connections: new.one("max_connections", "Configured limit of connections; +Inf without one"),
             max_message_bytes: new.bytes("max_message", "Configured limit of a message"),
             max_queue_bytes: new.bytes("max_queue", "Configured limit of what waits for one connection"),
@@ -417,6 +445,20 @@ impl Metrics {
         if messages > 0 {
             count(self.dropped.at(cause as usize), messages);
         }
+    }
+
+    /// A connection without an upgrade was closed, or not let in.
+    pub fn http_ended(&self, ended: HttpEnded) {
+        count(self.http_closed.at(ended as usize), 1);
+        if ended == HttpEnded::Overdue {
+            self.requests_overdue.inc();
+        }
+    }
+
+    /// How many of them so far.
+    #[must_use]
+    pub fn http_closed(&self, ended: HttpEnded) -> u64 {
+        self.http_closed.at(ended as usize).map_or(0, Counter::get)
     }
 
     /// A connection lost its slot.

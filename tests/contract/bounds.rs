@@ -1,7 +1,12 @@
 //! What one connection can make the process hold and do, whatever it sends, has an end.
 
+use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use futures_util::stream::{self, StreamExt as _};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::Instant;
 
 use crate::support::{Config, Issuer, RawClient, RawEvent, RawFrame, Relay, Token};
@@ -14,6 +19,47 @@ async fn silent_reader(relay: &Relay, uid: &str) -> RawClient {
     let mut raw = handshake.receive_buffer(4096).open_raw().await;
     raw.expect_json("welcome").await;
     raw
+}
+
+/// As many connections as one address may want.
+const MANY: usize = 8300;
+
+/// A connection from this address that has asked for a file, and reads nothing of it.
+async fn greedy(relay: &Relay, from: [u8; 4]) -> io::Result<TcpStream> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_recv_buffer_size(2048)?;
+    socket.bind(SocketAddr::new(IpAddr::from(from), 0))?;
+    let mut stream = socket.connect(relay.public).await?;
+    stream.write_all(b"GET /duorelay.js HTTP/1.1\r\nHost: relay\r\n\r\n").await?;
+    Ok(stream)
+}
+
+#[tokio::test]
+async fn health_checks_and_handshakes_go_on_while_one_address_holds_all_that_it_can() {
+    let issuer = Issuer::start();
+    let relay = Config::new(&issuer).set("DUORELAY_MAX_CONNECTIONS", 100).start().await;
+    // Some are closed at once: the address has more than its share.
+    let attack = stream::iter(0..MANY).map(|_| greedy(&relay, [127, 0, 0, 9])).buffer_unordered(64);
+    let held: Vec<_> = attack.collect().await;
+    assert!(relay.metric("duorelay_http_connections", &[]).await > 2000.0);
+    let token = Token::firebase("ann").sign();
+    let handshake = relay.handshake().offer(&["duorelay.v1", &token]);
+    handshake.clone().from(IpAddr::from([127, 0, 0, 3])).open_v1().await;
+    for _ in 0..10 {
+        assert_eq!(relay.get("/healthz/live").await.status, 200);
+    }
+    // Even its own is answered, once its other requests look like nothing moves on them.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while handshake.clone().from(IpAddr::from([127, 0, 0, 9])).try_open().await.is_err() {
+        assert!(Instant::now() < deadline);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let mut ended = 0.0;
+    for cause in ["cleared", "share"] {
+        ended += relay.metric("duorelay_http_closed_total", &[cause]).await;
+    }
+    assert!(ended > 100.0, "{ended}");
+    drop(held);
 }
 
 /// Sends the same frame as fast as the relay takes it.
