@@ -2,9 +2,9 @@
 
 use std::error::Error;
 use std::io::Write as _;
-use std::process::ExitCode;
+use std::process::{ExitCode, Termination};
 
-use duorelay::config::{self, Command, Machine};
+use duorelay::config::{self, Command, Launch, Machine, Stop};
 use duorelay::{demo, health, loadtest, server, telemetry};
 
 #[cfg(conformance)]
@@ -30,46 +30,55 @@ pub static ALLOCATOR_SETTINGS: &[u8; 64] =
     b"narenas:2,dirty_decay_ms:1000,muzzy_decay_ms:0,lg_tcache_max:12\0";
 
 fn main() -> ExitCode {
-    let launch = match config::load(std::env::args_os(), std::env::vars_os(), Machine::this()) {
-        Ok(launch) => launch,
+    let others = [loadtest::settings::command()];
+    let launch = config::load(std::env::args_os(), std::env::vars_os(), Machine::this(), others);
+    match launch.and_then(run) {
+        Ok(code) => code,
         Err(stop) => {
-            // Where nothing can be printed, the exit code still tells.
+            // Where nothing can be printed, the exit code still says it.
             let _ = stop.print();
-            return ExitCode::from(stop.exit_code());
+            ExitCode::from(stop.exit_code())
         }
-    };
+    }
+}
+
+fn run(launch: Launch) -> Result<ExitCode, Stop> {
     let telemetry = match launch.telemetry().as_ref().map(telemetry::start).transpose() {
         Ok(telemetry) => telemetry,
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "error: {error}");
-            return ExitCode::FAILURE;
+            return Ok(ExitCode::FAILURE);
         }
     };
     for notice in &launch.notices {
         tracing::warn!("{notice}");
     }
-    let code = run(launch.command).unwrap_or_else(|error| {
+    let done: Result<ExitCode, Box<dyn Error>> = match launch.command {
+        Command::Serve(config) => wait(async { Ok(server::run(*config).await?) }),
+        Command::Demo(instance) => wait(async { Ok(demo::run(*instance).await?) }),
+        Command::Health(check) => wait(async { Ok(health::run(check).await?) }),
+        Command::Other(given) => {
+            let options = loadtest::settings::read(&given).map_err(Stop::Mistakes)?;
+            wait(async { Ok(loadtest::main(options).await) })
+        }
+    };
+    let code = done.unwrap_or_else(|error| {
         tracing::error!(%error, "stopped by an error");
         ExitCode::FAILURE
     });
     if let Some(telemetry) = telemetry {
         telemetry.stop();
     }
-    code
+    Ok(code)
 }
 
-fn run(command: Command) -> Result<ExitCode, Box<dyn Error>> {
+/// Runs a command on a runtime of its own.
+fn wait<T: Termination>(
+    command: impl Future<Output = Result<T, Box<dyn Error>>>,
+) -> Result<ExitCode, Box<dyn Error>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let result = runtime.block_on(async {
-        match command {
-            Command::Serve(config) => server::run(*config).await?,
-            Command::Demo(options) => demo::run(*options).await?,
-            Command::Health(check) => health::run(check).await?,
-            Command::Loadtest(options) => return Ok(loadtest::main(*options).await),
-        }
-        Ok(ExitCode::SUCCESS)
-    });
+    let result = runtime.block_on(command);
     // Whatever still runs in the background is not waited for: all that matters has ended.
     runtime.shutdown_background();
-    result
+    Ok(result?.report())
 }

@@ -18,7 +18,7 @@ use crate::backplane::memory::Memory;
 use crate::backplane::readiness::Readiness;
 use crate::backplane::redis::{self, Redis, RedisError, RedisSettings};
 use crate::backplane::{Backplane, InstanceInfo, Sink};
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::edge::Edge;
 use crate::edge::admin::admin;
 use crate::edge::gate::Gate;
@@ -77,13 +77,13 @@ pub async fn run(config: Config) -> Result<(), ServerError> {
     serve(config, verifier, metrics, None).await
 }
 
-/// What all instances on the backplane of `config` agree on as `name`: the proposal of the first that
+/// What all instances on the backplane of `instance` agree on as `name`: the proposal of the first that
 /// asked. An instance without others agrees with itself.
 ///
 /// # Errors
 /// [`ServerError::Redis`] when Redis cannot be asked.
-pub async fn agree(config: &Config, name: &str, proposal: String) -> Result<String, ServerError> {
-    let Some(settings) = &config.redis else {
+pub async fn agree(instance: &config::Instance, name: &str, proposal: String) -> Result<String, ServerError> {
+    let Some(settings) = &instance.redis else {
         return Ok(proposal);
     };
     let fred = redis::config(settings.url.expose_secret())?;
@@ -101,24 +101,25 @@ pub async fn serve(
     metrics: Arc<Metrics>,
     page: Option<Router>,
 ) -> Result<(), ServerError> {
+    let Config { instance: settings, enforce_expiry, auth: _ } = config;
     let bind = |address| listen::bind(address).map_err(|source| ServerError::Listen { address, source });
-    let (public_port, admin_port) = (bind(config.listen)?, bind(config.admin_listen)?);
+    let (public_port, admin_port) = (bind(settings.listen)?, bind(settings.admin_listen)?);
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
 
     let files = open_files::raise_limit();
     // The demo is for a few devices, and its first lines for people who have never seen it.
     if page.is_none() {
-        warn_of_too_few_files(config.limits.max_connections, files);
+        warn_of_too_few_files(settings.limits.max_connections, files);
     }
     let instance = InstanceId(Uuid::new_v4());
-    let limits = &config.limits;
+    let limits = &settings.limits;
     metrics.limits(limits.max_connections, limits.message_bytes, limits.queue_bytes);
     let gate = Gate::new(
         limits.max_connections,
         limits.handshakes_per_second_per_ip,
-        config.trusted_proxies.clone(),
-        config.allowed_origins.clone(),
+        settings.trusted_proxies.clone(),
+        settings.allowed_origins.clone(),
     );
     let started_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
     let me = InstanceInfo {
@@ -136,8 +137,8 @@ pub async fn serve(
             ..me.clone()
         })
     };
-    let (backplane, readiness) = backplane(&config, instance, announce, &metrics).await?;
-    let settings = WorkerSettings {
+    let (backplane, readiness) = backplane(&settings, instance, announce, &metrics).await?;
+    let worker = WorkerSettings {
         hub: HubSettings {
             instance,
             limits: ClientLimits {
@@ -146,24 +147,24 @@ pub async fn serve(
                 queue_bytes: limits.queue_bytes,
                 bytes_per_second: limits.bytes_per_second.unwrap_or(0),
             },
-            features: features(config.features.direct),
-            stun: config.features.stun_urls.clone(),
-            heartbeat: config.times.heartbeat,
-            lease: config.times.lease,
+            features: features(settings.features.direct),
+            stun: settings.features.stun_urls.clone(),
+            heartbeat: settings.times.heartbeat,
+            lease: settings.times.lease,
         },
         socket: SocketSettings {
             verifier: verifier.clone(),
             verify_on: tokio::runtime::Handle::current(),
             message_bytes: limits.message_bytes,
-            enforce_expiry: config.enforce_expiry,
-            max_lifetime: config.times.max_lifetime,
-            leave_within: config.times.drain,
+            enforce_expiry,
+            max_lifetime: settings.times.max_lifetime,
+            leave_within: settings.times.drain,
         },
         metrics: Arc::clone(&metrics),
         backplane,
     };
-    let workers: Vec<Worker> = (0..config.workers)
-        .map(|number| Worker::start(number, settings.clone()))
+    let workers: Vec<Worker> = (0..settings.workers)
+        .map(|number| Worker::start(number, worker.clone()))
         .collect::<Result<_, _>>()?;
     let to_workers = Workers::new(workers.iter().map(Worker::commands));
     let edge = Arc::new(Edge {
@@ -173,11 +174,11 @@ pub async fn serve(
         metrics: Arc::clone(&metrics),
         readiness,
     });
-    let operators = admin(Arc::clone(&edge), config.admin_token.clone(), me, limits.message_bytes);
+    let operators = admin(Arc::clone(&edge), settings.admin_token.clone(), me, limits.message_bytes);
     info!(
         address = %public_port.local_addr()?,
         admin.address = %admin_port.local_addr()?,
-        workers = config.workers,
+        workers = settings.workers,
         instance.id = %instance,
         "duorelay listens"
     );
@@ -194,10 +195,10 @@ pub async fn serve(
         // Somebody at a terminal: there is no balancer that has to notice first.
         _ = interrupt.recv() => true,
     };
-    let delay = if hurry { Duration::ZERO } else { config.times.drain_delay };
+    let delay = if hurry { Duration::ZERO } else { settings.times.drain_delay };
     metrics.draining.set(1);
     tokio::select! {
-        () = drain(&gate, &to_workers, delay, config.times.drain) => {}
+        () = drain(&gate, &to_workers, delay, settings.times.drain) => {}
         _ = interrupt.recv() => warn!("interrupted again: stopping at once"),
     }
     serving.abort();
@@ -235,7 +236,7 @@ fn warn_of_too_few_files(max_connections: Option<u32>, files: Option<u64>) {
 
 /// How workers make their share of the backplane, and when it is ready.
 async fn backplane(
-    config: &Config,
+    config: &config::Instance,
     instance: InstanceId,
     announce: redis::Announce,
     metrics: &Arc<Metrics>,

@@ -35,7 +35,7 @@ fuzz_target!(|bytes: &[u8]| {
         };
         Some((OsString::from(name), OsString::from(value)))
     });
-    let said = match load(["duorelay", "serve"].map(OsString::from), environment, MACHINE) {
+    let said = match load(["duorelay", "serve"].map(OsString::from), environment, MACHINE, []) {
         Ok(launch) => {
             format!("{launch:?}{:?}", launch.notices.iter().map(ToString::to_string).collect::<Vec<_>>())
         }

@@ -8,8 +8,6 @@ use clap::builder::Styles;
 use clap::builder::styling::AnsiColor;
 use clap::{Arg, ArgAction, ArgMatches};
 
-use super::Mistake;
-use super::loadtest::{self, LoadOptions};
 use super::table::{ALL, Fallback, LISTEN, PORT, REDIS_URL, Setting};
 
 /// The commands.
@@ -21,54 +19,54 @@ pub(super) enum Name {
     Demo,
     /// The health check.
     Health {
-        /// Whether clients may be sent here, and not only whether it lives.
-        ready: bool,
+        /// Which health check is asked for.
+        path: &'static str,
     },
+    /// A command that has settings of its own.
+    Other,
 }
 
 /// What tells a health check whom to ask.
 static HEALTH: [&Setting; 2] = [&PORT, &LISTEN];
 
-/// A command line that was understood.
-#[derive(Debug)]
-pub(super) enum Parsed {
-    /// A command whose settings come from the environment, too.
-    Settings(Name, Flags),
-    /// The load tester.
-    Loadtest(Result<Box<LoadOptions>, Vec<Mistake>>),
-}
-
 /// Values of flags, by their setting's variable.
 pub(super) type Flags = BTreeMap<&'static str, String>;
 
-/// Which command is asked for, and its flags.
-pub(super) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Parsed, clap::Error> {
+/// Which command is asked for, and what was given to it.
+pub(super) fn parse(
+    arguments: impl IntoIterator<Item = OsString>,
+    others: impl IntoIterator<Item = clap::Command>,
+) -> Result<(Name, ArgMatches), clap::Error> {
     let mut arguments: Vec<OsString> = arguments.into_iter().collect();
     let first = arguments.get(1).and_then(|first| first.to_str()).unwrap_or("-");
     if first.starts_with('-') && !["-h", "--help", "-V", "--version"].contains(&first) {
         arguments.insert(1.min(arguments.len()), "serve".into());
     }
-    let matches = program().try_get_matches_from(arguments)?;
-    Ok(match matches.subcommand() {
-        Some(("loadtest", given)) => Parsed::Loadtest(loadtest::read(given).map(Box::new)),
-        Some(("demo", given)) => Parsed::Settings(
-            Name::Demo,
-            flags(given, ALL.iter().filter(|s| s.group.is_for_demo()).chain([&&REDIS_URL])),
-        ),
-        Some(("health", given)) => {
-            Parsed::Settings(Name::Health { ready: given.get_flag("ready") }, flags(given, HEALTH.iter()))
-        }
-        Some((_, given)) => Parsed::Settings(Name::Serve, flags(given, ALL.iter())),
-        None => Parsed::Settings(Name::Serve, Flags::new()),
-    })
+    let mut matches = program().subcommands(others).try_get_matches_from(arguments)?;
+    let Some((command, given)) = matches.remove_subcommand() else {
+        return Ok((Name::Serve, matches));
+    };
+    let name = match command.as_str() {
+        "serve" => Name::Serve,
+        "demo" => Name::Demo,
+        "health" if given.get_flag("ready") => Name::Health { path: "/healthz/ready" },
+        "health" => Name::Health { path: "/healthz/live" },
+        _ => Name::Other,
+    };
+    Ok((name, given))
 }
 
-fn flags<'a>(given: &ArgMatches, settings: impl Iterator<Item = &'a &'static Setting>) -> Flags {
-    settings.filter_map(|s| Some((s.variable, given.get_one::<String>(s.flag)?.clone()))).collect()
+/// The flags that were given, of those that the command has.
+pub(super) fn flags(given: &ArgMatches) -> Flags {
+    let of = |setting: &&Setting| {
+        let value = given.try_get_one::<String>(setting.flag).ok()??;
+        Some((setting.variable, value.clone()))
+    };
+    ALL.iter().filter_map(of).collect()
 }
 
 /// The whole command line.
-pub(super) fn program() -> clap::Command {
+fn program() -> clap::Command {
     let styles = Styles::styled()
         .header(AnsiColor::Green.on_default().bold())
         .usage(AnsiColor::Green.on_default().bold())
@@ -110,7 +108,6 @@ pub(super) fn program() -> clap::Command {
                         .help("Ask whether clients may be sent to it, not only whether it lives"),
                 ),
         )
-        .subcommand(loadtest::command())
 }
 
 fn command(name: &'static str, settings: impl Iterator<Item = &'static Setting>) -> clap::Command {

@@ -1,11 +1,11 @@
 //! Every setting: its name, default and check. The whole configuration is read before anything
-//! starts, and all its mistakes are told together.
+//! starts, and all its mistakes are reported together.
 //!
 //! A setting comes from its flag, else from its environment variable, else from its default.
 //! An empty value counts as not given; an empty flag so hides the variable.
 
 mod command_line;
-mod loadtest;
+pub(crate) mod parse;
 mod read;
 mod sign_in;
 mod table;
@@ -17,19 +17,29 @@ use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use clap::ArgMatches;
 use ipnet::IpNet;
 use secrecy::SecretString;
 
-pub use self::loadtest::{
-    Assertion, Dialect, Direction, FIGURES, Figure, Link, LoadOptions, Output, Placement, Scenario,
-    StreamSet, TokenSource, Unit,
-};
+use self::command_line::Name;
+pub use self::parse::Mistake;
 use crate::auth::settings::Settings;
 use crate::telemetry::{self, LogFormat};
 
 /// What `duorelay serve` runs by.
 #[derive(Debug, Clone)]
 pub struct Config {
+    /// What any instance runs by.
+    pub instance: Instance,
+    /// Whose ID tokens are accepted.
+    pub auth: Settings,
+    /// Close a connection when its token expires and was not refreshed.
+    pub enforce_expiry: bool,
+}
+
+/// What any instance runs by: everything but sign-in, which `duorelay demo` brings itself.
+#[derive(Debug, Clone)]
+pub struct Instance {
     /// The public address. `[::]` stands for IPv6 and IPv4 together (`IPV6_V6ONLY` off), where
     /// IPv4 clients show up as `::ffff:a.b.c.d`; a machine without IPv6 gets `0.0.0.0`.
     pub listen: SocketAddr,
@@ -39,10 +49,6 @@ pub struct Config {
     pub admin_token: Option<SecretString>,
     /// The Redis backplane; the memory backplane without it.
     pub redis: Option<Redis>,
-    /// Whose ID tokens are accepted.
-    pub auth: Settings,
-    /// Close a connection when its token expires and was not refreshed.
-    pub enforce_expiry: bool,
     /// Origins as browsers write them (lower case, no path, no default port); any without.
     pub allowed_origins: Option<Vec<String>>,
     /// Whose `X-Forwarded-For` is believed.
@@ -59,7 +65,7 @@ pub struct Config {
     pub telemetry: telemetry::Settings,
 }
 
-impl Config {
+impl Instance {
     /// No other instance shares the backplane.
     #[must_use]
     pub const fn is_alone(&self) -> bool {
@@ -119,66 +125,17 @@ pub struct Times {
     pub max_lifetime: Option<Duration>,
 }
 
-/// What `duorelay demo` runs by: everything but sign-in, which it brings itself.
-#[derive(Debug, Clone)]
-pub struct DemoOptions {
-    /// As [`Config::listen`].
-    pub listen: SocketAddr,
-    /// As [`Config::admin_listen`].
-    pub admin_listen: SocketAddr,
-    /// Other demos are joined over it, under a prefix of their own; none without.
-    pub redis: Option<Redis>,
-    /// As [`Config::admin_token`].
-    pub admin_token: Option<SecretString>,
-    /// As [`Config::allowed_origins`].
-    pub allowed_origins: Option<Vec<String>>,
-    /// As [`Config::trusted_proxies`].
-    pub trusted_proxies: Vec<IpNet>,
-    /// As [`Config::features`].
-    pub features: Features,
-    /// As [`Config::limits`].
-    pub limits: Limits,
-    /// As [`Config::workers`].
-    pub workers: usize,
-    /// As [`Config::times`].
-    pub times: Times,
-    /// As [`Config::telemetry`].
-    pub telemetry: telemetry::Settings,
-}
-
-impl DemoOptions {
-    /// A relay that accepts the tokens of `auth` until they expire.
-    #[must_use]
-    pub fn into_config(self, auth: Settings) -> Config {
-        Config {
-            listen: self.listen,
-            admin_listen: self.admin_listen,
-            admin_token: self.admin_token,
-            redis: self.redis,
-            auth,
-            enforce_expiry: true,
-            allowed_origins: self.allowed_origins,
-            trusted_proxies: self.trusted_proxies,
-            features: self.features,
-            limits: self.limits,
-            workers: self.workers,
-            times: self.times,
-            telemetry: self.telemetry,
-        }
-    }
-}
-
 /// What the command line asks for.
 #[derive(Debug, Clone)]
 pub enum Command {
     /// `duorelay serve`, or no command.
     Serve(Box<Config>),
     /// `duorelay demo`.
-    Demo(Box<DemoOptions>),
+    Demo(Box<Instance>),
     /// `duorelay health`.
     Health(HealthCheck),
-    /// `duorelay loadtest`.
-    Loadtest(Box<LoadOptions>),
+    /// One of the commands that the caller of [`load`] added.
+    Other(ArgMatches),
 }
 
 /// What `duorelay health` asks.
@@ -200,14 +157,14 @@ pub struct Launch {
 }
 
 impl Launch {
-    /// Its logs and traces; the load tester has none, as its report is its output.
+    /// Its logs and traces; a command of the caller's prints for itself.
     #[must_use]
     pub fn telemetry(&self) -> Option<telemetry::Settings> {
         match &self.command {
-            Command::Serve(config) => Some(config.telemetry.clone()),
-            Command::Demo(options) => Some(options.telemetry.clone()),
-            Command::Loadtest(_) => None,
-            // A check has nothing to tell but why it failed.
+            Command::Serve(config) => Some(config.instance.telemetry.clone()),
+            Command::Demo(instance) => Some(instance.telemetry.clone()),
+            Command::Other(_) => None,
+            // A check reports nothing but why it failed.
             Command::Health(_) => Some(telemetry::Settings {
                 format: LogFormat::Pretty,
                 filter: "error".to_owned(),
@@ -243,16 +200,6 @@ fn did_you_mean(suggestion: &Option<&'static str>) -> String {
     suggestion.map(|name| format!("; did you mean {name}?")).unwrap_or_default()
 }
 
-/// One mistake in the configuration: the setting, and what is wrong with it.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{setting}: {problem}")]
-pub struct Mistake {
-    /// The variable, and the flag where the value came from there.
-    pub setting: String,
-    /// What is wrong; never a secret's value.
-    pub problem: String,
-}
-
 /// Why nothing is started.
 #[derive(Debug, thiserror::Error)]
 pub enum Stop {
@@ -274,7 +221,7 @@ impl Stop {
         }
     }
 
-    /// Tells the person at the terminal, on standard output for `--help` and `--version`, else on standard error.
+    /// Prints it, on standard output for `--help` and `--version`, else on standard error.
     ///
     /// # Errors
     /// When standard output or standard error cannot be written to.
@@ -323,7 +270,7 @@ impl Machine {
     }
 }
 
-/// Reads the command line (the program's name first) and the environment.
+/// Reads the command line (the program's name first) and the environment. `others` are commands beside the relay's own.
 ///
 /// # Errors
 /// [`Stop`]: `--help`, `--version`, or everything that is wrong.
@@ -331,25 +278,19 @@ pub fn load(
     arguments: impl IntoIterator<Item = OsString>,
     environment: impl IntoIterator<Item = (OsString, OsString)>,
     machine: Machine,
+    others: impl IntoIterator<Item = clap::Command>,
 ) -> Result<Launch, Stop> {
-    let (name, flags) = match command_line::parse(arguments)? {
-        command_line::Parsed::Settings(name, flags) => (name, flags),
-        command_line::Parsed::Loadtest(options) => {
-            let command = Command::Loadtest(options.map_err(Stop::Mistakes)?);
-            return Ok(Launch { command, notices: Vec::new() });
-        }
-    };
-    let mut values = values::Values::new(flags, environment);
+    let (name, given) = command_line::parse(arguments, others)?;
+    let mut values = values::Values::new(command_line::flags(&given), environment);
     let command = match name {
-        command_line::Name::Serve => read::serve(&mut values, machine).map(Box::new).map(Command::Serve),
-        command_line::Name::Demo => read::demo(&mut values, machine).map(Box::new).map(Command::Demo),
-        command_line::Name::Health { ready } => {
-            read::health(&mut values, machine, ready).map(Command::Health)
-        }
+        Name::Serve => read::serve(&mut values, machine).map(Box::new).map(Command::Serve),
+        Name::Demo => read::demo(&mut values, machine).map(Box::new).map(Command::Demo),
+        Name::Health { path } => read::health(&mut values, machine, path).map(Command::Health),
+        Name::Other => return Ok(Launch { command: Command::Other(given), notices: Vec::new() }),
     };
     let (mistakes, notices) = values.finish(name);
     match command {
-        Some(command) if mistakes.is_empty() => Ok(Launch { command, notices }),
+        Ok(command) if mistakes.is_empty() => Ok(Launch { command, notices }),
         _ => Err(Stop::Mistakes(mistakes)),
     }
 }

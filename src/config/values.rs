@@ -3,9 +3,17 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 
+use super::Notice;
 use super::command_line::{Flags, Name};
+use super::parse::Mistake;
 use super::table::{ALL, Fallback, Setting};
-use super::{Mistake, Notice};
+
+/// There is no value, because of a mistake that was noted.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Reported;
+
+/// What reading a setting gives.
+pub(super) type Read<T> = Result<T, Reported>;
 
 /// The given values, and the mistakes found so far.
 pub(super) struct Values {
@@ -47,41 +55,45 @@ impl Values {
         self.flags.contains_key(setting.variable)
     }
 
-    /// The checked value of a setting that may be absent: `None` only after a mistake.
+    /// The checked value of a setting that may be absent.
     pub(super) fn optional<T>(
         &mut self,
         setting: &Setting,
         check: impl FnOnce(&str) -> Result<T, String>,
-    ) -> Option<Option<T>> {
+    ) -> Read<Option<T>> {
         let default = match setting.fallback {
             Fallback::Value(text) => Some(text),
             Fallback::Words(_) | Fallback::Nothing => None,
         };
-        match self.given(setting).or(default).map(check) {
-            None => Some(None),
-            Some(Ok(value)) => Some(Some(value)),
-            Some(Err(problem)) => {
-                self.mistake(setting, problem);
-                None
-            }
-        }
+        let checked = self.given(setting).or(default).map(check).transpose();
+        checked.map_err(|problem| self.mistake(setting, problem))
     }
 
-    /// The checked value of a setting; `default` stands in where the table has no default value.
-    pub(super) fn required<T>(
+    /// The checked value of a setting whose default is in the table.
+    pub(super) fn value<T>(
+        &mut self,
+        setting: &Setting,
+        check: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Read<T> {
+        self.optional(setting, check)?.ok_or_else(|| self.mistake(setting, "is missing"))
+    }
+
+    /// The checked value of a setting whose default depends on something else.
+    pub(super) fn value_or<T>(
         &mut self,
         setting: &Setting,
         default: T,
         check: impl FnOnce(&str) -> Result<T, String>,
-    ) -> Option<T> {
+    ) -> Read<T> {
         self.optional(setting, check).map(|value| value.unwrap_or(default))
     }
 
     /// Notes what is wrong with a setting.
-    pub(super) fn mistake(&mut self, setting: &Setting, problem: impl Into<String>) {
+    pub(super) fn mistake(&mut self, setting: &Setting, problem: impl Into<String>) -> Reported {
         let from = if self.is_flag(setting) { format!(" (--{})", setting.flag) } else { String::new() };
         self.mistakes
             .push(Mistake { setting: format!("{}{from}", setting.variable), problem: problem.into() });
+        Reported
     }
 
     /// Notes what the log should say.

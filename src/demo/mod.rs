@@ -24,7 +24,7 @@ use tracing::{info, warn};
 use self::identity::{IdentityProvider, PROJECT_ID, SignError};
 use crate::auth::settings::{Issuer, Settings};
 use crate::auth::{AuthError, Email, unix_now};
-use crate::config::DemoOptions;
+use crate::config::{Config, Instance};
 use crate::metrics::Metrics;
 use crate::relay::ids::{ClientId, UserId};
 use crate::server::{self, ServerError};
@@ -58,26 +58,27 @@ struct Demo {
 ///
 /// # Errors
 /// See [`DemoError`].
-pub async fn run(options: DemoOptions) -> Result<(), DemoError> {
-    // The provider's verifier is the one that is used; the settings only name the project.
-    let issuer = Issuer::Firebase { project_id: PROJECT_ID.to_owned(), jwks_url: None };
-    let config = options.into_config(Settings { issuer, revocation: None });
+pub async fn run(instance: Instance) -> Result<(), DemoError> {
     warn!("this is the demo: anybody who reaches it can sign in as anybody");
     // With others there is a balancer in front, and this instance's own address is of no use to a person.
-    let alone = config.is_alone();
-    let lan_url = lan_url(config.listen).filter(|_| alone);
+    let alone = instance.is_alone();
+    let lan_url = lan_url(instance.listen).filter(|_| alone);
     if alone {
-        info!("open http://localhost:{}", config.listen.port());
+        info!("open http://localhost:{}", instance.listen.port());
     }
     if let Some(url) = &lan_url {
         info!("on a phone in the same network: {url}");
     }
     let proposal = IdentityProvider::generate()?.to_text()?;
-    let agreed = server::agree(&config, "signing-key", proposal).await?;
+    let agreed = server::agree(&instance, "signing-key", proposal).await?;
     let provider = IdentityProvider::from_text(&agreed)?;
     let metrics = Arc::new(Metrics::default());
     let verifier = provider.verifier(Arc::clone(&metrics))?;
     let page = page(Arc::new(Demo { provider, lan_url }));
+    // The provider's verifier is the one that is used; the settings only name the project.
+    let issuer = Issuer::Firebase { project_id: PROJECT_ID.to_owned(), jwks_url: None };
+    let auth = Settings { issuer, revocation: None };
+    let config = Config { instance, auth, enforce_expiry: true };
     server::serve(config, verifier, metrics, Some(page)).await?;
     Ok(())
 }

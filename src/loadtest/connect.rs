@@ -19,8 +19,8 @@ use url::Url;
 
 use super::LoadError;
 use super::dialect::Heard;
+use super::settings::{Dialect, Link};
 use super::socket::{Socket, Stream};
-use crate::config::{Dialect, Link};
 use crate::relay::ids::Device;
 
 /// From the first SYN to the welcome.

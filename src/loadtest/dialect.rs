@@ -11,7 +11,7 @@ use serde_json::json;
 use tungstenite::Message;
 
 use super::connect::Caller;
-use crate::config::Dialect;
+use super::settings::Dialect;
 use crate::relay::ids::Device;
 use crate::relay::protocol::V1;
 

@@ -2,7 +2,7 @@
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 
-use crate::config::LoadOptions;
+use super::settings::LoadOptions;
 use crate::relay::ids::Device;
 
 /// The head of a measured frame; zeros follow up to its size.

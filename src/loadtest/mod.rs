@@ -15,6 +15,7 @@ mod progress;
 mod report;
 mod result;
 mod scenario;
+pub mod settings;
 mod shard;
 mod socket;
 mod tally;
@@ -36,10 +37,10 @@ use self::connect::Target;
 use self::progress::Progress;
 use self::report::Report;
 use self::result::{Results, judge};
+use self::settings::{LoadOptions, Output, Placement, Scenario};
 use self::shard::{Event, Phase, Plan, User};
 use self::tokens::mint;
 use self::watch::{Reading, Watch};
-use crate::config::{LoadOptions, Output, Placement, Scenario};
 use crate::host::open_files::raise_limit;
 
 /// Between "all are connected" and the first frame.

@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::report::words;
 use super::result::{Results, timed};
-use crate::config::LoadOptions;
+use super::settings::LoadOptions;
 
 /// One bar at a time.
 #[derive(Debug)]

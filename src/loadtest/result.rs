@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::settings::{Assertion, LoadOptions, Scenario, Unit};
 use super::tally::{Tally, Times};
 use super::watch::{Reading, RedisState};
-use crate::config::{Assertion, LoadOptions, Scenario, Unit};
 
 /// Seconds that are kept whole until every thread has told of them.
 const OPEN: usize = 4;
@@ -261,6 +261,7 @@ pub(super) fn judge(assertions: &[Assertion], figures: &BTreeMap<&'static str, f
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::loadtest::settings;
     use crate::loadtest::watch::Instance;
 
     #[test]
@@ -295,12 +296,8 @@ mod tests {
     }
 
     fn options() -> LoadOptions {
-        let arguments = ["duorelay", "loadtest", "--duration", "10s"].map(Into::into);
-        let machine = crate::config::Machine { terminal: false, cores: 1, ipv6: false };
-        match crate::config::load(arguments, [], machine).unwrap().command {
-            crate::config::Command::Loadtest(options) => *options,
-            other => panic!("{other:?}"),
-        }
+        let given = settings::command().get_matches_from(["loadtest", "--duration", "10s"]);
+        settings::read(&given).unwrap()
     }
 
     #[test]

@@ -12,9 +12,9 @@ use tokio::task::LocalSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::connect::{Caller, Failure, Target, connect};
+use super::settings::{Link, LoadOptions};
 use super::socket::Socket;
 use super::tally::Tally;
-use crate::config::{Link, LoadOptions};
 use crate::relay::ids::Device;
 use crate::relay::private::Private;
 

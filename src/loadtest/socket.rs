@@ -16,7 +16,7 @@ use tungstenite::protocol::{CloseFrame, Role, WebSocketConfig, WebSocketContext}
 use tungstenite::{Error, Message};
 
 use super::dialect::Heard;
-use crate::config::Dialect;
+use super::settings::Dialect;
 
 /// What one read takes at most: a few frames, and little enough for tens of thousands of sockets.
 const READ_BUFFER: usize = 4096;

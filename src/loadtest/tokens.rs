@@ -11,9 +11,9 @@ use tokio::time::timeout;
 use url::Url;
 
 use super::LoadError;
+use super::settings::{LoadOptions, TokenSource};
 use crate::auth::signer::Signer;
 use crate::auth::unix_now;
-use crate::config::{LoadOptions, TokenSource};
 
 /// Requests under way at once.
 const AT_ONCE: usize = 16;

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use url::Url;
 
 use super::LoadError;
-use crate::config::LoadOptions;
+use super::settings::LoadOptions;
 
 /// How long one reading may take.
 const LIMIT: Duration = Duration::from_millis(900);

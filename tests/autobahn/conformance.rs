@@ -12,11 +12,12 @@ async fn main() -> Result<(), Box<dyn Error>> {
             "built without --cfg conformance, so that nothing echoes: tests/autobahn/run builds it".into()
         );
     }
-    let launch = config::load(["conformance", "demo"].map(Into::into), std::env::vars_os(), Machine::this())
-        .map_err(|stop| format!("{stop:?}"))?;
+    let launch =
+        config::load(["conformance", "demo"].map(Into::into), std::env::vars_os(), Machine::this(), [])
+            .map_err(|stop| format!("{stop:?}"))?;
     let _telemetry = launch.telemetry().as_ref().map(telemetry::start).transpose()?;
     match launch.command {
         Command::Demo(options) => Ok(demo::run(*options).await?),
-        Command::Serve(_) | Command::Health(_) | Command::Loadtest(_) => Err("no demo was asked for".into()),
+        Command::Serve(_) | Command::Health(_) | Command::Other(_) => Err("no demo was asked for".into()),
     }
 }

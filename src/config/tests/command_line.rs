@@ -33,7 +33,7 @@ fn empty_values_count_as_not_given() {
     let environment: Vec<_> = ALL.iter().map(|setting| (setting.variable, "  ")).collect();
     let lines = mistakes(&[], &environment);
     assert!(lines.len() == 1 && lines[0].starts_with("FIREBASE_PROJECT_ID: is missing"), "{lines:?}");
-    assert!(config(&[("DUORELAY_ADMIN_TOKEN", "")]).admin_token.is_none());
+    assert!(config(&[("DUORELAY_ADMIN_TOKEN", "")]).instance.admin_token.is_none());
 }
 
 #[test]
@@ -42,8 +42,8 @@ fn flag_wins_over_variable_and_an_empty_flag_hides_it() {
     let Command::Serve(config) = launch(&["--workers", "3", "--admin-token="], &environment).command else {
         panic!()
     };
-    assert_eq!(config.workers, 3);
-    assert!(config.admin_token.is_none());
+    assert_eq!(config.instance.workers, 3);
+    assert!(config.instance.admin_token.is_none());
     // The bad variable is hidden too.
     launch(&["--workers", "3"], &[PROJECT, ("DUORELAY_WORKERS", "x")]);
 }
@@ -85,7 +85,7 @@ fn unknown_variables_get_a_warning_and_a_suggestion() {
 fn a_value_that_is_not_utf8_is_a_mistake() {
     use std::os::unix::ffi::OsStringExt as _;
     let environment = [("PORT".into(), OsString::from_vec(vec![0xff]))];
-    let stop = load(["duorelay".into(), "demo".into()], environment, MACHINE).unwrap_err();
+    let stop = load(["duorelay".into(), "demo".into()], environment, MACHINE, []).unwrap_err();
     assert!(stop.to_string().contains("PORT: is not UTF-8"), "{stop}");
 }
 
@@ -157,7 +157,7 @@ fn serve_is_the_default_command() {
         assert!(matches!(launch(arguments, &[PROJECT]).command, Command::Serve(_)), "{arguments:?}");
     }
     assert!(matches!(
-        load([], [(PROJECT.0.into(), PROJECT.1.into())], MACHINE).unwrap().command,
+        load([], [(PROJECT.0.into(), PROJECT.1.into())], MACHINE, []).unwrap().command,
         Command::Serve(_)
     ));
 }

@@ -18,7 +18,7 @@ const PROJECT: (&str, &str) = ("FIREBASE_PROJECT_ID", "my-project");
 
 fn load_on(machine: Machine, arguments: &[&str], environment: &[(&str, &str)]) -> Result<Launch, Stop> {
     let arguments = std::iter::once("duorelay").chain(arguments.iter().copied()).map(OsString::from);
-    load(arguments, environment.iter().map(|(name, value)| (name.into(), value.into())), machine)
+    load(arguments, environment.iter().map(|(name, value)| (name.into(), value.into())), machine, [])
 }
 
 fn launch(arguments: &[&str], environment: &[(&str, &str)]) -> Launch {
@@ -34,7 +34,7 @@ fn config(environment: &[(&str, &str)]) -> Config {
     }
 }
 
-fn demo(arguments: &[&str], environment: &[(&str, &str)]) -> DemoOptions {
+fn demo(arguments: &[&str], environment: &[(&str, &str)]) -> Instance {
     let arguments: Vec<_> = std::iter::once("demo").chain(arguments.iter().copied()).collect();
     match launch(&arguments, environment).command {
         Command::Demo(options) => *options,
@@ -91,17 +91,17 @@ fn service_account() -> NamedTempFile {
 #[test]
 fn defaults_are_those_of_the_contract() {
     let config = config(&[]);
-    assert_eq!(config.listen.to_string(), "[::]:3000");
-    assert_eq!(config.admin_listen.to_string(), "127.0.0.1:9091");
-    assert!(config.admin_token.is_none());
-    assert!(config.redis.is_none());
+    assert_eq!(config.instance.listen.to_string(), "[::]:3000");
+    assert_eq!(config.instance.admin_listen.to_string(), "127.0.0.1:9091");
+    assert!(config.instance.admin_token.is_none());
+    assert!(config.instance.redis.is_none());
     assert!(config.auth.revocation.is_none());
     assert!(config.enforce_expiry);
-    assert_eq!(config.allowed_origins, None);
-    assert_eq!(config.trusted_proxies, []);
-    assert_eq!(config.features, Features { pacing: true, direct: true, stun_urls: Vec::new() });
+    assert_eq!(config.instance.allowed_origins, None);
+    assert_eq!(config.instance.trusted_proxies, []);
+    assert_eq!(config.instance.features, Features { pacing: true, direct: true, stun_urls: Vec::new() });
     assert_eq!(
-        config.limits,
+        config.instance.limits,
         Limits {
             max_connections: Some(100_000),
             message_bytes: 65_536,
@@ -111,9 +111,9 @@ fn defaults_are_those_of_the_contract() {
             handshakes_per_second_per_ip: Some(20),
         }
     );
-    assert_eq!(config.workers, 6);
+    assert_eq!(config.instance.workers, 6);
     assert_eq!(
-        config.times,
+        config.instance.times,
         Times {
             heartbeat: Duration::from_secs(25),
             lease: Duration::from_secs(45),
@@ -122,15 +122,15 @@ fn defaults_are_those_of_the_contract() {
             max_lifetime: Some(Duration::from_secs(2700)),
         }
     );
-    assert_eq!(config.telemetry.format, LogFormat::Json);
-    assert_eq!(config.telemetry.filter, "info");
+    assert_eq!(config.instance.telemetry.format, LogFormat::Json);
+    assert_eq!(config.instance.telemetry.filter, "info");
     let Issuer::Firebase { project_id, jwks_url: None } = config.auth.issuer else { panic!() };
     assert_eq!(project_id, "my-project");
 }
 
 #[test]
 fn redis_prefix_defaults_to_duo() {
-    let redis = config(&[("REDIS_URL", "redis://127.0.0.1")]).redis.unwrap();
+    let redis = config(&[("REDIS_URL", "redis://127.0.0.1")]).instance.redis.unwrap();
     assert_eq!((redis.url.expose_secret(), redis.prefix.as_str()), ("redis://127.0.0.1", "duo"));
 }
 
@@ -142,7 +142,7 @@ fn logs_are_pretty_on_a_terminal_only() {
         load_on(terminal, &[], &[PROJECT, ("LOG_FORMAT", "gcp")]).unwrap().telemetry().unwrap().format,
         LogFormat::Gcp
     );
-    assert_eq!(config(&[("LOG_FORMAT", "pretty")]).telemetry.format, LogFormat::Pretty);
+    assert_eq!(config(&[("LOG_FORMAT", "pretty")]).instance.telemetry.format, LogFormat::Pretty);
 }
 
 #[test]
@@ -230,13 +230,13 @@ fn all_mistakes_are_told_together_with_their_variables() {
 #[test]
 fn listen_wins_over_port_except_over_a_port_flag() {
     let listen = ("DUORELAY_LISTEN", "127.0.0.1:5000");
-    assert_eq!(config(&[("PORT", "4000"), listen]).listen.to_string(), "127.0.0.1:5000");
+    assert_eq!(config(&[("PORT", "4000"), listen]).instance.listen.to_string(), "127.0.0.1:5000");
     for (arguments, expected) in [
         (&["--port=4000"][..], "[::]:4000"),
         (&["--port=4000", "--listen=127.0.0.2:6000"][..], "127.0.0.2:6000"),
     ] {
         let Command::Serve(config) = launch(arguments, &[PROJECT, listen]).command else { panic!() };
-        assert_eq!(config.listen.to_string(), expected);
+        assert_eq!(config.instance.listen.to_string(), expected);
     }
 }
 
@@ -244,7 +244,7 @@ fn listen_wins_over_port_except_over_a_port_flag() {
 fn port_listens_on_ipv4_where_there_is_no_ipv6() {
     let launch = load_on(Machine { ipv6: false, ..MACHINE }, &[], &[PROJECT, ("PORT", "8080")]).unwrap();
     let Command::Serve(config) = launch.command else { panic!() };
-    assert_eq!(config.listen.to_string(), "0.0.0.0:8080");
+    assert_eq!(config.instance.listen.to_string(), "0.0.0.0:8080");
 }
 
 #[test]
@@ -263,9 +263,10 @@ fn zero_is_no_limit_for_counts_and_lifetime() {
         ("DUORELAY_MAX_LIFETIME_SECONDS", "0"),
         ("DUORELAY_DRAIN_SECONDS", "0"),
     ]);
-    let Limits { max_connections, messages_per_second, handshakes_per_second_per_ip, .. } = config.limits;
+    let Limits { max_connections, messages_per_second, handshakes_per_second_per_ip, .. } =
+        config.instance.limits;
     assert_eq!((max_connections, messages_per_second, handshakes_per_second_per_ip), (None, None, None));
-    assert_eq!((config.times.max_lifetime, config.times.drain), (None, Duration::ZERO));
+    assert_eq!((config.instance.times.max_lifetime, config.instance.times.drain), (None, Duration::ZERO));
 }
 
 #[test]
@@ -290,7 +291,7 @@ fn redis_urls_are_checked_and_never_repeated() {
         "rediss-sentinel://s1:26379/1?sentinelServiceName=main",
         "redis://[::1]:6379",
     ] {
-        let redis = config(&[("REDIS_URL", good)]).redis.unwrap();
+        let redis = config(&[("REDIS_URL", good)]).instance.redis.unwrap();
         assert_eq!(redis.url.expose_secret(), good);
         fred::types::config::Config::from_url(good).unwrap();
     }
@@ -322,7 +323,7 @@ fn redis_urls_are_checked_and_never_repeated() {
 fn stun_servers_are_written_as_browsers_take_them() {
     let list = "stun:stun.example.org, stuns:[2001:db8::1]:5349";
     assert_eq!(
-        config(&[("DUORELAY_STUN_URLS", list)]).features.stun_urls,
+        config(&[("DUORELAY_STUN_URLS", list)]).instance.features.stun_urls,
         ["stun:stun.example.org", "stuns:[2001:db8::1]:5349"]
     );
     for bad in [
@@ -346,7 +347,7 @@ fn origins_are_written_as_browsers_write_them() {
     let text =
         " https://App.Example.com , http://localhost:8080,https://a.example:443/,capacitor://localhost,";
     assert_eq!(
-        config(&[("DUORELAY_ALLOWED_ORIGINS", text)]).allowed_origins.unwrap(),
+        config(&[("DUORELAY_ALLOWED_ORIGINS", text)]).instance.allowed_origins.unwrap(),
         ["https://app.example.com", "http://localhost:8080", "https://a.example", "capacitor://localhost"]
     );
     for bad in [
@@ -367,7 +368,7 @@ fn origins_are_written_as_browsers_write_them() {
 #[test]
 fn trusted_proxies_are_networks_or_addresses() {
     let config = config(&[("DUORELAY_TRUSTED_PROXIES", "10.1.2.3/8, 192.0.2.7,2001:db8::1/32")]);
-    let texts: Vec<_> = config.trusted_proxies.iter().map(ToString::to_string).collect();
+    let texts: Vec<_> = config.instance.trusted_proxies.iter().map(ToString::to_string).collect();
     assert_eq!(texts, ["10.0.0.0/8", "192.0.2.7/32", "2001:db8::/32"]);
     assert!(mistake("DUORELAY_TRUSTED_PROXIES", "10.0.0.0/33").contains("10.0.0.0/33"));
 }

@@ -5,10 +5,10 @@ use std::time::UNIX_EPOCH;
 
 use super::super::announcement;
 use super::super::result::{Point, timed};
+use super::super::settings::{FIGURES, Scenario};
 use super::super::watch::Reading;
 use super::chart::{Chart, Scale, Series, escape};
 use super::{Report, words};
-use crate::config::{FIGURES, Scenario};
 
 /// Points that a chart has at most.
 const POINTS: usize = 300;

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use super::result::{Results, Verdict};
-use crate::config::LoadOptions;
+use super::settings::LoadOptions;
 
 /// A run that is over.
 #[derive(Debug)]

@@ -2,8 +2,8 @@
 
 use std::fmt::Write as _;
 
+use super::super::settings::FIGURES;
 use super::{Report, words};
-use crate::config::FIGURES;
 
 /// Every figure with its meaning, what else happened, and the verdicts.
 pub(in super::super) fn text(report: &Report<'_>) -> String {

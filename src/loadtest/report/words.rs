@@ -1,6 +1,6 @@
 //! Figures as people read them.
 
-use crate::config::Unit;
+use super::super::settings::Unit;
 
 /// Three digits and a unit: `412 us`, `1.27 ms`, `12.0 s`.
 pub(in super::super) fn time(seconds: f64) -> String {

@@ -12,9 +12,9 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::super::dialect::Heard;
 use super::super::frame::{Arrival, Flow, Frame};
+use super::super::settings::{Link, Scenario};
 use super::super::shard::{Shard, User, Who};
 use super::super::socket::Socket;
-use crate::config::{Link, Scenario};
 use crate::relay::ids::Device;
 
 /// How long a device tries to get its first connection.

@@ -7,8 +7,8 @@ mod stream;
 
 use std::rc::Rc;
 
+use super::settings::Scenario;
 use super::shard::Shard;
-use crate::config::Scenario;
 
 /// Runs this thread's share of the scenario to its end, or until the run is stopped.
 pub(super) async fn run(shard: &Rc<Shard>) {

@@ -9,9 +9,9 @@ use tokio::task::{JoinSet, yield_now};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::super::alarm::{Alarm, Beat};
+use super::super::settings::{Direction, Scenario};
 use super::super::shard::Shard;
 use super::member::Member;
-use crate::config::{Direction, Scenario};
 use crate::relay::ids::Device;
 
 /// How many late frames leave before sockets are read again.

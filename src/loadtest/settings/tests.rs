@@ -11,8 +11,8 @@ fn load_on(arguments: &[&str]) -> Result<LoadOptions, Stop> {
     let arguments = ["duorelay", "loadtest"].iter().chain(arguments).map(OsString::from);
     // Settings of an instance in the environment are not the load tester's.
     let environment = [("PORT".into(), "not a port".into()), ("DUORELAY_WORKERS".into(), "x".into())];
-    match load(arguments, environment, MACHINE)?.command {
-        Command::Loadtest(options) => Ok(*options),
+    match load(arguments, environment, MACHINE, [command()])?.command {
+        Command::Other(given) => read(&given).map_err(Stop::Mistakes),
         other @ (Command::Serve(_) | Command::Demo(_) | Command::Health(_)) => panic!("{other:?}"),
     }
 }

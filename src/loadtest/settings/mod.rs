@@ -1,5 +1,4 @@
-//! The settings of `duorelay loadtest`. They have no environment variables: a load test is asked for
-//! in one line.
+//! The settings of `duorelay loadtest`. They have no environment variables: a load test is started by one line.
 
 mod assertion;
 mod options;
@@ -20,8 +19,8 @@ pub use self::assertion::{Assertion, FIGURES, Figure, Unit};
 pub use self::options::{
     Dialect, Direction, Link, LoadOptions, Output, Placement, Scenario, StreamSet, TokenSource,
 };
-use super::Mistake;
-use super::read::truth;
+use crate::config::Mistake;
+use crate::config::parse::{redis_url, truth};
 
 /// One flag: name, value's name, default, help, heading.
 struct Flag(&'static str, &'static str, Option<&'static str>, &'static str, &'static str);
@@ -153,7 +152,7 @@ const FLAGS: &[Flag] = &[
 ];
 
 /// The command with its flags.
-pub(super) fn command() -> clap::Command {
+pub fn command() -> clap::Command {
     let names = Scenario::ALL.map(Scenario::as_str);
     let scenario = Arg::new("scenario")
         .value_name("SCENARIO")
@@ -256,7 +255,7 @@ impl Given<'_> {
 ///
 /// # Errors
 /// Every mistake in them.
-pub(super) fn read(matches: &ArgMatches) -> Result<LoadOptions, Vec<Mistake>> {
+pub fn read(matches: &ArgMatches) -> Result<LoadOptions, Vec<Mistake>> {
     let mut given = Given { matches, mistakes: Vec::new() };
     let options = read_all(&mut given);
     match options {
@@ -277,7 +276,7 @@ fn read_all(given: &mut Given<'_>) -> Option<LoadOptions> {
     });
     let dialect = given
         .checked("dialect", |text| named(text, &[("v1", Dialect::V1), ("socket.io", Dialect::SocketIo)]));
-    let redis = given.checked("redis-url", super::read::redis_url);
+    let redis = given.checked("redis-url", redis_url);
     let sources: Vec<IpAddr> = given.checked_list("source", sources).concat();
     let users = given.checked("users", number(1, 1_000_000));
     let fps = given.checked("fps", |text| match text.parse::<f64>() {
