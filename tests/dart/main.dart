@@ -1,11 +1,13 @@
 /// Tests of the Dart client. Arguments: a part of the names to run.
 library;
 
+import 'pacing_test.dart';
 import 'relay_test.dart';
 import 'runner.dart';
 import 'scenarios_test.dart';
 
 Future<void> main(List<String> arguments) {
+  pacingTests();
   scenarioTests();
   relayTests();
   return runTests(only: arguments.firstOrNull ?? '');

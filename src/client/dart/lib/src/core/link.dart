@@ -8,7 +8,6 @@ import 'clock.dart';
 import 'delay.dart';
 import 'pacing.dart';
 import 'rate.dart';
-import 'reporter.dart';
 import 'wire.dart';
 
 /// Hears what happens on a [Link].
@@ -48,13 +47,13 @@ final class Link {
     required this.tokenWasFresh,
   })  : _clock = alarms.clock,
         rate = Rate(alarms.clock),
-        pacing = Pacing() {
+        pacing = Pacing(alarms.clock.now) {
     _limit = alarms.create(() => fail(1006, 'no welcome in time'));
     _beat = alarms.create(_onBeat);
     _silence = alarms.create(_onSilence);
     _barrier = alarms.create(_passBarrier);
     _pressureEnd = alarms.create(() => onPressure(false));
-    _reporter = Reporter(alarms, _report);
+    _report = alarms.create(_onReportDue);
     _limit.after(_timing.attempt.ms);
   }
 
@@ -78,14 +77,16 @@ final class Link {
   final Rate rate;
 
   /// What the relay's reports say about the way up.
-  final Pacing pacing;
+  Pacing pacing;
 
   late final Alarm _limit;
   late final Alarm _beat;
   late final Alarm _silence;
   late final Alarm _barrier;
   late final Alarm _pressureEnd;
-  late final Reporter _reporter;
+  late final Alarm _report;
+  final Reporter _reporter = Reporter();
+  int _askedPaceMs = slowPaceMs;
 
   /// The relay's first message.
   Welcome? welcome;
@@ -124,6 +125,8 @@ final class Link {
   double _heardAt = 0;
   double _activeSince = 0;
   double _activeUntil = double.negativeInfinity;
+  double _frameAt = double.negativeInfinity;
+  double _flowsUntil = double.negativeInfinity;
   int _barrierPing = 0;
   void Function()? _onBarrier;
 
@@ -142,13 +145,18 @@ final class Link {
   // ---- Writing --------------------------------------------------------------
 
   /// Writes a control message now: it never waits.
-  void say(Map<String, Object?> message) => _write(jsonEncode(message));
+  void say(Map<String, Object?> message, {Kind kind = Kind.control}) =>
+      _write(jsonEncode(message), kind);
 
   /// Milliseconds until a volatile frame of [size] may leave.
-  double volatileWait(int size) => _max(
-        rate.waitFor(size),
-        pacing.waitFor(size, _clock.now),
-      );
+  double volatileWait(int size) => _wait(size, Kind.volatile);
+
+  double _wait(int size, Kind kind) {
+    final rateMs = rate.waitFor(size);
+    if (!has('received')) return rateMs;
+    final now = _clock.now;
+    return _max(rateMs, pacing.mayLeaveAt(now, kind) - now);
+  }
 
   /// The same for a reliable message. Infinity: a pong or the end of pressure
   /// makes room.
@@ -158,7 +166,7 @@ final class Link {
       if (_pings.isEmpty) ping();
       return double.infinity;
     }
-    return volatileWait(size);
+    return _wait(size, Kind.reliable);
   }
 
   /// Reliable bytes that may be on their way before a pong.
@@ -172,24 +180,20 @@ final class Link {
 
   /// Writes a frame.
   void sendVolatile(Uint8List message) {
-    _write(message);
-    _onActive();
+    _write(message, Kind.volatile);
+    _onFrame();
   }
 
   /// Writes a reliable message.
   void sendReliable(Object message, int size) {
-    _write(message, size: size, isReliable: true);
+    _write(message, Kind.reliable, size: size);
+    _askPace();
     _sent += size;
     if (_sent - _pinged >= _credit / 2) ping();
     _onActive();
   }
 
-  void _write(
-    Object message, {
-    int? size,
-    bool isReliable = false,
-    bool isFree = false,
-  }) {
+  void _write(Object message, Kind kind, {int? size, bool isFree = false}) {
     if (_ended || !opened) return;
     final bytes = size ??
         switch (message) {
@@ -198,7 +202,7 @@ final class Link {
           _ => 0,
         };
     if (!isFree) rate.spend(bytes);
-    pacing.onSent(bytes, _clock.now, reliable: isReliable);
+    pacing.onSent(_clock.now, bytes, kind);
     _owner.onWrite(this, message);
   }
 
@@ -222,7 +226,7 @@ final class Link {
     _pingedAt = _clock.now;
     _pinged = _sent;
     _pings.add(_Ping(id, _pingedAt, _sent));
-    say({'type': 'ping', 'id': '$id'});
+    say({'type': 'ping', 'id': '$id'}, kind: Kind.quiet);
     _silence.within(_silentAt() - _clock.now);
     _beat.after(_beatMs);
     return id;
@@ -241,7 +245,7 @@ final class Link {
   void _onActive() {
     if (welcome == null || _isLingering) return;
     final now = _clock.now;
-    if (now > _activeUntil) _activeSince = now;
+    if (!_isActive) _activeSince = now;
     _activeUntil = now + _timing.busyPing.ms;
     final sincePing = now - _pingedAt;
     if (sincePing >= _timing.busyPing.ms) {
@@ -251,7 +255,18 @@ final class Link {
     }
   }
 
-  bool get _isActive => _clock.now <= _activeUntil;
+  /// A frame left or arrived. After the second one of a flow, a pause is
+  /// watched until it is known whether it is the peer's or the path's.
+  void _onFrame() {
+    final now = _clock.now;
+    if (now - _frameAt <= _timing.busyPing.ms) {
+      _flowsUntil = now + _timing.busyPing.ms + _timing.busySilence.ms + 500;
+    }
+    _frameAt = now;
+    _onActive();
+  }
+
+  bool get _isActive => _clock.now <= _max(_activeUntil, _flowsUntil);
 
   double get _beatMs => (_isActive ? _timing.busyPing : _timing.ping).ms;
 
@@ -319,11 +334,46 @@ final class Link {
     onPassed?.call();
   }
 
-  /// Reports are free of the relay's rate.
-  void _report(int messages, double time) => _write(
-        jsonEncode({'type': 'received', 'messages': messages, 'time': time}),
-        isFree: true,
-      );
+  // ---- Reports --------------------------------------------------------------
+
+  /// A report is due, and free of the relay's rate.
+  void _onReportDue() {
+    final report = has('received') ? _reporter.report(_clock.now) : null;
+    if (report == null) return;
+    final message = {
+      'type': 'received',
+      'messages': report.messages,
+      'time': report.time,
+    };
+    _write(jsonEncode(message), Kind.quiet, isFree: true);
+  }
+
+  void _setReport() {
+    final now = _clock.now;
+    final dueAt = _reporter.dueAt;
+    if (dueAt <= now) {
+      _onReportDue();
+    } else if (dueAt.isFinite) {
+      _report.within(dueAt - now);
+    }
+  }
+
+  void _onReceived(Map<String, Object?> message) {
+    final messages = integer(message, 'messages');
+    final time = field<num>(message, 'time')?.toDouble();
+    if (messages == null || time == null) return;
+    pacing.onReport(_clock.now, messages, time);
+    _askPace();
+    _owner.onRoom(this);
+  }
+
+  /// The relay should report more often while the path is the limit.
+  void _askPace() {
+    if (!has('received') || pacing.paceMs == _askedPaceMs) return;
+    _askedPaceMs = pacing.paceMs;
+    final message = {'type': 'reports', 'every_ms': _askedPaceMs};
+    say(message, kind: Kind.quiet);
+  }
 
   // ---- Its life -------------------------------------------------------------
 
@@ -340,8 +390,7 @@ final class Link {
     if (_ended) return;
     final message = parse(text);
     final type = message == null ? null : field<String>(message, 'type');
-    final silent = Reporter.silent.contains(type);
-    _onHeard(makesDue: !silent);
+    _onHeard(makesDue: !_quietTypes.contains(type));
     if (message == null || type == null) return; // not a relay's
     switch (type) {
       case 'welcome':
@@ -350,16 +399,10 @@ final class Link {
       case 'pong':
         _onPong(message);
       case 'received':
-        final messages = integer(message, 'messages');
-        final time = field<num>(message, 'time');
-        if (messages == null || time == null) return;
-        pacing.onReport(messages, time.toDouble(), _clock.now);
-        final pace = pacing.takePace();
-        if (pace != null) say({'type': 'reports', 'every_ms': pace});
-        _owner.onRoom(this);
+        _onReceived(message);
       case 'reports':
         final everyMs = integer(message, 'every_ms');
-        if (everyMs != null) _reporter.onPace(everyMs);
+        if (everyMs != null) _reporter.paceMs = everyMs.clamp(50, 1000);
       default:
         _owner.onControl(this, type, message);
     }
@@ -370,7 +413,7 @@ final class Link {
     if (_ended) return;
     _onHeard(makesDue: true);
     if (message.isEmpty) return;
-    _onActive();
+    _onFrame();
     _owner.onFrame(this, message[0], Uint8List.sublistView(message, 1));
   }
 
@@ -382,8 +425,11 @@ final class Link {
 
   void _onHeard({required bool makesDue}) {
     _heardAt = _clock.now;
-    _reporter.onMessage(makesDue: makesDue);
+    _reporter.onRead(_clock.now, makesDue: makesDue);
+    if (welcome != null) _setReport();
   }
+
+  static const Set<String> _quietTypes = {'received', 'reports', 'ping', 'pong'};
 
   void _onWelcome(Welcome message) {
     welcome = message;
@@ -393,7 +439,8 @@ final class Link {
       messagesPerSecond: message.limits.messagesPerSecond,
       bytesPerSecond: message.limits.bytesPerSecond,
     );
-    if (has('received')) _reporter.start();
+    pacing = Pacing(_clock.now);
+    _setReport();
     ping();
     _owner.onWelcome(this, message);
   }
@@ -409,11 +456,12 @@ final class Link {
   /// Lets the socket go without another word to the owner.
   void end() {
     if (_ended) return;
-    final alarms = [_limit, _beat, _silence, _barrier, _pressureEnd];
+    final alarms = [
+      ...[_limit, _beat, _silence, _report, _barrier, _pressureEnd],
+    ];
     for (final alarm in alarms) {
       alarm.clear();
     }
-    _reporter.stop();
     _ended = true;
     _owner.onEnd(this);
   }
