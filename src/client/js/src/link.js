@@ -1,5 +1,6 @@
 import { Budget } from "./budget.js";
 import { Delay } from "./delay.js";
+import { Pacing, Reporter } from "./pacing.js";
 
 const PROTOCOL = "duorelay.v1";
 
@@ -12,6 +13,7 @@ const RELIABLE_ROOM = 64 * 1024;
 
 /** Messages that make no report due: two ends would answer each other for ever. */
 const QUIET = new Set(["received", "reports", "ping", "pong"]);
+const REPORT = '{"type":"received"';
 
 /**
  * One WebSocket from its handshake to its end. `owner.onGone` is called exactly once, unless `end` came first.
@@ -51,17 +53,16 @@ export class Link {
   // Reliable bytes: all that were sent, those up to the last ping, and those up to the last pong.
   #reliable = { sent: 0, pinged: 0, ponged: 0 };
 
-  // Reports of what was read here.
-  #read = 0;
-  #readAt = 0;
-  #reportDue = Infinity;
-  #reportEvery;
+  // What this link may send, and what it reports to have read; null where the relay knows no reports.
+  #pacing = null;
+  #reporter = null;
+  #askedPace;
 
   constructor(url, token, timing, env, owner) {
     this.#owner = owner;
     this.#env = env;
     this.#timing = timing;
-    this.#reportEvery = timing.report;
+    this.#askedPace = timing.report;
     const ws = (this.ws = new env.WebSocket(url, [PROTOCOL, token]));
     ws.binaryType = "arraybuffer";
     ws.onopen = () => {
@@ -95,10 +96,10 @@ export class Link {
   /** Milliseconds until a volatile frame of `size` bytes may leave. */
   volatileWait(size) {
     const waiting = this.ws.bufferedAmount ?? 0; // React Native does not count
-    const room = this.has("received") ? REPORTED_ROOM : VOLATILE_ROOM;
+    const room = this.#pacing ? REPORTED_ROOM : VOLATILE_ROOM;
     // Even a frame over the room goes out when nothing is before it.
     if (waiting > 0 && waiting + size > room) return this.#timing.poll;
-    return this.#budget.wait(this.#env.now(), size);
+    return this.#wait(size, "volatile");
   }
 
   /** The same for a reliable message; Infinity: a pong will make room. */
@@ -108,16 +109,16 @@ export class Link {
       if (this.#pings.length === 0) this.ping();
       return Infinity;
     }
-    return this.#budget.wait(this.#env.now(), size);
+    return this.#wait(size, "reliable");
   }
 
   sendVolatile(message) {
-    this.#write(message);
+    this.#write(message, "volatile");
     this.#active();
   }
 
   sendReliable(message, size) {
-    this.#write(message, size);
+    this.#write(message, "reliable", size);
     this.#reliable.sent += size;
     if (this.#reliable.sent - this.#reliable.pinged >= this.#credit / 2) this.ping();
     this.#active();
@@ -125,7 +126,7 @@ export class Link {
 
   /** What the relay itself reads: it never waits. */
   say(message) {
-    this.#write(JSON.stringify(message));
+    this.#write(JSON.stringify(message), QUIET.has(message.type) ? "quiet" : "control");
   }
 
   /** Asks for a sign of life, for the room of what was sent before it, and for the round trip. */
@@ -186,19 +187,18 @@ export class Link {
 
   #heard(data) {
     const now = this.#env.now();
-    this.#heardAt = this.#readAt = now;
-    this.#read += 1;
+    this.#heardAt = now;
     let message;
     if (typeof data === "string") {
       try {
         message = JSON.parse(data);
       } catch {
-        return; // not a relay's: nothing of the protocol is lost with it
+        message = {}; // not a relay's: nothing of the protocol is lost with it
       }
     } else {
       this.#active();
     }
-    if (!QUIET.has(message?.type) && this.has("received")) this.#reportDue = Math.min(this.#reportDue, now + this.#reportEvery);
+    this.#reporter?.onRead(now, !QUIET.has(message?.type));
     if (!message) {
       const bytes = new Uint8Array(data);
       this.#owner.onFrame(this, bytes[0], bytes.subarray(1));
@@ -206,8 +206,7 @@ export class Link {
       this.#owner.onControl(this, message);
     }
     // Here and not only by the timer, which a hidden page gets once a second or once a minute.
-    if (now >= this.#reportDue) this.#report();
-    else if (this.#reportDue < this.#alarmAt) this.#alarm(this.#reportDue);
+    this.#report();
   }
 
   /** What concerns this link alone; false: nobody else needs to know. */
@@ -219,14 +218,23 @@ export class Link {
         this.#endsAt = Infinity;
         this.#features = new Set(message.features);
         this.#budget = new Budget(message.limits, now);
-        if (this.has("received")) this.#report();
+        if (this.has("received")) {
+          this.#pacing = new Pacing(now, 0, false);
+          this.#reporter = new Reporter(0);
+          this.#reporter.onRead(now, true);
+          this.#report();
+        }
         this.ping();
         return true;
       case "pong":
         return this.#onPong(message, now);
       case "reports":
-        this.#reportEvery = Math.min(1000, Math.max(50, message.every_ms)) || this.#timing.report;
+        if (message.every_ms >= 50 && message.every_ms <= 1000) this.#reporter?.setPace(message.every_ms);
         return false;
+      case "received":
+        this.#pacing?.onReport(now, message.messages, message.time);
+        this.#askPace();
+        return true;
       default:
         return true;
     }
@@ -245,16 +253,33 @@ export class Link {
   }
 
   #report() {
-    this.#reportDue = Infinity;
-    // Reports are free of the relay's rate.
-    this.#write(JSON.stringify({ type: "received", messages: this.#read, time: this.#readAt }), undefined, true);
+    const report = this.#reporter?.report(this.#env.now());
+    if (report) this.say({ type: "received", ...report });
+    else this.#alarm(this.#reporter?.dueAt ?? Infinity);
   }
 
-  #write(message, size = message.length, isFree = false) {
+  /** Where a queue begins to form, the relay shall report more often. */
+  #askPace() {
+    const pace = this.#pacing?.pace ?? this.#askedPace;
+    if (pace === this.#askedPace) return;
+    this.#askedPace = pace;
+    this.say({ type: "reports", every_ms: pace });
+  }
+
+  #wait(size, kind) {
+    const now = this.#env.now();
+    return Math.max(this.#budget.wait(now, size), this.#pacing ? this.#pacing.mayLeaveAt(now, kind) - now : 0);
+  }
+
+  #write(message, kind, size = message.length) {
     // What a socket that just closed cannot take is lost, like what it had not written yet.
     if (!this.isOpen) return;
-    if (!isFree) this.#budget?.spend(this.#env.now(), size);
+    const now = this.#env.now();
+    // Reports are free of the relay's rate.
+    if (!message.startsWith?.(REPORT)) this.#budget?.spend(now, size);
+    this.#pacing?.onSent(now, size, kind);
     this.ws.send(message);
+    if (kind !== "quiet") this.#askPace();
   }
 
   // ---- Time -------------------------------------------------------------------------------------------------------
@@ -308,8 +333,8 @@ export class Link {
       if (now - due < 500) return this.fail(1006, "the relay went silent");
       silentAt = now + 1000;
     }
-    if (now >= this.#reportDue) this.#report();
+    this.#report();
     if (now >= this.#pingDue() && this.#endsAt === Infinity) this.ping();
-    this.#alarm(Math.min(this.#endsAt, silentAt, this.#reportDue, this.#endsAt === Infinity ? this.#pingDue() : Infinity));
+    this.#alarm(Math.min(this.#endsAt, silentAt, this.#reporter?.dueAt ?? Infinity, this.#endsAt === Infinity ? this.#pingDue() : Infinity));
   }
 }

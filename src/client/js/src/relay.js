@@ -442,6 +442,8 @@ export class DuoRelay {
         this.#emit("rtt", link.rtt);
         this.#emit("delay", this.delay);
         return this.#sender.flush();
+      case "received": // the window may be open again
+        return this.#sender.flush();
       default: // a newer relay says more than we know
     }
   }
