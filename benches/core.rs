@@ -134,6 +134,7 @@ fn record_claim(bencher: Bencher<'_, '_>) {
             connection: member(1).connection,
             instance: InstanceId(Uuid::from_u128(1)),
             client: None,
+            attempt: None,
             known: Generation::NONE,
         };
         record.claim(now, 45_000, claim)

@@ -169,6 +169,11 @@ async fn count(hub: Rc<Hub>) {
 /// of the handshake stays in memory.
 async fn connect(hub: Rc<Hub>, sockets: Rc<Sockets>, join: Box<Join>) {
     let Join { joining, identity, admission, answer, socket, span } = *join;
+    // Its client has gone while this waited for its turn: a claim would throw out whom it has come back as.
+    if answer.is_closed() {
+        debug!("a client went away before its claim");
+        return;
+    }
     let connection = ConnectionId(Uuid::now_v7());
     let seat = match hub.join(joining, connection).instrument(span).await {
         Ok(seat) => seat,

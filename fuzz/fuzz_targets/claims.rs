@@ -65,7 +65,7 @@ fuzz_target!(|bytes: &[u8]| {
             continue;
         };
         let expected = verdict(&claims, firebase);
-        let ours = ours.map(|identity| (identity.user.as_str().to_owned(), identity.expires_at));
+        let ours = ours.map(|identity| (identity.user.uid().to_owned(), identity.expires_at));
         // A name that stands twice is malformed; the parsed JSON does not show it.
         if ours != Err(Refusal::MalformedToken) {
             assert_eq!(ours, expected);

@@ -36,18 +36,21 @@ fuzz_target!(|bytes: &[u8]| {
     let _ = read(&Method::GET, &query, &headers, false);
     headers.insert("sec-websocket-version", HeaderValue::from_static("13"));
     if let Ok(handshake) = read(&Method::CONNECT, &query, &headers, true) {
-        assert!(!handshake.token.is_empty() && handshake.token.trim() == *handshake.token);
+        let token = handshake.token.as_ref().map_or("", |token| token.as_str());
+        assert!(token.trim() == token && (handshake.token.is_none() || !token.is_empty()));
+        assert!(handshake.attempt.is_none() || handshake.client.is_some());
         assert!(handshake.client.is_none_or(|client| ClientId::new(client.as_str()).is_some()));
         // A protocol's name is none, even where it is what another header gives as the token.
-        let offered = !handshake.token.starts_with("duorelay.")
+        let offered = !token.is_empty()
+            && !token.starts_with("duorelay.")
             && headers
                 .get_all("sec-websocket-protocol")
                 .iter()
-                .any(|value| value.to_str().unwrap().split(',').any(|part| part.trim() == *handshake.token));
+                .any(|value| value.to_str().unwrap().split(',').any(|part| part.trim() == token));
         let selected = handshake.selected.as_ref().map(|value| value.to_str().unwrap());
         match handshake.protocol {
             Protocol::V1 => assert_eq!(selected, Some(V1)),
-            Protocol::Classic if offered => assert_eq!(selected, Some(handshake.token.as_str())),
+            Protocol::Classic if offered => assert_eq!(selected, Some(token)),
             Protocol::Classic => assert_eq!(selected, None),
         }
         if !query.contains("device") && !query.contains('%') {

@@ -125,11 +125,11 @@ impl Backplane for Attached {
     }
 
     fn renew<'a>(&'a self, renewals: &'a [Renewal]) -> LocalBoxFuture<'a, Vec<Result<Renewed, Unavailable>>> {
-        let renew = |Renewal { user, device, holder }: &Renewal| {
+        let renew = |Renewal { user, device, holder, attempt }: &Renewal| {
             let (renewed, put_back) = {
                 let mut rooms = self.memory.rooms.borrow_mut();
                 let room = rooms.entry(user.clone()).or_default();
-                room.record.renew(now_ms(), self.lease_ms, *device, holder)
+                room.record.renew(now_ms(), self.lease_ms, *device, holder, *attempt)
             };
             if put_back {
                 let claimed = Envelope::Claimed { device: *device, holder: holder.clone() };
@@ -178,7 +178,7 @@ impl Backplane for Attached {
         let rooms = self.memory.rooms.borrow();
         let lease = |device| {
             let lease = rooms.get(user).and_then(|room| room.record.holder(device, now))?;
-            Some(Lease { holder: lease.holder.clone(), ends: lease.ends - now })
+            Some(Lease { ends: lease.ends - now, ..lease.clone() })
         };
         ready(Ok(Device::ALL.map(lease))).boxed_local()
     }

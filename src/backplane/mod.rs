@@ -31,7 +31,7 @@ use futures_util::future::LocalBoxFuture;
 use tokio::sync::oneshot;
 
 use crate::relay::envelope::Envelope;
-use crate::relay::ids::{ConnectionId, Device, InstanceId, StreamId, UserId};
+use crate::relay::ids::{Attempt, ConnectionId, Device, InstanceId, StreamId, UserId};
 use crate::relay::record::{Claim, ClaimOutcome, Holder, Lease, Renewed};
 
 /// A call takes at most this long; then it has failed.
@@ -153,6 +153,8 @@ pub struct Renewal {
     pub device: Device,
     /// Who holds it.
     pub holder: Holder,
+    /// Which of its client's attempts it is, if the client counts them.
+    pub attempt: Option<Attempt>,
 }
 
 /// Outcome of a publish.

@@ -86,8 +86,7 @@ impl Gate {
         self.short_of_memory.swap(is_short, Ordering::AcqRel) != is_short
     }
 
-    /// Lets a handshake in, or refuses it, in the order of [`Refusal`]: too many attempts, draining, full,
-    /// Origin.
+    /// Lets a handshake in, or refuses it, in the order of [`Refusal`]: too many attempts, draining, full.
     ///
     /// # Errors
     /// The first refusal that applies.
@@ -110,16 +109,18 @@ impl Gate {
         if self.open.try_update(Ordering::AcqRel, Ordering::Acquire, more).is_err() {
             return Err(Refusal::Full);
         }
-        let admission = Admission(Arc::clone(self));
-        if !self.is_allowed_origin(headers) {
-            return Err(Refusal::OriginNotAllowed);
-        }
-        Ok(admission)
+        Ok(Admission(Arc::clone(self)))
     }
 
-    fn is_allowed_origin(&self, headers: &HeaderMap) -> bool {
-        // Only browsers send an Origin, and they cannot be made to leave it out (RFC 6454 section 7).
-        headers.get(http::header::ORIGIN).is_none_or(|origin| self.allows(origin.as_bytes()))
+    /// May the page that sent this request connect? Browsers cannot be made to leave the Origin out (RFC 6454 section 7);
+    /// a request without one comes from no page.
+    ///
+    /// # Errors
+    /// [`Refusal::OriginNotAllowed`]
+    pub fn admit_page(&self, headers: &HeaderMap) -> Result<(), Refusal> {
+        let is_allowed =
+            headers.get(http::header::ORIGIN).is_none_or(|origin| self.allows(origin.as_bytes()));
+        if is_allowed { Ok(()) } else { Err(Refusal::OriginNotAllowed) }
     }
 
     /// May pages of this origin connect?
@@ -215,15 +216,24 @@ mod tests {
 
     #[test]
     fn refusals_come_in_their_order() {
-        let gate = Gate::new(Some(1), Some(3), vec![], Some(vec!["https://app.example".into()]));
-        let evil = headers(&[("origin", "https://evil.example")]);
-        let from = peer("192.0.2.1");
-        assert_eq!(gate.admit(from, &evil).unwrap_err(), Refusal::OriginNotAllowed);
-        let _first = gate.admit(from, &headers(&[("origin", "https://APP.example")])).unwrap();
-        assert_eq!(gate.admit(from, &evil).unwrap_err(), Refusal::Full);
-        assert_eq!(gate.admit(from, &evil).unwrap_err(), Refusal::TooManyAttempts { retry_after: 1 });
+        let gate = Gate::new(Some(1), Some(2), vec![], None);
+        let (from, none) = (peer("192.0.2.1"), HeaderMap::new());
+        let _first = gate.admit(from, &none).unwrap();
+        assert_eq!(gate.admit(from, &none).unwrap_err(), Refusal::Full);
+        assert_eq!(gate.admit(from, &none).unwrap_err(), Refusal::TooManyAttempts { retry_after: 1 });
         gate.close();
-        assert_eq!(gate.admit(peer("192.0.2.2"), &evil).unwrap_err(), Refusal::Draining);
+        assert_eq!(gate.admit(peer("192.0.2.2"), &none).unwrap_err(), Refusal::Draining);
+    }
+
+    #[test]
+    fn pages_of_listed_origins_are_let_in_and_what_is_no_page() {
+        let gate = Gate::new(None, None, vec![], Some(vec!["https://app.example".into()]));
+        let of = |origin: &str| gate.admit_page(&headers(&[("origin", origin)]));
+        assert_eq!(gate.admit_page(&HeaderMap::new()), Ok(()));
+        assert_eq!(of("https://APP.example"), Ok(()));
+        for other in ["https://evil.example", "null", "", "https://app.example.evil.example"] {
+            assert_eq!(of(other), Err(Refusal::OriginNotAllowed), "{other}");
+        }
     }
 
     #[test]

@@ -12,14 +12,16 @@ use http::header::{
     ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, CACHE_CONTROL, CONTENT_TYPE, ORIGIN, RETRY_AFTER,
     SEC_WEBSOCKET_VERSION, UPGRADE, VARY,
 };
+use http::request::Parts;
 use http::{HeaderMap, HeaderValue, StatusCode};
 use serde::Serialize;
 
 use super::workers::Command;
 use super::{Edge, client_files, peer_of, upgrade};
 use crate::auth::unix_now;
-use crate::relay::handshake;
+use crate::relay::handshake::{self, Parameters};
 use crate::relay::ids::Member;
+use crate::relay::ids::{Attempt, Device};
 use crate::relay::refusal::Refusal;
 
 /// The public port. `page` is served where no upgrade is asked for at `/`, and beside it.
@@ -95,6 +97,8 @@ struct Problem {
     status: u16,
     code: &'static str,
     detail: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    attempt: Option<Attempt>,
 }
 
 /// A refusal as an `application/problem+json` document.
@@ -106,6 +110,7 @@ fn problem(refusal: Refusal) -> Response {
         status: refusal.status(),
         code: refusal.code(),
         detail: refusal.detail(),
+        attempt: if let Refusal::Superseded { attempt } = refusal { Some(attempt) } else { None },
     };
     // Serialising fixed strings cannot fail.
     let body = serde_json::to_vec(&problem).unwrap_or_default();
@@ -149,7 +154,7 @@ struct Slots {
 async fn session(State(edge): State<Arc<Edge>>, request: Request) -> Response {
     let peer = peer_of(&request);
     let (parts, _) = request.into_parts();
-    let mut response = match read_session(&edge, peer, &parts.headers).await {
+    let mut response = match read_session(&edge, peer, &parts).await {
         Ok(response) => response,
         Err(refusal) => refusal.into_response(),
     };
@@ -157,14 +162,22 @@ async fn session(State(edge): State<Arc<Edge>>, request: Request) -> Response {
     response
 }
 
-async fn read_session(edge: &Edge, peer: SocketAddr, headers: &HeaderMap) -> Result<Response, Refusal> {
-    // The admission ends with this request: it only asks for what a handshake would be told.
+async fn read_session(edge: &Edge, peer: SocketAddr, parts: &Parts) -> Result<Response, Refusal> {
+    let headers = &parts.headers;
+    // The admission ends with this request: it only asks what a handshake would be answered.
     let _admission = edge.gate.admit(peer, headers)?;
+    let parameters = Parameters::read(parts.uri.query().unwrap_or_default())?;
+    edge.gate.admit_page(headers)?;
     let token = handshake::bearer(headers)?.ok_or(Refusal::MissingToken)?;
     let identity = edge.verifier.verify(token, unix_now()).await?;
     let user = identity.user.clone();
     let [desktop, mobile] =
         edge.workers.ask(&identity.user, |answer| Command::Snapshot(user, answer)).await?;
+    for (device, lease) in Device::ALL.into_iter().zip([&desktop, &mobile]) {
+        if let Some(attempt) = lease.as_ref().and_then(|lease| parameters.later_attempt(device, lease)) {
+            return Err(Refusal::Superseded { attempt });
+        }
+    }
     let session = Session {
         uid: identity.user.uid(),
         tenant: identity.user.tenant(),

@@ -75,8 +75,15 @@ async fn accept(edge: &Edge, request: &mut Request) -> Result<Response, Refusal>
     let handshake = handshake::read(request.method(), query, request.headers(), tunnel)?;
     let on_upgrade = request.extensions_mut().remove::<OnUpgrade>().ok_or(Refusal::UpgradeRequired)?;
     telemetry::handshake_is_for(&Span::current(), handshake.device.as_str(), handshake.protocol.as_str());
-    let verifying = edge.verifier.verify(&handshake.token, unix_now());
+    if handshake.may_be_a_pages {
+        edge.gate.admit_page(request.headers())?;
+    }
+    let token = handshake.token.ok_or(Refusal::MissingToken)?;
+    let verifying = edge.verifier.verify(&token, unix_now());
     let identity = verifying.instrument(info_span!(target: STEPS, "verify")).await?;
+    // The client may have gone while this process stood still, or while its keys were fetched. Once more through the
+    // connection's task, which ends this future at the end of its TCP connection: no claim is made for nobody.
+    tokio::task::yield_now().await;
 
     let (answer, answered) = oneshot::channel();
     let (socket, comes) = oneshot::channel();
@@ -84,6 +91,7 @@ async fn accept(edge: &Edge, request: &mut Request) -> Result<Response, Refusal>
         user: identity.user.clone(),
         device: handshake.device,
         client: handshake.client,
+        attempt: handshake.attempt,
         protocol: handshake.protocol,
         label: label_of(&identity),
         expires_at: identity.expires_at,

@@ -24,7 +24,8 @@ impl Hub {
     /// Claims a slot for a new connection; its outbox begins with its `welcome`.
     ///
     /// # Errors
-    /// [`Refusal::BackplaneUnavailable`] within [`CALL_LIMIT`], or [`Refusal::TooManyAttempts`].
+    /// [`Refusal::BackplaneUnavailable`] within [`CALL_LIMIT`], [`Refusal::TooManyAttempts`], or
+    /// [`Refusal::Superseded`].
     pub async fn join(
         self: &Rc<Self>,
         joining: Joining,
@@ -43,6 +44,7 @@ impl Hub {
             device: joining.device,
             protocol: joining.protocol,
             client: joining.client,
+            attempt: joining.attempt,
             room,
             label: RefCell::new(joining.label),
             generation: Cell::default(),
@@ -66,6 +68,7 @@ impl Hub {
             connection,
             instance: self.settings.instance,
             client: seat.client.clone(),
+            attempt: seat.attempt,
             known,
         };
         let asked = Instant::now();
@@ -84,6 +87,7 @@ impl Hub {
                 let retry_after = u32::try_from(retry_after_ms.div_ceil(1000)).unwrap_or(u32::MAX);
                 Refusal::TooManyAttempts { retry_after }
             }
+            Ok(Ok(ClaimOutcome::Superseded { attempt })) => Refusal::Superseded { attempt },
             Ok(Err(_)) | Err(_) => Refusal::BackplaneUnavailable,
         };
         self.metrics.claimed(refusal.code());
@@ -215,7 +219,12 @@ impl Hub {
             let Some((_, holder)) = room.renewable(seat.device) else {
                 continue;
             };
-            let renewal = Renewal { user: seat.user.clone(), device: seat.device, holder: holder.clone() };
+            let renewal = Renewal {
+                user: seat.user.clone(),
+                device: seat.device,
+                holder: holder.clone(),
+                attempt: seat.attempt,
+            };
             let known = room.known();
             drop(room);
             renewals.push(renewal);

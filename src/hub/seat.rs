@@ -8,7 +8,9 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use crate::relay::close::Close;
-use crate::relay::ids::{ClientId, ConnectionId, Device, Generation, InstanceId, Member, StreamId, UserId};
+use crate::relay::ids::{
+    Attempt, ClientId, ConnectionId, Device, Generation, InstanceId, Member, StreamId, UserId,
+};
 use crate::relay::limits::AbsentNotices;
 use crate::relay::outbox::Outbox;
 use crate::relay::protocol::Protocol;
@@ -25,6 +27,8 @@ pub struct Joining {
     pub device: Device,
     /// The client, if it named itself.
     pub client: Option<ClientId>,
+    /// Which of its client's attempts it is, if the client counts them.
+    pub attempt: Option<Attempt>,
     /// What it speaks.
     pub protocol: Protocol,
     /// The e-mail address of its token, or the uid where there is none: the classic room's name.
@@ -44,6 +48,7 @@ pub struct Seat {
     /// What it speaks.
     pub protocol: Protocol,
     pub(super) client: Option<ClientId>,
+    pub(super) attempt: Option<Attempt>,
     pub(super) room: SharedRoom,
     pub(super) label: RefCell<Arc<str>>,
     pub(super) generation: Cell<Generation>,

@@ -214,7 +214,7 @@ pub struct Metrics {
     overwritten: By<2>,
     closes: By<14>,
     errors: By<19>,
-    claims: By<3>,
+    claims: By<4>,
     renewals: By<3>,
     publishes: By<3>,
     key_refreshes: By<2>,
@@ -317,7 +317,7 @@ impl Default for Metrics {
                 "claims",
                 "Claims of slots by result",
                 "result",
-                ["claimed", "too_many_attempts", "backplane_unavailable"],
+                ["claimed", "too_many_attempts", "superseded", "backplane_unavailable"],
             ),
             renewals: new.by(
                 "renewals",

@@ -219,6 +219,33 @@ impl Member {
     pub const NONE: Self = Self { connection: ConnectionId::NONE, generation: Generation::NONE };
 }
 
+/// A number that a client raises with each of its attempts to connect (`?attempt=`): a handshake that it gave up, and that
+/// is carried out late, does not throw out its successor. Below 2^53, so that JSON and Lua keep it exactly.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(transparent)]
+pub struct Attempt(u64);
+
+impl Attempt {
+    /// An attempt, or `None` unless it is below 2^53.
+    #[must_use]
+    pub fn new(number: u64) -> Option<Self> {
+        (number < 1 << 53).then_some(Self(number))
+    }
+
+    /// What stands in a query: digits and nothing else.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let is_number = text.bytes().all(|byte| byte.is_ascii_digit());
+        text.parse().ok().filter(|_| is_number).and_then(Self::new)
+    }
+}
+
+impl fmt::Display for Attempt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
 /// Byte 0 of a binary frame: which stream it belongs to, and so which lane it takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StreamId(pub u8);

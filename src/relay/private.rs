@@ -53,6 +53,7 @@ mod tests {
         const SECRET: &str = "geheim";
         let mut headers = HeaderMap::new();
         for (name, value) in [
+            ("host", "relay.example.org"),
             ("upgrade", "websocket"),
             ("connection", "upgrade"),
             ("sec-websocket-version", "13"),
@@ -62,7 +63,7 @@ mod tests {
             headers.insert(name, value.parse().unwrap());
         }
         let handshake = handshake::read(&Method::GET, "", &headers, false).unwrap();
-        assert_eq!(*handshake.token, SECRET);
+        assert_eq!(**handshake.token.as_ref().unwrap(), SECRET);
 
         let (send, auth) = (r#"{"type":"send","data":"geheim"}"#, r#"{"type":"auth","token":"geheim"}"#);
         let [send, auth] = [send, auth].map(|text| ClientMessage::parse(text).unwrap());

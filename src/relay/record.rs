@@ -3,7 +3,7 @@
 //! These are the rules of claim, renew and release. The memory backplane calls them as they are; the
 //! Redis backplane runs the same rules as Lua scripts, where each is atomic.
 
-use super::ids::{ClientId, ConnectionId, Device, Generation, InstanceId, Member};
+use super::ids::{Attempt, ClientId, ConnectionId, Device, Generation, InstanceId, Member};
 
 /// A connection that holds a slot, and where its socket is.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -32,6 +32,8 @@ pub struct Lease {
     pub holder: Holder,
     /// When the slot is free again unless it is renewed before.
     pub ends: u64,
+    /// Its client's attempt, if the client counts them.
+    pub attempt: Option<Attempt>,
 }
 
 /// What a new connection asks for.
@@ -45,6 +47,8 @@ pub struct Claim {
     pub instance: InstanceId,
     /// Its client, if it named itself.
     pub client: Option<ClientId>,
+    /// Which of its client's attempts it is, if the client counts them.
+    pub attempt: Option<Attempt>,
     /// The highest generation that the claiming instance knows of the room.
     pub known: Generation,
 }
@@ -59,6 +63,11 @@ pub enum ClaimOutcome {
     TooManyEvictions {
         /// When a claim can succeed again, milliseconds from now.
         retry_after_ms: u64,
+    },
+    /// The slot is held by a later attempt of the same client: this one was given up, and comes late.
+    Superseded {
+        /// The later one.
+        attempt: Attempt,
     },
 }
 
@@ -140,15 +149,23 @@ impl Record {
     /// the record was lost.
     pub fn claim(&mut self, now_us: u64, lease_ms: u64, claim: Claim) -> ClaimOutcome {
         let now = now_us / 1000;
-        let replaced = self.holder(claim.device, now).map(|lease| lease.holder.clone());
+        let lease = self.holder(claim.device, now);
+        let held_attempt = lease.and_then(|lease| lease.attempt);
+        let replaced = lease.map(|lease| lease.holder.clone());
         let generation = Generation((self.last.0 + 1).max(claim.known.0 + 1).max(now_us));
         let holder = Holder {
             member: Member { connection: claim.connection, generation },
             instance: claim.instance,
             client: claim.client,
         };
+        let is_same_client = replaced.as_ref().is_some_and(|old| old.is_same_client(&holder));
+        if let Some(later) =
+            held_attempt.filter(|held| is_same_client && claim.attempt.is_some_and(|it| it < *held))
+        {
+            return ClaimOutcome::Superseded { attempt: later };
+        }
         let slot = self.slot_mut(claim.device);
-        if replaced.as_ref().is_some_and(|old| !old.is_same_client(&holder)) {
+        if replaced.is_some() && !is_same_client {
             slot.evictions.retain(|at| at + EVICTION_WINDOW_MS > now);
             if let Some(first) = slot.evictions.first().filter(|_| slot.evictions.len() >= EVICTIONS) {
                 return ClaimOutcome::TooManyEvictions { retry_after_ms: first + EVICTION_WINDOW_MS - now };
@@ -156,7 +173,7 @@ impl Record {
             slot.evictions.push(now);
         }
         slot.newest = Some(holder.member);
-        slot.lease = Some(Lease { holder, ends: now + lease_ms });
+        slot.lease = Some(Lease { holder, ends: now + lease_ms, attempt: claim.attempt });
         self.last = generation;
         let other = self.holder(claim.device.other(), now).map(|lease| lease.holder.clone());
         ClaimOutcome::Claimed(Claimed { generation, replaced, other })
@@ -164,7 +181,14 @@ impl Record {
 
     /// Extends a lease; puts a slot back that is missing or older (the backplane lost data). True beside
     /// the answer when the slot had to be put back and must be published again.
-    pub fn renew(&mut self, now: u64, lease_ms: u64, device: Device, mine: &Holder) -> (Renewed, bool) {
+    pub fn renew(
+        &mut self,
+        now: u64,
+        lease_ms: u64,
+        device: Device,
+        mine: &Holder,
+        attempt: Option<Attempt>,
+    ) -> (Renewed, bool) {
         let slot = self.slot_mut(device);
         // Nobody holds the slot though it was mine last: I have released it, and this renewal, sent before,
         // was overtaken by that.
@@ -178,7 +202,7 @@ impl Record {
         let slot = self.slot_mut(device);
         let put_back = slot.lease.as_ref().is_none_or(|lease| lease.holder.member != mine.member);
         slot.newest = Some(mine.member);
-        slot.lease = Some(Lease { holder: mine.clone(), ends: now + lease_ms });
+        slot.lease = Some(Lease { holder: mine.clone(), ends: now + lease_ms, attempt });
         self.last = self.last.max(mine.member.generation);
         let other = self.holder(device.other(), now).map(|lease| lease.holder.clone());
         (Renewed::Kept { other }, put_back)
@@ -219,6 +243,7 @@ mod tests {
             connection: ConnectionId(Uuid::from_u128(n)),
             instance: InstanceId(Uuid::from_u128(1)),
             client: client.and_then(ClientId::new),
+            attempt: None,
             known: Generation::NONE,
         }
     }
@@ -226,8 +251,8 @@ mod tests {
     fn claimed(outcome: ClaimOutcome) -> Claimed {
         match outcome {
             ClaimOutcome::Claimed(claimed) => claimed,
-            ClaimOutcome::TooManyEvictions { retry_after_ms } => {
-                panic!("too many evictions: {retry_after_ms}")
+            refused @ (ClaimOutcome::TooManyEvictions { .. } | ClaimOutcome::Superseded { .. }) => {
+                panic!("{refused:?}")
             }
         }
     }
@@ -279,7 +304,7 @@ mod tests {
         let generation = claimed(record.claim(SECOND, LEASE, claim(1, None))).generation;
         assert!(record.holder(Device::Desktop, 1000 + LEASE - 1).is_some());
         assert!(record.holder(Device::Desktop, 1000 + LEASE).is_none());
-        let (renewed, again) = record.renew(40_000, LEASE, Device::Desktop, &holder(1, generation));
+        let (renewed, again) = record.renew(40_000, LEASE, Device::Desktop, &holder(1, generation), None);
         assert_eq!((renewed, again), (Renewed::Kept { other: None }, false));
         assert!(record.holder(Device::Desktop, 40_000 + LEASE - 1).is_some());
     }
@@ -288,7 +313,7 @@ mod tests {
     fn a_renewal_puts_back_what_was_lost_and_publishes_it() {
         let mut record = Record::default();
         let mine = holder(1, Generation(77));
-        let (renewed, again) = record.renew(1000, LEASE, Device::Desktop, &mine);
+        let (renewed, again) = record.renew(1000, LEASE, Device::Desktop, &mine, None);
         assert_eq!((renewed, again), (Renewed::Kept { other: None }, true));
         assert_eq!(claimed(record.claim(0, LEASE, claim(2, None))).generation, Generation(78));
     }
@@ -300,10 +325,10 @@ mod tests {
         let second = claimed(record.claim(SECOND, LEASE, claim(2, None)));
         let by = holder(2, second.generation);
         let overwritten = Renewed::Overwritten { by: by.member, holder: Some(by.clone()) };
-        let (renewed, _) = record.renew(1001, LEASE, Device::Desktop, &holder(1, first.generation));
+        let (renewed, _) = record.renew(1001, LEASE, Device::Desktop, &holder(1, first.generation), None);
         assert_eq!(renewed, overwritten);
         assert!(record.release(Device::Desktop, ConnectionId(Uuid::from_u128(2))).is_some());
-        let (renewed, again) = record.renew(1002, LEASE, Device::Desktop, &holder(1, first.generation));
+        let (renewed, again) = record.renew(1002, LEASE, Device::Desktop, &holder(1, first.generation), None);
         assert_eq!((renewed, again), (Renewed::Overwritten { by: by.member, holder: None }, false));
         assert!(record.holder(Device::Desktop, 1003).is_none());
     }
@@ -314,7 +339,7 @@ mod tests {
         let first = claimed(record.claim(SECOND, LEASE, claim(1, None)));
         let mine = holder(1, first.generation);
         assert!(record.release(Device::Desktop, mine.member.connection).is_some());
-        let (renewed, put_back) = record.renew(1001, LEASE, Device::Desktop, &mine);
+        let (renewed, put_back) = record.renew(1001, LEASE, Device::Desktop, &mine, None);
         assert!(matches!(renewed, Renewed::Overwritten { holder: None, .. }));
         assert!(!put_back);
         assert!(record.holder(Device::Desktop, 1002).is_none());
@@ -326,7 +351,7 @@ mod tests {
         let first = claimed(record.claim(SECOND, LEASE, claim(1, None)));
         let mine = holder(1, first.generation);
         assert!(record.holder(Device::Desktop, 1000 + LEASE).is_none());
-        let (renewed, _) = record.renew(1001 + LEASE, LEASE, Device::Desktop, &mine);
+        let (renewed, _) = record.renew(1001 + LEASE, LEASE, Device::Desktop, &mine, None);
         assert_eq!(renewed, Renewed::Kept { other: None });
         assert!(record.holder(Device::Desktop, 1002 + LEASE).is_some());
     }
@@ -345,5 +370,37 @@ mod tests {
         for n in 0..100 {
             let _ = claimed(record.claim(SECOND, LEASE, claim(n, Some("tab"))));
         }
+    }
+
+    #[test]
+    fn an_earlier_attempt_of_the_same_client_changes_nothing() {
+        let attempt = |n: u128, client, attempt| Claim { attempt: Attempt::new(attempt), ..claim(n, client) };
+        let mut record = Record::default();
+        let second = claimed(record.claim(SECOND, LEASE, attempt(2, Some("tab"), 20)));
+        let before = record.clone();
+        let late = record.claim(2 * SECOND, LEASE, attempt(1, Some("tab"), 19));
+        assert_eq!(late, ClaimOutcome::Superseded { attempt: Attempt::new(20).unwrap() });
+        assert_eq!(record, before);
+        // Balancers repeat a handshake, and a client that does not count comes as it always did.
+        let _ = claimed(record.claim(SECOND, LEASE, attempt(3, Some("tab"), 20)));
+        let _ = claimed(record.claim(SECOND, LEASE, claim(4, Some("tab"))));
+        let _ = claimed(record.claim(SECOND, LEASE, attempt(5, Some("tab"), 1)));
+        // Another client's numbers mean nothing, and neither do those of one that has left, or whose lease has ended.
+        let third = claimed(record.claim(SECOND, LEASE, attempt(6, Some("other"), 0)));
+        assert!(third.generation > second.generation);
+        let _ = record.release(Device::Desktop, ConnectionId(Uuid::from_u128(6)));
+        let _ = claimed(record.claim(SECOND, LEASE, attempt(7, Some("tab"), 30)));
+        let _ = claimed(record.claim(SECOND + LEASE * 1000, LEASE, attempt(8, Some("tab"), 2)));
+    }
+
+    #[test]
+    fn a_renewal_that_puts_a_slot_back_puts_back_its_attempt() {
+        let mut record = Record::default();
+        let mine = Holder { client: ClientId::new("tab"), ..holder(2, Generation(77)) };
+        let (_, put_back) = record.renew(1000, LEASE, Device::Desktop, &mine, Attempt::new(20));
+        assert!(put_back);
+        let late = Claim { attempt: Attempt::new(19), ..claim(1, Some("tab")) };
+        let late = record.claim(SECOND, LEASE, late);
+        assert_eq!(late, ClaimOutcome::Superseded { attempt: Attempt::new(20).unwrap() });
     }
 }

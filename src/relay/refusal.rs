@@ -1,5 +1,7 @@
 //! Why a handshake is refused: a stable code, an HTTP status, and words for people.
 
+use super::ids::Attempt;
+
 /// A refusal before the upgrade. The variants stand in the order in which they win when several apply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Refusal {
@@ -12,8 +14,6 @@ pub enum Refusal {
     Draining,
     /// This instance holds as many connections as it may.
     Full,
-    /// The page's Origin is not one of the allowed ones.
-    OriginNotAllowed,
     /// No upgrade, or another WebSocket version.
     UpgradeRequired,
     /// A malformed request; the text says what.
@@ -22,6 +22,8 @@ pub enum Refusal {
     UnsupportedProtocol,
     /// An unknown or repeated device.
     BadDevice,
+    /// The page's Origin is not one of the allowed ones.
+    OriginNotAllowed,
     /// There is no token where one is looked for.
     MissingToken,
     /// Not a token by the rules, or a claim is missing.
@@ -46,11 +48,16 @@ pub enum Refusal {
     KeysUnavailable,
     /// The backplane does not answer.
     BackplaneUnavailable,
+    /// The same client has a later attempt that holds the slot.
+    Superseded {
+        /// The later one.
+        attempt: Attempt,
+    },
 }
 
 impl Refusal {
     /// All codes.
-    pub const CODES: [&'static str; 20] = [
+    pub const CODES: [&'static str; 21] = [
         "too_many_attempts",
         "draining",
         "full",
@@ -71,6 +78,7 @@ impl Refusal {
         "user_disabled",
         "keys_unavailable",
         "backplane_unavailable",
+        "superseded",
     ];
 
     /// The stable code in the problem document and in `error` messages.
@@ -97,6 +105,7 @@ impl Refusal {
             Self::UserDisabled => "user_disabled",
             Self::KeysUnavailable => "keys_unavailable",
             Self::BackplaneUnavailable => "backplane_unavailable",
+            Self::Superseded { .. } => "superseded",
         }
     }
 
@@ -115,6 +124,7 @@ impl Refusal {
             | Self::TokenNotYetValid
             | Self::TokenRevoked
             | Self::UserDisabled => 403,
+            Self::Superseded { .. } => 409,
             Self::UpgradeRequired => 426,
             Self::TooManyAttempts { .. } => 429,
             Self::Draining | Self::Full | Self::KeysUnavailable | Self::BackplaneUnavailable => 503,
@@ -143,7 +153,8 @@ impl Refusal {
             | Self::TokenExpired
             | Self::TokenNotYetValid
             | Self::TokenRevoked
-            | Self::UserDisabled => None,
+            | Self::UserDisabled
+            | Self::Superseded { .. } => None,
         }
     }
 
@@ -176,6 +187,9 @@ impl Refusal {
             Self::TokenRevoked => "the session was revoked: sign in again",
             Self::UserDisabled => "the account is disabled",
             Self::KeysUnavailable => "the issuer's keys cannot be fetched at the moment",
+            Self::Superseded { .. } => {
+                "a later attempt of this client holds the slot; this one changed nothing"
+            }
             Self::BackplaneUnavailable => "the relay cannot reach its backplane at the moment",
         }
     }

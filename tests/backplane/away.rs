@@ -64,7 +64,12 @@ fn every_call_ends_in_time_while_redis_stands_still() {
         world.server().signal("STOP");
         let start = Instant::now();
         let many: Vec<_> = (0..5000)
-            .map(|n| Renewal { user: user(&format!("user{n}")), device: DESKTOP, holder: desktop.clone() })
+            .map(|n| Renewal {
+                user: user(&format!("user{n}")),
+                device: DESKTOP,
+                holder: desktop.clone(),
+                attempt: None,
+            })
             .collect();
         let (bob, carol) = (user("bob"), user("carol"));
         let new_channel = async { a.backplane.claim(&bob, a.claim_of(DESKTOP, None)).await.is_err() };

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use duorelay::backplane::Unavailable;
-use duorelay::relay::ids::{ConnectionId, Device, Generation, UserId};
+use duorelay::relay::ids::{Attempt, ConnectionId, Device, Generation, UserId};
 use duorelay::relay::record::{Claim, ClaimOutcome, Claimed, EVICTION_WINDOW_MS, EVICTIONS, Renewed};
 use futures_util::future::join_all;
 use tokio::time::Instant;
@@ -21,7 +21,10 @@ async fn claim_at_once(claims: Vec<(&Worker, Claim)>, user: &UserId) -> Vec<(Con
         let connection = claim.connection;
         match worker.backplane.claim(user, claim).await {
             Ok(ClaimOutcome::Claimed(claimed)) => (connection, claimed),
-            Ok(ClaimOutcome::TooManyEvictions { .. }) | Err(Unavailable) => panic!("was refused"),
+            Ok(ClaimOutcome::TooManyEvictions { .. } | ClaimOutcome::Superseded { .. })
+            | Err(Unavailable) => {
+                panic!("was refused")
+            }
         }
     });
     let mut outcomes = join_all(claiming).await;
@@ -342,5 +345,36 @@ pub async fn odd_uids_have_rooms_and_lanes_of_their_own(world: &World) {
         assert_eq!(heard, [(ann.clone(), MOBILE, frame(desktop, uid.as_bytes()))], "{uid:?}");
         a.release(&ann, DESKTOP, desktop).await;
         assert_eq!(b.next_on_channel().await, (ann, MOBILE, released(DESKTOP, desktop)), "{uid:?}");
+    }
+}
+
+pub async fn an_earlier_attempt_of_a_client_changes_nothing(world: &World) {
+    let (a, b, ann) = (world.attach().await, world.attach().await, user("ann"));
+    let attempt = |worker: &Worker, client, number| Claim {
+        attempt: Attempt::new(number),
+        ..worker.claim_of(DESKTOP, Some(client))
+    };
+    let second = b.backplane.claim(&ann, attempt(&b, "tab", 20)).await.unwrap();
+    let ClaimOutcome::Claimed(second) = second else { panic!("{second:?}") };
+    a.take();
+    b.take();
+    let late = a.backplane.claim(&ann, attempt(&a, "tab", 19)).await.unwrap();
+    assert_eq!(late, ClaimOutcome::Superseded { attempt: Attempt::new(20).unwrap() });
+    let [lease, _] = b.backplane.room(&ann).await.unwrap();
+    let lease = lease.unwrap();
+    assert_eq!((lease.holder.member.generation, lease.attempt), (second.generation, Attempt::new(20)));
+    // Nothing was published either.
+    let nonce = b.mark(&ann, DESKTOP);
+    assert_eq!(b.until_marker(nonce).await.len(), 0, "nobody was overwritten");
+
+    // What was lost is put back with its attempt.
+    world.lose(&ann).await;
+    let _ = b.renew_attempt(&ann, DESKTOP, &lease.holder, lease.attempt).await;
+    let late = a.backplane.claim(&ann, attempt(&a, "tab", 19)).await.unwrap();
+    assert!(matches!(late, ClaimOutcome::Superseded { .. }), "{late:?}");
+    // Equal numbers pass, and another client's mean nothing.
+    for (client, number) in [("tab", 20), ("other", 1)] {
+        let claimed = a.backplane.claim(&ann, attempt(&a, client, number)).await.unwrap();
+        assert!(matches!(claimed, ClaimOutcome::Claimed(_)), "{client} {number}: {claimed:?}");
     }
 }

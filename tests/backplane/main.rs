@@ -46,6 +46,7 @@ suite! {
         a_renewal_tells_who_has_overwritten_it,
         an_overwritten_connection_does_not_get_back_a_slot_that_was_left,
         ten_evictions_in_ten_seconds_are_allowed_and_hand_overs_always,
+        an_earlier_attempt_of_a_client_changes_nothing,
         leases_end_by_the_backplanes_clock,
         a_room_shows_its_holders_and_what_is_left_of_their_leases,
         odd_uids_have_rooms_and_lanes_of_their_own;

@@ -5,8 +5,8 @@ use std::cell::Cell;
 use std::collections::HashMap;
 
 use duorelay::relay::envelope::Envelope;
-use duorelay::relay::ids::{ConnectionId, Device, Generation, InstanceId, Member, UserId};
-use duorelay::relay::record::{Claim, ClaimOutcome, Holder, Record, Renewed};
+use duorelay::relay::ids::{Attempt, ConnectionId, Device, Generation, InstanceId, Member, UserId};
+use duorelay::relay::record::{Claim, ClaimOutcome, Holder, Lease, Record, Renewed};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
@@ -25,6 +25,7 @@ enum Step {
         device: Device,
         instance: u8,
         client: Option<u8>,
+        attempt: Option<u64>,
         ahead: bool,
     },
     Renew {
@@ -46,8 +47,10 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let device = || prop_oneof![3 => Just(Device::Desktop), 1 => Just(Device::Mobile)];
     let claim = || any::<prop::sample::Index>();
     let step = prop_oneof![
-        8 => (device(), 0..3_u8, prop::option::of(0..2_u8), prop::bool::weighted(0.1))
-            .prop_map(|(device, instance, client, ahead)| Step::Claim { device, instance, client, ahead }),
+        8 => (device(), 0..3_u8, prop::option::of(0..2_u8), prop::option::of(0..6_u64), prop::bool::weighted(0.1))
+            .prop_map(|(device, instance, client, attempt, ahead)| {
+                Step::Claim { device, instance, client, attempt, ahead }
+            }),
         6 => (device(), claim()).prop_map(|(device, claim)| Step::Renew { device, claim }),
         4 => (device(), claim()).prop_map(|(device, claim)| Step::Release { device, claim }),
         2 => Just(Step::Look),
@@ -62,10 +65,11 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 enum Answer {
     Claimed { replaced: Option<Who>, other: Option<Who> },
     TooManyEvictions,
+    Superseded(Attempt),
     Kept { other: Option<Who> },
     Overwritten { by: ConnectionId, holder: Option<Who> },
     Released,
-    Room([Option<Who>; 2]),
+    Room([Option<(Who, Option<Attempt>)>; 2]),
     Nothing,
 }
 
@@ -83,6 +87,7 @@ fn of_claim(outcome: &ClaimOutcome) -> Answer {
             Answer::Claimed { replaced: who(claimed.replaced), other: who(claimed.other) }
         }
         ClaimOutcome::TooManyEvictions { .. } => Answer::TooManyEvictions,
+        ClaimOutcome::Superseded { attempt } => Answer::Superseded(attempt),
     }
 }
 
@@ -129,10 +134,11 @@ async fn history(world: &World, worker: &Worker, user: &UserId, steps: &[Step]) 
             client: claim.client.clone(),
         };
         let (expected, got) = match step {
-            Step::Claim { device, instance, client, ahead } => {
+            Step::Claim { device, instance, client, attempt, ahead } => {
                 let name = client.map(|client| format!("client{client}"));
                 let claim = Claim {
                     instance: InstanceId(Uuid::from_u128(u128::from(*instance) + 1)),
+                    attempt: attempt.and_then(Attempt::new),
                     ..worker.claim_of(*device, name.as_deref())
                 };
                 // Sometimes the claimer knows a generation that is ahead of every clock.
@@ -169,11 +175,13 @@ async fn history(world: &World, worker: &Worker, user: &UserId, steps: &[Step]) 
                 Some(claim) if claim.device == *device => {
                     let now = model.now_us() / 1000;
                     let mine = holder_of(&claim, &model.generations);
-                    let (expected, put_back) = model.record.renew(now, lease_ms, *device, &mine);
+                    let (expected, put_back) =
+                        model.record.renew(now, lease_ms, *device, &mine, claim.attempt);
                     if put_back {
                         model.said.push((*device, true, claim.connection));
                     }
-                    let got = worker.renew(user, *device, &holder_of(&claim, &real)).await;
+                    let mine = holder_of(&claim, &real);
+                    let got = worker.renew_attempt(user, *device, &mine, claim.attempt).await;
                     (of_renewal(expected), of_renewal(got))
                 }
                 _ => (Answer::Nothing, Answer::Nothing),
@@ -191,8 +199,12 @@ async fn history(world: &World, worker: &Worker, user: &UserId, steps: &[Step]) 
             },
             Step::Look => {
                 let now = model.now_us() / 1000;
-                let holder = |device| who(model.record.holder(device, now).map(|lease| lease.holder.clone()));
-                (Answer::Room(Device::ALL.map(holder)), Answer::Room(worker.holders(user).await.map(who)))
+                let seen = |lease: Option<Lease>| {
+                    lease.and_then(|lease| Some((who(Some(lease.holder))?, lease.attempt)))
+                };
+                let expected = Device::ALL.map(|device| seen(model.record.holder(device, now).cloned()));
+                let got = worker.backplane.room(user).await.unwrap().map(seen);
+                (Answer::Room(expected), Answer::Room(got))
             }
             Step::Lose => {
                 model.record = Record::default();

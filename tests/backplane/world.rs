@@ -14,7 +14,7 @@ use duorelay::backplane::redis::{Redis, RedisSettings, config, template};
 use duorelay::backplane::{Backplane, Event, InstanceInfo, Lost, Published, Renewal, Sink};
 use duorelay::metrics::Metrics;
 use duorelay::relay::envelope::Envelope;
-use duorelay::relay::ids::{ClientId, ConnectionId, Device, Generation, InstanceId, Member, UserId};
+use duorelay::relay::ids::{Attempt, ClientId, ConnectionId, Device, Generation, InstanceId, Member, UserId};
 use duorelay::relay::parcel::Parcel;
 use duorelay::relay::record::{Claim, ClaimOutcome, Claimed, Holder, Renewed};
 use tokio::sync::{Notify, OnceCell};
@@ -301,12 +301,23 @@ impl Worker {
             connection: ConnectionId(Uuid::now_v7()),
             instance: self.instance,
             client: client.map(|name| ClientId::new(name).unwrap()),
+            attempt: None,
             known: Generation::NONE,
         }
     }
 
     pub async fn renew(&self, user: &UserId, device: Device, holder: &Holder) -> Renewed {
-        let renewal = Renewal { user: user.clone(), device, holder: holder.clone() };
+        self.renew_attempt(user, device, holder, None).await
+    }
+
+    pub async fn renew_attempt(
+        &self,
+        user: &UserId,
+        device: Device,
+        holder: &Holder,
+        attempt: Option<Attempt>,
+    ) -> Renewed {
+        let renewal = Renewal { user: user.clone(), device, holder: holder.clone(), attempt };
         let mut answers =
             within(LIMIT, "a renewal", self.backplane.renew(std::slice::from_ref(&renewal))).await;
         assert_eq!(answers.len(), 1);

@@ -259,8 +259,53 @@ async fn other_pages_origins_are_refused() {
         from(origin).refused().await.expect_refusal(403, "origin_not_allowed");
     }
     assert_eq!(relay.metric("duorelay_handshakes_total", &[r#"result="origin_not_allowed""#]).await, 5.0);
-    // Only pages have an origin: native apps send none.
+    // Native apps send none.
     relay.handshake().offer(&["duorelay.v1", &token]).open_v1().await;
+}
+
+#[tokio::test]
+async fn a_token_in_a_header_is_no_pages_whatever_its_library_sends_as_origin() {
+    let issuer = Issuer::start();
+    let relay = Config::new(&issuer).set("DUORELAY_ALLOWED_ORIGINS", "https://app.example.org").start().await;
+    let token = token();
+    let from = |origin: &str| relay.handshake().header("Origin", origin);
+    for origin in ["http://127.0.0.1:3000", "https://evil.example", "null", "file://"] {
+        from(origin).offer(&["duorelay.v1"]).bearer(&token).open_v1().await;
+        from(origin).header("clientid", &token).open().await;
+        // A page can do this, and this.
+        let both = from(origin).offer(&["duorelay.v1", &token]).bearer(&token);
+        both.refused().await.expect_refusal(403, "origin_not_allowed");
+        from(origin).offer(&["duorelay.v1"]).refused().await.expect_refusal(403, "origin_not_allowed");
+        from(origin).refused().await.expect_refusal(403, "origin_not_allowed");
+    }
+    from("https://app.example.org").refused().await.expect_refusal(400, "missing_token");
+}
+
+#[tokio::test]
+async fn what_a_proxy_could_read_differently_is_refused_before_anything_is_claimed() {
+    let (_issuer, relay) = start().await;
+    let token = token();
+    let mut holder = relay.v1_mobile("ann").await;
+    let native = || relay.handshake().offer(&["duorelay.v1"]).bearer(&token);
+    let key = "dGhlIHNhbXBsZSBub25jZQ==";
+    for odd in [
+        native().without("Host"),
+        native().header("Host", "other.example"),
+        native().header("Host", &relay.public.to_string()),
+        native().without("Host").header("Host", ""),
+        native().header("Sec-WebSocket-Key", key),
+        native().header("Sec-WebSocket-Version", "13"),
+        native().header("Content-Length", "5"),
+        native().header("Transfer-Encoding", "chunked"),
+        native().bearer(&token),
+        native().header("clientid", &token).header("clientid", &token),
+    ] {
+        let response = odd.refused().await;
+        assert_eq!(response.status, 400, "{}: {response:?}", odd.head());
+    }
+    holder.sync().await;
+    native().header("Content-Length", "0").open_v1().await;
+    holder.expect_json("overwritten").await;
 }
 
 #[tokio::test]
@@ -280,17 +325,16 @@ async fn the_first_of_several_refusals_is_told() {
         .await;
     let relay = &relay;
     let expired = Token::firebase("ann").expires_in(-5).sign();
-    let bad_origin = |token: &str| relay.handshake().header("Origin", "https://evil.example").bearer(token);
+    let bad_origin = |token: &str| relay.handshake().header("Origin", "https://evil.example").offer(&[token]);
 
-    // Origin before form, form before token.
-    bad_origin(&expired).device("phone").refused().await.expect_refusal(403, "origin_not_allowed");
-    let bad_form = relay.handshake().bearer(&expired).device("phone");
-    bad_form.refused().await.expect_refusal(400, "bad_device");
+    // Form before Origin, Origin before token.
+    bad_origin(&expired).device("phone").refused().await.expect_refusal(400, "bad_device");
+    bad_origin(&expired).refused().await.expect_refusal(403, "origin_not_allowed");
     relay.handshake().bearer(&expired).refused().await.expect_refusal(403, "token_expired");
 
-    // Full before Origin.
+    // Full before form.
     let _only = relay.v1_desktop("bob").await;
-    bad_origin(&expired).refused().await.expect_refusal(503, "full");
+    bad_origin(&expired).device("phone").refused().await.expect_refusal(503, "full");
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@
 mod support;
 
 mod acks;
+mod attempts;
 mod bounds;
 mod classic;
 mod cli;

@@ -52,11 +52,18 @@ async fn a_session_is_refused_exactly_as_the_handshake_would_be() {
     let bearer = format!("Bearer {}", Token::firebase("ann").sign());
     let evil = ask(&relay, &[("authorization", &bearer), ("origin", "https://evil.example")]).await;
     evil.expect_refusal(403, "origin_not_allowed");
-    // Device and client are not looked at.
     let headers = [("authorization", bearer.as_str())];
-    let odd =
-        request(relay.public, "GET", "/v1/session?device=phone&client=%20", &headers, b"").await.unwrap();
-    assert_eq!(odd.status, 200);
+    for (query, code) in [
+        ("device=phone", "bad_device"),
+        ("client=%20", "bad_request"),
+        ("attempt=1", "bad_request"),
+        ("client=a&attempt=x", "bad_request"),
+    ] {
+        let path = format!("/v1/session?{query}");
+        request(relay.public, "GET", &path, &headers, b"").await.unwrap().expect_refusal(400, code);
+    }
+    let path = "/v1/session?device=desktop&client=a&attempt=1&affinity=38390dbb&more=1";
+    assert_eq!(request(relay.public, "GET", path, &headers, b"").await.unwrap().status, 200);
 }
 
 #[tokio::test]

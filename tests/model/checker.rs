@@ -43,6 +43,9 @@ impl Model for Setup {
             Property::always("order, and none twice", |_, world| {
                 never(world, &[Wrong::Order, Wrong::TwoReceivers])
             }),
+            Property::always("an earlier attempt ends no later one", |_, world| {
+                never(world, &[Wrong::Superseded])
+            }),
             Property::always("peers are announced truly", |_, world| never(world, &[Wrong::Peer])),
         ]
     }

@@ -366,11 +366,11 @@ impl Backplane for Simulated {
         let mut turns: Vec<usize> = (0..renewals.len()).collect();
         turns.sort_by_key(|turn| renewals[*turn].holder.member.connection);
         let node = self.node;
-        let renew = |Renewal { user, device, holder }: Renewal| {
+        let renew = |Renewal { user, device, holder, attempt }: Renewal| {
             self.call(move |network, to| {
                 let now = network.now.get() / MS;
                 let (renewed, put_back) =
-                    network.record(&user, |record| record.renew(now, LEASE_MS, device, &holder));
+                    network.record(&user, |record| record.renew(now, LEASE_MS, device, &holder, attempt));
                 if put_back {
                     let envelope = Envelope::Claimed { device, holder };
                     network.hand_out(&user, &Device::ALL, &envelope, None);

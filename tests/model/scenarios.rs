@@ -74,6 +74,19 @@ fn a_lease_may_end_under_a_living_connection() {
     }
 }
 
+/// Three attempts of one desktop, of which each may be carried out late, and its phone.
+fn attempts() -> Setup {
+    let seats = vec![(Mobile, 0), (Desktop, 0), (Desktop, 1), (Desktop, 0)];
+    Setup { seats, attempts: true, ..Setup::default() }
+}
+
+#[test]
+fn an_attempt_that_comes_late_ends_no_later_one() {
+    let frames = u8::from(is_deep());
+    explore(10_000, Setup { frames, leaves: 1, ..attempts() });
+    explore(10_000, Setup { losses: 1, ..attempts() });
+}
+
 #[test]
 fn a_crash_leaves_nothing_behind_after_its_lease() {
     let ticks = if is_deep() { 2 } else { 0 };
@@ -152,4 +165,11 @@ fn the_checker_finds_a_claim_before_its_lane_is_subscribed() {
     let mutation = Some(Mutation::SubscribedLate);
     let found = counterexample(Setup { mutation, frames: 1, ..three() });
     assert_eq!(found, Some("newest wins"));
+}
+
+#[test]
+fn the_checker_finds_attempts_that_go_by_their_arrival() {
+    let mutation = Some(Mutation::AttemptsIgnored);
+    let found = counterexample(Setup { mutation, ..attempts() });
+    assert_eq!(found, Some("an earlier attempt ends no later one"));
 }

@@ -154,7 +154,9 @@ pub struct Handshake {
 impl Handshake {
     /// A well-formed request to `/ws` without a token.
     pub fn new(to: SocketAddr) -> Self {
+        let host = to.to_string();
         let headers = [
+            ("Host", host.as_str()),
             ("Connection", "Upgrade"),
             ("Upgrade", "websocket"),
             ("Sec-WebSocket-Version", "13"),
@@ -245,6 +247,13 @@ impl Handshake {
         Ok((stream, response))
     }
 
+    /// Sends the request and closes the connection without waiting for an answer.
+    pub async fn send_and_leave(&self) {
+        let mut stream = self.connect().await.unwrap();
+        stream.write_all(self.head().as_bytes()).await.unwrap();
+        stream.shutdown().await.unwrap();
+    }
+
     /// A connection whose first message has not been read, or the refusal; an error where nobody answers.
     pub async fn try_open(&self) -> io::Result<Result<Client, Response>> {
         let (stream, response) = self.try_send().await?;
@@ -267,7 +276,7 @@ impl Handshake {
     /// The request's bytes.
     pub fn head(&self) -> String {
         let query = if self.query.is_empty() { String::new() } else { format!("?{}", self.query.join("&")) };
-        let mut head = format!("{} {}{query} HTTP/1.1\r\nHost: {}\r\n", self.method, self.path, self.to);
+        let mut head = format!("{} {}{query} HTTP/1.1\r\n", self.method, self.path);
         for (name, value) in &self.headers {
             head.push_str(&format!("{name}: {value}\r\n"));
         }

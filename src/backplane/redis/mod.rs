@@ -504,8 +504,8 @@ impl Backplane for Redis {
 
     fn renew<'a>(&'a self, renewals: &'a [Renewal]) -> LocalBoxFuture<'a, Vec<Result<Renewed, Unavailable>>> {
         let renew = async |renewal: &Renewal| {
-            let Renewal { user, device, holder } = renewal;
-            let renewed = self.scripts.renew(&self.commands, user, *device, holder).await;
+            let Renewal { user, device, holder, attempt } = renewal;
+            let renewed = self.scripts.renew(&self.commands, user, *device, holder, *attempt).await;
             if let Ok(Renewed::Kept { other: Some(other) }) = &renewed {
                 self.presence.note(other.instance, Instant::now());
             }

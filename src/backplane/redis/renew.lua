@@ -1,7 +1,7 @@
 -- Extends a lease, or puts back a slot that Redis lost (the rules: src/relay/record.rs, Record::renew).
 -- KEYS: the room, alone. While a slot of a cluster moves, Redis refuses a script with several keys (TRYAGAIN).
 -- ARGV: device, connection, instance, client or '', generation, lease in ms, PUBLISH or SPUBLISH,
---       the `claimed` envelope, the desktop's channel, the mobile's channel
+--       the `claimed` envelope, the desktop's channel, the mobile's channel, the client's attempt or ''
 -- Answers {1, other holder or ''} or, overwritten, {0, newest connection, newest generation, holder or ''}.
 local device = ARGV[1]
 local other = device == 'desktop' and 'mobile' or 'desktop'
@@ -23,6 +23,7 @@ if tonumber(redis.call('HGET', room, 'last') or '0') < tonumber(ARGV[5]) then
 end
 redis.call('PEXPIRE', room, ARGV[6] * 3)
 if not known or known:match('^(%S+)') ~= ARGV[2] then
+  if ARGV[11] ~= '' then redis.call('HSET', room, device .. ':attempt', ARGV[2] .. ' ' .. ARGV[11]) end
   redis.call(ARGV[7], ARGV[9], ARGV[8])
   redis.call(ARGV[7], ARGV[10], ARGV[8])
 end

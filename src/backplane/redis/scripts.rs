@@ -11,7 +11,7 @@ use super::client::redirected;
 use super::names::Names;
 use crate::backplane::RoomSnapshot;
 use crate::relay::envelope::{Envelope, claimed_prefix, released_prefix};
-use crate::relay::ids::{ClientId, ConnectionId, Device, Generation, InstanceId, Member, UserId};
+use crate::relay::ids::{Attempt, ClientId, ConnectionId, Device, Generation, InstanceId, Member, UserId};
 use crate::relay::record::{Claim, ClaimOutcome, Claimed, Holder, Lease, Renewed};
 
 /// The scripts, and how they publish.
@@ -80,12 +80,17 @@ impl Scripts {
             Value::Bytes(prefix),
             desktop,
             mobile,
+            number_or_nothing(claim.attempt),
         ];
         let answer = self.run(&self.claim, client, vec![self.names.room(user)], arguments).await?;
         match numbered(answer)? {
             (0, rest) => {
                 let retry_after_ms = rest.first().and_then(Value::as_u64).ok_or_else(unreadable)?;
                 Ok(ClaimOutcome::TooManyEvictions { retry_after_ms })
+            }
+            (2, rest) => {
+                let attempt = rest.first().and_then(Value::as_u64).and_then(Attempt::new);
+                Ok(ClaimOutcome::Superseded { attempt: attempt.ok_or_else(unreadable)? })
             }
             (_, rest) => match rest.as_slice() {
                 [generation, replaced, other] => Ok(ClaimOutcome::Claimed(Claimed {
@@ -108,6 +113,7 @@ impl Scripts {
         user: &UserId,
         device: Device,
         mine: &Holder,
+        attempt: Option<Attempt>,
     ) -> Result<Renewed, Error> {
         let envelope = Envelope::Claimed { device, holder: mine.clone() }.encode();
         let [desktop, mobile] = self.channels(user);
@@ -122,6 +128,7 @@ impl Scripts {
             Value::Bytes(envelope),
             desktop,
             mobile,
+            number_or_nothing(attempt),
         ];
         let answer = self.run(&self.renew, client, vec![self.names.room(user)], arguments).await?;
         match numbered(answer)? {
@@ -175,13 +182,31 @@ impl Scripts {
         let keys = vec![self.names.room(user)];
         let answer = self.run(&self.room, client, keys, Vec::new()).await?;
         let (now, rest) = numbered(answer)?;
-        let [desktop, mobile] = rest.as_slice() else {
+        let [desktop, mobile, desktop_attempt, mobile_attempt] = rest.as_slice() else {
             return Err(unreadable());
         };
-        let left =
-            |lease: Option<Lease>| lease.map(|lease| Lease { ends: lease.ends.saturating_sub(now), ..lease });
-        Ok([left(holder(desktop)?), left(holder(mobile)?)])
+        let left = |lease: Option<Lease>, field: &Value| {
+            lease.map(|lease| Lease {
+                ends: lease.ends.saturating_sub(now),
+                attempt: attempt_of(lease.holder.member.connection, field),
+                ..lease
+            })
+        };
+        Ok([left(holder(desktop)?, desktop_attempt), left(holder(mobile)?, mobile_attempt)])
     }
+}
+
+/// An argument of a script that may be absent.
+fn number_or_nothing(attempt: Option<Attempt>) -> Value {
+    attempt.map_or_else(String::new, |attempt| attempt.to_string()).into()
+}
+
+/// `connection attempt`: whose it is stands beside it, because an older instance, which knows no attempts, leaves it as
+/// it is when it gives the slot to another connection.
+fn attempt_of(connection: ConnectionId, field: &Value) -> Option<Attempt> {
+    let (whose, attempt) =
+        field.as_str()?.split_once(' ').map(|(whose, it)| (whose.to_owned(), Attempt::parse(it)))?;
+    attempt.filter(|_| whose == connection.to_string())
 }
 
 fn unreadable() -> Error {
@@ -218,7 +243,7 @@ pub(super) fn holder(value: &Value) -> Result<Option<Lease>, Error> {
         let generation = Generation(parts.next()?.parse().ok()?);
         let ends = parts.next()?.parse().ok()?;
         let holder = Holder { member: Member { connection, generation }, instance, client };
-        Some(Lease { holder, ends })
+        Some(Lease { holder, ends, attempt: None })
     };
     parse().map(Some).ok_or_else(unreadable)
 }

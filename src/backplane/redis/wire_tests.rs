@@ -123,7 +123,10 @@ fn slots_keep_their_text() {
     let read = |text: &str| holder(&text.into()).unwrap();
     for (client, name) in [(Some("tab"), "tab"), (None, ".")] {
         let text = format!("{CONNECTION} {INSTANCE} {name} 1764000000000001 1764000045000");
-        assert_eq!(read(&text), Some(Lease { holder: holder_named(client), ends: 1_764_000_045_000 }));
+        assert_eq!(
+            read(&text),
+            Some(Lease { holder: holder_named(client), ends: 1_764_000_045_000, attempt: None })
+        );
     }
     assert_eq!(read(""), None);
 }

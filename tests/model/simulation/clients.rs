@@ -46,6 +46,7 @@ impl Simulation {
         // A few clients that come back again and again.
         let client = ClientId::new(&format!("client-{}", self.network.below(3)));
         let joining = Joining {
+            attempt: None,
             user: self.users[user].clone(),
             device,
             client,

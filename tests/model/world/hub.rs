@@ -42,6 +42,9 @@ impl World {
                     if !is_fair {
                         self.blame(Wrong::FalselyOverwritten);
                     }
+                    if by.same_client && seat_of(by.connection) < seat {
+                        self.blame(Wrong::Superseded);
+                    }
                     if self.route(setup, seat) != Route::Overwritten {
                         self.blame(Wrong::Route);
                     }
@@ -235,6 +238,12 @@ impl World {
     pub(super) fn answered(&mut self, setup: &Setup, at: usize, answer: Answer) {
         match answer {
             Answer::Claimed(seat, holder, claimed) => self.welcome(setup, at, seat, holder, claimed),
+            Answer::Superseded(seat) => {
+                // Unless its client has gone meanwhile.
+                if self.connection(seat).phase == Phase::Claiming {
+                    self.leave(setup, seat);
+                }
+            }
             Answer::Renewed(seat, asked, renewed) => {
                 let (device, _) = setup.seats[usize::from(seat)];
                 if self.connection(seat).phase == Phase::Open {

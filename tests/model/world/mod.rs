@@ -7,7 +7,7 @@ mod redis;
 
 use std::collections::VecDeque;
 
-use duorelay::relay::ids::{ConnectionId, Device, Generation, InstanceId, Member};
+use duorelay::relay::ids::{Attempt, ClientId, ConnectionId, Device, Generation, InstanceId, Member};
 use duorelay::relay::record::{Claimed, Holder, Record, Renewed};
 use duorelay::relay::room::{Room, Route};
 use uuid::Uuid;
@@ -43,6 +43,8 @@ pub(crate) struct Setup {
     pub(crate) overdues: u8,
     /// A claim's answer may arrive before the claim's own message.
     pub(crate) hasty_answers: bool,
+    /// The connections of a device are attempts of one client: the first of [`Self::seats`] is its first.
+    pub(crate) attempts: bool,
     /// The mistake that is built in.
     pub(crate) mutation: Option<Mutation>,
 }
@@ -64,6 +66,8 @@ pub(crate) enum Mutation {
     NoFence,
     /// The channel is subscribed when the claim is answered, not before it is made.
     SubscribedLate,
+    /// A claim goes by its arrival, whichever of its client's attempts it is.
+    AttemptsIgnored,
 }
 
 /// What went wrong on the way, at the moment at which it did.
@@ -81,6 +85,8 @@ pub(crate) enum Wrong {
     TwoReceivers,
     /// A peer was announced twice, or a disconnect of one that was not announced.
     Peer,
+    /// An earlier attempt of a client ended a later one.
+    Superseded,
     /// The room let an open connection not send, or an overwritten one send.
     Route,
 }
@@ -115,6 +121,7 @@ pub(crate) enum Call {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Answer {
     Claimed(Seat, Holder, Claimed),
+    Superseded(Seat),
     Renewed(Seat, Generation, Renewed),
 }
 
@@ -213,6 +220,12 @@ pub(crate) fn connection_id(seat: Seat) -> ConnectionId {
 
 pub(crate) fn seat_of(connection: ConnectionId) -> Seat {
     u8::try_from(connection.0.as_u128() - 1).unwrap()
+}
+
+/// The client of a connection, where its attempts are counted, and the number.
+fn attempt_of(setup: &Setup, seat: Seat) -> Option<(ClientId, Attempt)> {
+    let client = ClientId::new(setup.seats[usize::from(seat)].0.as_str())?;
+    Attempt::new(u64::from(seat)).filter(|_| setup.attempts).map(|attempt| (client, attempt))
 }
 
 fn instance_id(instance: usize) -> InstanceId {

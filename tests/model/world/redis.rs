@@ -4,7 +4,8 @@ use duorelay::relay::ids::{Device, Generation};
 use duorelay::relay::record::{Claim, ClaimOutcome, Holder, Record};
 
 use super::{
-    Answer, Call, Instance, LEASE, Message, Mutation, Phase, Setup, World, Wrong, connection_id, instance_id,
+    Answer, Call, Instance, LEASE, Message, Mutation, Phase, Setup, World, Wrong, attempt_of, connection_id,
+    instance_id,
 };
 
 impl World {
@@ -26,18 +27,22 @@ impl World {
                 let forgets = setup.mutation == Some(Mutation::GenerationsForgotten);
                 let (now_us, known) =
                     if forgets { (0, Generation::NONE) } else { (self.clock * 1000 + self.claims, known) };
+                let (client, attempt) = attempt_of(setup, seat).unzip();
                 let claim = Claim {
                     device,
                     connection: connection_id(seat),
                     instance: instance_id(at),
-                    client: None,
+                    client: client.clone(),
+                    attempt: attempt.filter(|_| setup.mutation != Some(Mutation::AttemptsIgnored)),
                     known,
                 };
-                let ClaimOutcome::Claimed(claimed) = self.record.claim(now_us, LEASE, claim) else {
-                    return;
+                let claimed = match self.record.claim(now_us, LEASE, claim) {
+                    ClaimOutcome::Claimed(claimed) => claimed,
+                    ClaimOutcome::Superseded { .. } => return self.answer(at, Answer::Superseded(seat)),
+                    ClaimOutcome::TooManyEvictions { .. } => return,
                 };
                 self.connection_mut(seat).generation = claimed.generation;
-                let holder = Holder { member: self.member(seat), instance: instance_id(at), client: None };
+                let holder = Holder { member: self.member(seat), instance: instance_id(at), client };
                 self.hand_out(&Device::ALL, &Message::Claimed(device, holder.clone()));
                 self.answer(at, Answer::Claimed(seat, holder, claimed));
             }
@@ -47,10 +52,12 @@ impl World {
                     let other = self.record.holder(device.other(), self.clock).cloned();
                     self.record = Record::default();
                     if let Some(other) = other {
-                        let _ = self.record.renew(self.clock, LEASE, device.other(), &other.holder);
+                        let holder = &other.holder;
+                        let _ = self.record.renew(self.clock, LEASE, device.other(), holder, other.attempt);
                     }
                 }
-                let (renewed, put_back) = self.record.renew(self.clock, LEASE, device, &holder);
+                let attempt = attempt_of(setup, seat).map(|(_, attempt)| attempt);
+                let (renewed, put_back) = self.record.renew(self.clock, LEASE, device, &holder, attempt);
                 if put_back {
                     self.hand_out(&Device::ALL, &Message::Claimed(device, holder));
                 }
