@@ -1,6 +1,7 @@
 /// Tests of the Dart client. Arguments: a part of the names to run.
 library;
 
+import 'browser_test.dart';
 import 'pacing_test.dart';
 import 'relay_test.dart';
 import 'runner.dart';
@@ -10,5 +11,6 @@ Future<void> main(List<String> arguments) {
   pacingTests();
   scenarioTests();
   relayTests();
+  browserTests();
   return runTests(only: arguments.firstOrNull ?? '');
 }
