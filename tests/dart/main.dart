@@ -5,6 +5,7 @@ import 'browser_test.dart';
 import 'pacing_test.dart';
 import 'relay_test.dart';
 import 'runner.dart';
+import 'samples_test.dart';
 import 'scenarios_test.dart';
 
 Future<void> main(List<String> arguments) {
@@ -12,5 +13,6 @@ Future<void> main(List<String> arguments) {
   scenarioTests();
   relayTests();
   browserTests();
+  sampleTests();
   return runTests(only: arguments.firstOrNull ?? '');
 }

@@ -72,24 +72,40 @@ final class Relay {
 
   static const String project = 'demo-dart';
 
-  static Future<Relay> start([Map<String, String> environment = const {}]) async {
+  static Future<Relay> start([Map<String, String> environment = const {}]) => _start('serve', {
+    'FIREBASE_PROJECT_ID': project,
+    'FIREBASE_AUTH_EMULATOR_HOST': '127.0.0.1:9',
+    'DUORELAY_HANDSHAKES_PER_SECOND_PER_IP': '0',
+    'DUORELAY_WORKERS': '1',
+    ...environment,
+  });
+
+  /// `duorelay demo`, which signs tokens itself.
+  static Future<Relay> demo() => _start('demo', const {});
+
+  static Future<Relay> _start(String command, Map<String, String> environment) async {
     final binary = Platform.environment['DUORELAY_BIN'];
     if (binary == null) fail('DUORELAY_BIN must name the duorelay program');
     final (port, adminPort) = (await freePort(), await freePort());
-    final program = await Program.start(
-      binary,
-      ['serve', '--listen', '127.0.0.1:$port', '--admin-listen', '127.0.0.1:$adminPort'],
-      environment: {
-        'FIREBASE_PROJECT_ID': project,
-        'FIREBASE_AUTH_EMULATOR_HOST': '127.0.0.1:9',
-        'DUORELAY_HANDSHAKES_PER_SECOND_PER_IP': '0',
-        'DUORELAY_WORKERS': '1',
-        ...environment,
-      },
-    );
+    final addresses = ['--listen', '127.0.0.1:$port', '--admin-listen', '127.0.0.1:$adminPort'];
+    final program = await Program.start(binary, [command, ...addresses], environment: environment);
     final relay = Relay._(program, port);
     await program.ready(() async => await relay.status('/healthz/ready') == 200);
     return relay;
+  }
+
+  /// A token of the demo's identity provider for "ada".
+  Future<String> demoToken({required bool forceRefresh}) async {
+    final client = HttpClient();
+    try {
+      final request = await client.postUrl(Uri.parse('http://127.0.0.1:$port/demo/token'));
+      request.headers.contentType = ContentType.json;
+      request.write('{"user": "ada"}');
+      final response = await request.close();
+      return (jsonDecode(await utf8.decodeStream(response)) as Map)['token'] as String;
+    } finally {
+      client.close(force: true);
+    }
   }
 
   final Program program;

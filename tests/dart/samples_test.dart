@@ -1,0 +1,68 @@
+/// The samples of the package, as they stand in its files.
+library;
+
+import 'dart:io';
+
+import 'package:duorelay/duorelay.dart';
+
+import 'processes.dart';
+import 'relay_test.dart';
+import 'runner.dart';
+
+final Uri _package = Platform.script.resolve('../../src/client/dart/');
+
+/// What the README's sample has from Flutter and from its app.
+const String _flutter = '''
+final class FirebaseAuth {
+  static final instance = FirebaseAuth();
+  User? get currentUser => User();
+}
+
+final class User {
+  Future<String?> getIdToken(bool forceRefresh) async => 'TOKEN';
+}
+
+void draw(int stream, List<int> bytes) {}
+''';
+
+Future<Program> _dart(List<String> arguments) {
+  // Both may have a path that is relative to where this program was started.
+  final packages = Uri.base.resolve(Platform.packageConfig!).toFilePath();
+  return Program.start(Platform.resolvedExecutable, ['--packages=$packages', ...arguments]);
+}
+
+void sampleTests() => group('sample', () {
+  test("the README's sample streams to the other device", () async {
+    final relay = await Relay.start();
+    final desktop = Client(relay.url, 'ada', Device.desktop);
+    await desktop.online();
+    final readme = await File.fromUri(_package.resolve('README.md')).readAsString();
+    final sample = RegExp(r'```dart\n(.*?)```', dotAll: true).allMatches(readme).single.group(1)!;
+    final program = '$sample\n$_flutter'
+        .replaceFirst('wss://relay.example.com/ws', '${relay.url}')
+        .replaceFirst('TOKEN', idToken('ada'));
+    final folder = await Directory.systemTemp.createTemp('duorelay-dart-');
+    afterwards(() => folder.delete(recursive: true));
+    final file = File('${folder.path}/sample.dart');
+    await file.writeAsString(program);
+    final phone = await _dart([file.path]);
+    final exitCode = await phone.ended;
+    equal(exitCode, 0, 'the exit code: ${phone.log}');
+    equal(desktop.messages, [{'hello': 'world'}, {'saved': true}]);
+    equal(desktop.frames.map((frame) => frame.stream).toList()..sort(), [0x80]);
+    check(phone.log.contains('online: welcomed as the mobile'), phone.log);
+  });
+
+  test('example/main.dart streams to a desktop of the demo, and answers it', () async {
+    final demo = await Relay.demo();
+    final http = 'http://127.0.0.1:${demo.port}';
+    final phone = await _dart([_package.resolve('example/main.dart').toFilePath(), http, 'ada']);
+    final desktop = Client(demo.url, 'ada', Device.desktop, getToken: demo.demoToken);
+    await eventually('frames: ${phone.log}', () => desktop.frames.length > 10, limit: const Duration(seconds: 20));
+    await desktop.relay.sendAcked('hello');
+    await eventually('the answer', () => desktop.messages.isNotEmpty);
+    equal(desktop.messages, [{'echo': 'hello'}]);
+    desktop.relay.send('bye');
+    equal(await phone.ended, 0, 'the exit code: ${phone.log}');
+  });
+});
