@@ -4,14 +4,18 @@ library;
 import 'browser_test.dart';
 import 'pacing_test.dart';
 import 'relay_test.dart';
+import 'rules_test.dart';
 import 'runner.dart';
 import 'samples_test.dart';
 import 'scenarios_test.dart';
+import 'thin_test.dart';
 
 Future<void> main(List<String> arguments) {
   pacingTests();
+  ruleTests();
   scenarioTests();
   relayTests();
+  thinTests();
   browserTests();
   sampleTests();
   return runTests(only: arguments.firstOrNull ?? '');

@@ -166,8 +166,10 @@ final class Network {
     afterwards(stop);
   }
 
-  static Future<Network> before(Relay relay) async =>
-      Network._(await ServerSocket.bind('127.0.0.1', 0), relay.port);
+  static Future<Network> before(Relay relay) => beforePort(relay.port);
+
+  static Future<Network> beforePort(int port) async =>
+      Network._(await ServerSocket.bind('127.0.0.1', 0), port);
 
   final ServerSocket _server;
   final List<_Way> _ways = [];

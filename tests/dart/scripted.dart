@@ -13,7 +13,7 @@ import 'package:duorelay/src/environment.dart';
 import 'runner.dart';
 
 /// Time stands still until [pass].
-final class World implements Environment, Clock {
+class World implements Environment, Clock {
   World({this.startMs = 1800000000000, this.randomValue = 0.5});
 
   final int startMs;
@@ -76,6 +76,9 @@ final class World implements Environment, Clock {
     now = end;
     await settle();
   }
+
+  /// The process stands still for [ms]: timers ring late.
+  void suspend(num ms) => now += ms;
 
   /// Lets all happen that needs no time.
   Future<void> settle() async {

@@ -227,7 +227,10 @@ final class Link {
     _pinged = _sent;
     _pings.add(_Ping(id, _pingedAt, _sent));
     say({'type': 'ping', 'id': '$id'}, kind: Kind.quiet);
-    _silence.within(_silentAt() - _clock.now);
+    // In a process that was suspended that time may be over. The alarm that is
+    // set then allows for it.
+    final left = _silentAt() - _clock.now;
+    if (left > 0) _silence.within(left);
     _beat.after(_beatMs);
     return id;
   }
@@ -236,8 +239,8 @@ final class Link {
   /// long for the answer.
   void probe() {
     final now = _clock.now;
+    if (!_isActive) _activeSince = now;
     _activeUntil = now + _timing.busySilence.ms;
-    if (_activeSince > now) _activeSince = now;
     ping();
   }
 

@@ -1,0 +1,94 @@
+/// A thin way up: frames stay fresh, because the relay's reports bound what is
+/// under way.
+library;
+
+import 'dart:async';
+import 'dart:convert';
+import 'dart:io';
+import 'dart:typed_data';
+
+import 'package:duorelay/duorelay.dart';
+import 'package:duorelay/src/core/pacing.dart';
+
+import 'processes.dart';
+import 'relay_test.dart';
+import 'runner.dart';
+import 'scripted.dart';
+
+void thinTests() => group('thin', () {
+  test('over half of what frames need, they arrive within 0.6 s, and the link is used', () async {
+    final relay = await ReportingRelay.start();
+    final network = await Network.beforePort(relay.port);
+    final phone = Client(network.url, 'ada', Device.mobile);
+    await phone.online();
+    // 308 bytes with the WebSocket's header, 30 times a second.
+    network.upBytesPerSecond = 308 * 30 ~/ 2;
+    final watch = Stopwatch()..start();
+    final ages = <int>[];
+    relay.onFrame = (frame) {
+      final sentAt = ByteData.sublistView(frame).getUint32(1);
+      if (watch.elapsedMilliseconds > 10000) ages.add(watch.elapsedMilliseconds - sentAt);
+    };
+    final timer = Timer.periodic(const Duration(microseconds: 33333), (_) {
+      final bytes = Uint8List(299)..buffer.asByteData().setUint32(0, watch.elapsedMilliseconds);
+      phone.relay.sendFrame(1, bytes);
+    });
+    afterwards(timer.cancel);
+    await eventually('20 s of frames', () => watch.elapsedMilliseconds > 20000, limit: const Duration(seconds: 30));
+    ages.sort();
+    final p99 = ages[ages.length * 99 ~/ 100];
+    stdout.writeln('   ${ages.length} frames in 10 s, age p50 ${ages[ages.length ~/ 2]} ms, p99 $p99 ms');
+    check(p99 <= 600, 'the age is $p99 ms');
+    check(ages.length > 110, '${ages.length} frames of the 150 that the link can carry');
+    check(phone.relay.dropped > 200, '${phone.relay.dropped} frames were replaced');
+  });
+});
+
+/// A relay's end of a socket, which reports what it reads, as far as these
+/// tests need it.
+final class ReportingRelay {
+  ReportingRelay._(this._server) {
+    _server.transform(WebSocketTransformer(protocolSelector: (_) => 'duorelay.v1')).listen(_onSocket);
+    afterwards(() => _server.close(force: true));
+  }
+
+  static Future<ReportingRelay> start() async => ReportingRelay._(await HttpServer.bind('127.0.0.1', 0));
+
+  final HttpServer _server;
+  void Function(Uint8List frame) onFrame = (_) {};
+
+  int get port => _server.port;
+
+  void _onSocket(WebSocket socket) {
+    final clock = Stopwatch()..start();
+    double now() => clock.elapsedMicroseconds / 1000 + 12345; // another origin than the client's
+    final reporter = Reporter();
+    Timer? timer;
+    void say(Map<String, Object?> message) => socket.add(jsonEncode(message));
+    void onDue() {
+      timer = null;
+      final report = reporter.report(now());
+      if (report != null) say({'type': 'received', 'messages': report.messages, 'time': report.time});
+    }
+
+    say(usualWelcome);
+    socket.listen((message) {
+      var type = '';
+      if (message is String) {
+        final object = jsonDecode(message) as Map<String, Object?>;
+        type = object['type']! as String;
+        if (type == 'ping') say({'type': 'pong', 'id': object['id'], 'time': DateTime.now().millisecondsSinceEpoch});
+        if (type == 'reports') reporter.paceMs = object['every_ms']! as int;
+      } else {
+        onFrame(message as Uint8List);
+      }
+      reporter.onRead(now(), makesDue: !const {'received', 'reports', 'ping', 'pong'}.contains(type));
+      final wait = reporter.dueAt - now();
+      if (wait <= 0) {
+        onDue();
+      } else if (wait.isFinite) {
+        timer ??= Timer(Duration(microseconds: (wait * 1000).ceil()), onDue);
+      }
+    }, onDone: () => timer?.cancel());
+  }
+}
