@@ -144,6 +144,11 @@ impl KeyCache {
         Self { state, ask, task }
     }
 
+    /// True once keys have been fetched.
+    pub(super) fn has_keys(&self) -> bool {
+        self.state.borrow().keys.is_some()
+    }
+
     /// A set that has this key.
     ///
     /// # Errors

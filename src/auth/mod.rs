@@ -198,6 +198,15 @@ impl Verifier {
         Ok(identity)
     }
 
+    /// True unless the issuer has keys, and none of them has been fetched yet.
+    #[must_use]
+    pub fn has_keys(&self) -> bool {
+        match &self.inner.tokens {
+            Tokens::Signed { keys: KeySource::Endpoint(cache), .. } => cache.has_keys(),
+            Tokens::Signed { keys: KeySource::Static(_), .. } | Tokens::Unsigned(_) => true,
+        }
+    }
+
     /// How often an open socket's session is to be checked, where sessions are checked at all.
     #[must_use]
     pub fn revocation_pause(&self) -> Option<Duration> {

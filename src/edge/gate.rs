@@ -1,16 +1,17 @@
 //! Who may come in: how many at all, how many from one address, from which origins, and whether this
 //! instance takes anybody at all.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::num::NonZeroU32;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
-use governor::clock::{Clock as _, DefaultClock};
-use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 use http::HeaderMap;
 use ipnet::IpNet;
+use tracing::warn;
 
+use crate::relay::address::{Address, Crowd};
 use crate::relay::refusal::Refusal;
 
 /// The door of an instance.
@@ -21,10 +22,46 @@ pub struct Gate {
     draining: AtomicBool,
     closed: AtomicBool,
     short_of_memory: AtomicBool,
-    /// governor's generic cell rate algorithm keeps one number per address; a burst is one second's worth.
-    per_address: Option<DefaultKeyedRateLimiter<IpAddr>>,
+    /// Handshakes that are refused, each second from one address.
+    handshakes_per_second: Option<u32>,
+    addresses: Mutex<Addresses>,
     trusted_proxies: Vec<IpNet>,
     allowed_origins: Option<Vec<String>>,
+}
+
+/// Who has come lately.
+#[derive(Debug, Default)]
+struct Addresses {
+    known: HashMap<IpAddr, Address>,
+    crowd: Crowd,
+}
+
+/// A handshake as its address is charged for it: as an unproven one, until its token is found good.
+#[derive(Debug)]
+pub struct Visit {
+    gate: Arc<Gate>,
+    network: IpAddr,
+    is_proven: bool,
+}
+
+impl Visit {
+    /// Its token is good.
+    pub fn on_proven(&mut self) {
+        if !self.is_proven {
+            self.is_proven = true;
+            self.gate.charge(self.network, |address, per_second, _| address.on_proven(per_second));
+        }
+    }
+
+    /// It is refused, which is dear unless it is the relay that is in no state to let it in.
+    pub fn on_refused(&mut self, refusal: Refusal) {
+        if refusal.status() == 503 {
+            self.on_proven();
+        } else if self.is_proven {
+            self.is_proven = false;
+            self.gate.charge(self.network, Address::on_refused);
+        }
+    }
 }
 
 /// A connection's place; dropping it makes room for another.
@@ -46,14 +83,14 @@ impl Gate {
         trusted_proxies: Vec<IpNet>,
         allowed_origins: Option<Vec<String>>,
     ) -> Arc<Self> {
-        let quota = handshakes_per_second.and_then(NonZeroU32::new).map(Quota::per_second);
         Arc::new(Self {
             open: AtomicU32::new(0),
             max_connections,
             draining: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             short_of_memory: AtomicBool::new(false),
-            per_address: quota.map(RateLimiter::keyed),
+            handshakes_per_second: handshakes_per_second.filter(|limit| *limit > 0),
+            addresses: Mutex::default(),
             trusted_proxies,
             allowed_origins,
         })
@@ -86,18 +123,62 @@ impl Gate {
         self.short_of_memory.swap(is_short, Ordering::AcqRel) != is_short
     }
 
-    /// Lets a handshake in, or refuses it, in the order of [`Refusal`]: too many attempts, draining, full.
+    fn addresses(&self) -> MutexGuard<'_, Addresses> {
+        // Nothing in there can be half done.
+        self.addresses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn charge<T: Default>(&self, network: IpAddr, charge: impl FnOnce(&mut Address, u32, Instant) -> T) -> T {
+        match self.handshakes_per_second {
+            Some(per_second) => {
+                charge(self.addresses().known.entry(network).or_default(), per_second, Instant::now())
+            }
+            None => T::default(),
+        }
+    }
+
+    /// Counts a handshake for its address, before anything else is looked at.
+    ///
+    /// # Errors
+    /// [`Refusal::TooManyAttempts`]
+    pub fn visit(self: &Arc<Self>, peer: SocketAddr, headers: &HeaderMap) -> Result<Visit, Refusal> {
+        let (client, is_proxied) = self.client_address(peer.ip(), headers);
+        let visit = Visit { gate: Arc::clone(self), network: network_of(client), is_proven: false };
+        let Some(per_second) = self.handshakes_per_second else {
+            return Ok(visit);
+        };
+        let mut addresses = self.addresses();
+        let Addresses { known, crowd } = &mut *addresses;
+        let (address, now) = (known.entry(visit.network).or_default(), Instant::now());
+        if is_proxied && crowd.on_handshake(address, is_public(client), now) {
+            warn!(
+                client.address = %client,
+                "most handshakes of the last minute come through trusted proxies from one public address: if it is a \
+                 balancer's, add it to DUORELAY_TRUSTED_PROXIES; until then its clients share one limit"
+            );
+        }
+        match address.on_handshake(per_second, now) {
+            Ok(()) => Ok(visit),
+            Err(retry_after) => Err(Refusal::TooManyAttempts { retry_after }),
+        }
+    }
+
+    /// Counts a call of `GET /v1/session` for its address.
+    ///
+    /// # Errors
+    /// [`Refusal::TooManyAttempts`], also when the address has no handshake left.
+    pub fn visit_session(&self, peer: SocketAddr, headers: &HeaderMap) -> Result<(), Refusal> {
+        let network = network_of(self.client_address(peer.ip(), headers).0);
+        let asked =
+            self.charge(network, |address, per_second, now| address.on_session(per_second, now).err());
+        asked.map_or(Ok(()), |retry_after| Err(Refusal::TooManyAttempts { retry_after }))
+    }
+
+    /// Gives a connection a place, or refuses it, in the order of [`Refusal`]: draining, full.
     ///
     /// # Errors
     /// The first refusal that applies.
-    pub fn admit(self: &Arc<Self>, peer: SocketAddr, headers: &HeaderMap) -> Result<Admission, Refusal> {
-        if let Some(limiter) = &self.per_address
-            && let Err(not_until) = limiter.check_key(&network_of(self.client_address(peer.ip(), headers)))
-        {
-            let wait = not_until.wait_time_from(DefaultClock::default().now());
-            let retry_after = u32::try_from(wait.as_secs() + 1).unwrap_or(u32::MAX);
-            return Err(Refusal::TooManyAttempts { retry_after });
-        }
+    pub fn admit(self: &Arc<Self>) -> Result<Admission, Refusal> {
         if self.closed.load(Ordering::Acquire) {
             return Err(Refusal::Draining);
         }
@@ -139,26 +220,27 @@ impl Gate {
     }
 
     /// The address of the client: the rightmost one of `X-Forwarded-For` that is not a trusted proxy's,
-    /// if the request comes from a trusted proxy. What stands left of it could be anybody's invention.
-    fn client_address(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
+    /// if the request comes from a trusted proxy. What stands left of it could be anybody's invention. True beside it
+    /// when a trusted proxy told it.
+    fn client_address(&self, peer: IpAddr, headers: &HeaderMap) -> (IpAddr, bool) {
         let peer = peer.to_canonical();
         let is_trusted = |address: &IpAddr| self.trusted_proxies.iter().any(|net| net.contains(address));
         if !is_trusted(&peer) {
-            return peer;
+            return (peer, false);
         }
         let values = headers.get_all("x-forwarded-for").into_iter().rev();
         let hops = values.flat_map(|value| value.to_str().unwrap_or_default().rsplit(',').map(str::trim));
         let mut client = peer;
         for hop in hops {
             let Some(address) = parse_hop(hop) else {
-                return client;
+                break;
             };
             client = address;
             if !is_trusted(&client) {
                 break;
             }
         }
-        client
+        (client, true)
     }
 
     /// The network of a TCP connection's other end; `None` for a trusted proxy, which speaks for many.
@@ -172,14 +254,27 @@ impl Gate {
     /// [`Self::client_address`], for the fuzz targets.
     #[cfg(fuzzing)]
     pub fn fuzz_client_address(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
-        self.client_address(peer, headers)
+        self.client_address(peer, headers).0
     }
 
     /// Forgets addresses that have not come lately; called now and then, so that memory stays bounded.
     pub fn sweep(&self) {
-        if let Some(limiter) = &self.per_address {
-            limiter.retain_recent();
-            limiter.shrink_to_fit();
+        let now = Instant::now();
+        let known = &mut self.addresses().known;
+        known.retain(|_, address| !address.is_forgettable(now));
+        known.shrink_to_fit();
+    }
+}
+
+/// Neither a private network's address nor one of this machine or link: a client's own, or a balancer's of a provider.
+fn is_public(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => {
+            let is_shared = v4.octets()[0] == 100 && v4.octets()[1] & 0xC0 == 64; // RFC 6598
+            !(v4.is_private() || v4.is_loopback() || v4.is_link_local() || v4.is_unspecified() || is_shared)
+        }
+        IpAddr::V6(v6) => {
+            !(v6.is_loopback() || v6.is_unspecified() || v6.is_unique_local() || v6.is_unicast_link_local())
         }
     }
 }
@@ -215,14 +310,45 @@ mod tests {
     }
 
     #[test]
-    fn refusals_come_in_their_order() {
-        let gate = Gate::new(Some(1), Some(2), vec![], None);
-        let (from, none) = (peer("192.0.2.1"), HeaderMap::new());
-        let _first = gate.admit(from, &none).unwrap();
-        assert_eq!(gate.admit(from, &none).unwrap_err(), Refusal::Full);
-        assert_eq!(gate.admit(from, &none).unwrap_err(), Refusal::TooManyAttempts { retry_after: 1 });
+    fn a_full_relay_is_full_and_a_closed_one_draining() {
+        let gate = Gate::new(Some(1), None, vec![], None);
+        let _first = gate.admit().unwrap();
+        assert_eq!(gate.admit().unwrap_err(), Refusal::Full);
         gate.close();
-        assert_eq!(gate.admit(peer("192.0.2.2"), &none).unwrap_err(), Refusal::Draining);
+        assert_eq!(gate.admit().unwrap_err(), Refusal::Draining);
+    }
+
+    #[test]
+    fn a_handshake_that_is_refused_is_dear_unless_the_relay_is_at_fault() {
+        let come = |refusal: Option<Refusal>| {
+            let gate = Gate::new(None, Some(2), vec![], None);
+            let none = HeaderMap::new();
+            let came = (0..100).take_while(|_| match gate.visit(peer("192.0.2.1"), &none) {
+                Ok(mut visit) => {
+                    match refusal {
+                        Some(refusal) => visit.on_refused(refusal),
+                        None => visit.on_proven(),
+                    }
+                    true
+                }
+                Err(_) => false,
+            });
+            came.count()
+        };
+        assert_eq!(come(None), 10);
+        assert_eq!(come(Some(Refusal::Full)), 10);
+        assert_eq!(come(Some(Refusal::MissingToken)), 2);
+        assert_eq!(come(Some(Refusal::TooManyAttempts { retry_after: 1 })), 2);
+    }
+
+    #[test]
+    fn public_addresses_are_told_from_private_ones() {
+        for public in ["34.120.1.2", "198.51.100.7", "100.128.0.1", "2600:1901::1"] {
+            assert!(is_public(public.parse().unwrap()), "{public}");
+        }
+        for private in ["10.1.2.3", "127.0.0.1", "169.254.1.1", "100.64.0.1", "fd00::1", "fe80::1", "::1"] {
+            assert!(!is_public(private.parse().unwrap()), "{private}");
+        }
     }
 
     #[test]
@@ -239,23 +365,22 @@ mod tests {
     #[test]
     fn a_place_is_free_again_when_its_connection_ends() {
         let gate = Gate::new(Some(1), None, vec![], None);
-        let first = gate.admit(peer("::1"), &HeaderMap::new()).unwrap();
-        assert!(gate.admit(peer("::1"), &HeaderMap::new()).is_err());
+        let first = gate.admit().unwrap();
+        assert!(gate.admit().is_err());
         drop(first);
-        assert!(gate.admit(peer("::1"), &HeaderMap::new()).is_ok());
+        assert!(gate.admit().is_ok());
         assert_eq!(gate.connections(), 0);
     }
 
     #[test]
     fn nobody_new_comes_in_while_memory_is_short() {
         let gate = Gate::new(None, None, vec![], None);
-        let from = peer("192.0.2.1");
-        let first = gate.admit(from, &HeaderMap::new()).unwrap();
+        let first = gate.admit().unwrap();
         assert!(gate.set_short_of_memory(true) && !gate.set_short_of_memory(true));
-        assert_eq!(gate.admit(from, &HeaderMap::new()).unwrap_err(), Refusal::Full);
+        assert_eq!(gate.admit().unwrap_err(), Refusal::Full);
         assert_eq!(gate.connections(), 1, "who is here stays");
         assert!(gate.set_short_of_memory(false));
-        assert!(gate.admit(from, &HeaderMap::new()).is_ok());
+        assert!(gate.admit().is_ok());
         drop(first);
     }
 
@@ -277,7 +402,7 @@ mod tests {
             let list: Vec<_> = forwarded.iter().map(|value| ("x-forwarded-for", *value)).collect();
             let client: IpAddr = client.parse().unwrap();
             assert_eq!(
-                gate.client_address(from.parse().unwrap(), &headers(&list)),
+                gate.client_address(from.parse().unwrap(), &headers(&list)).0,
                 client,
                 "{from} {forwarded:?}"
             );
@@ -287,8 +412,8 @@ mod tests {
     #[test]
     fn an_ipv6_client_cannot_use_its_many_addresses() {
         let gate = Gate::new(None, Some(1), vec![], None);
-        assert!(gate.admit(peer("2001:db8::1"), &HeaderMap::new()).is_ok());
-        assert!(gate.admit(peer("2001:db8::2"), &HeaderMap::new()).is_err());
-        assert!(gate.admit(peer("2001:db8:0:1::1"), &HeaderMap::new()).is_ok());
+        assert!(gate.visit(peer("2001:db8::1"), &HeaderMap::new()).is_ok());
+        assert!(gate.visit(peer("2001:db8::2"), &HeaderMap::new()).is_err());
+        assert!(gate.visit(peer("2001:db8:0:1::1"), &HeaderMap::new()).is_ok());
     }
 }

@@ -80,6 +80,9 @@ async fn ready(State(edge): State<Arc<Edge>>) -> Response {
         health(StatusCode::SERVICE_UNAVAILABLE, "draining")
     } else if !edge.readiness.is_ready() {
         health(StatusCode::SERVICE_UNAVAILABLE, "no backplane")
+    } else if !edge.verifier.has_keys() {
+        // Each handshake would be refused. Once there were keys, older ones do while the issuer is away.
+        health(StatusCode::SERVICE_UNAVAILABLE, "no keys of the issuer")
     } else {
         health(StatusCode::OK, "ready")
     }
@@ -165,7 +168,8 @@ async fn session(State(edge): State<Arc<Edge>>, request: Request) -> Response {
 async fn read_session(edge: &Edge, peer: SocketAddr, parts: &Parts) -> Result<Response, Refusal> {
     let headers = &parts.headers;
     // The admission ends with this request: it only asks what a handshake would be answered.
-    let _admission = edge.gate.admit(peer, headers)?;
+    edge.gate.visit_session(peer, headers)?;
+    let _admission = edge.gate.admit()?;
     let parameters = Parameters::read(parts.uri.query().unwrap_or_default())?;
     edge.gate.admit_page(headers)?;
     let token = handshake::bearer(headers)?.ok_or(Refusal::MissingToken)?;

@@ -17,6 +17,7 @@ use tokio::time::timeout;
 use tracing::{Instrument as _, Span, debug, info_span};
 use tungstenite::handshake::derive_accept_key;
 
+use super::gate::Visit;
 use super::places::{Connection, Tunnel};
 use super::socket::label_of;
 use super::stream::MovingStream;
@@ -51,7 +52,12 @@ fn is_tunnel(request: &Request) -> bool {
 pub async fn upgrade(edge: Arc<Edge>, mut request: Request) -> Response {
     let metrics = Arc::clone(&edge.metrics);
     let span = telemetry::handshake(request.headers());
-    let accepted = accept(&edge, &mut request).instrument(span.clone()).await;
+    let accepting = async {
+        let mut visit = edge.gate.visit(peer_of(&request), request.headers())?;
+        let accepted = accept(&edge, &mut request, &mut visit).await;
+        accepted.inspect_err(|refusal| visit.on_refused(*refusal))
+    };
+    let accepted = accepting.instrument(span.clone()).await;
     let _in_its_trace = span.enter();
     match accepted {
         Ok(response) => {
@@ -68,8 +74,8 @@ pub async fn upgrade(edge: Arc<Edge>, mut request: Request) -> Response {
     }
 }
 
-async fn accept(edge: &Edge, request: &mut Request) -> Result<Response, Refusal> {
-    let admission = edge.gate.admit(peer_of(request), request.headers())?;
+async fn accept(edge: &Edge, request: &mut Request, visit: &mut Visit) -> Result<Response, Refusal> {
+    let admission = edge.gate.admit()?;
     let tunnel = is_tunnel(request);
     let query = request.uri().query().unwrap_or_default();
     let handshake = handshake::read(request.method(), query, request.headers(), tunnel)?;
@@ -81,6 +87,7 @@ async fn accept(edge: &Edge, request: &mut Request) -> Result<Response, Refusal>
     let token = handshake.token.ok_or(Refusal::MissingToken)?;
     let verifying = edge.verifier.verify(&token, unix_now());
     let identity = verifying.instrument(info_span!(target: STEPS, "verify")).await?;
+    visit.on_proven();
     // The client may have gone while this process stood still, or while its keys were fetched. Once more through the
     // connection's task, which ends this future at the end of its TCP connection: no claim is made for nobody.
     tokio::task::yield_now().await;

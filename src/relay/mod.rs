@@ -4,6 +4,7 @@
 // Tests may start from any instant.
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
+pub mod address;
 pub mod classic;
 pub mod close;
 pub mod envelope;

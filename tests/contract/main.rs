@@ -12,6 +12,7 @@ mod attempts;
 mod bounds;
 mod classic;
 mod cli;
+mod crowd;
 mod drain;
 mod expiry;
 mod handshake;
