@@ -38,8 +38,9 @@ void thinTests() => group('thin', () {
     ages.sort();
     final p99 = ages[ages.length * 99 ~/ 100];
     stdout.writeln('   ${ages.length} frames in 10 s, age p50 ${ages[ages.length ~/ 2]} ms, p99 $p99 ms');
-    check(p99 <= 600, 'the age is $p99 ms');
-    check(ages.length > 110, '${ages.length} frames of the 150 that the link can carry');
+    // 0.6 s and 135 frames on a quiet machine. Without the window it is 10 s.
+    check(p99 <= 1000, 'the age is $p99 ms');
+    check(ages.length > 75, '${ages.length} frames of the 150 that the link can carry');
     check(phone.relay.dropped > 200, '${phone.relay.dropped} frames were replaced');
   });
 });

@@ -48,6 +48,8 @@ export class Link {
   #heardAt = 0;
   #activeSince = 0;
   #activeUntil = 0;
+  #frameAt = -Infinity;
+  #flowsUntil = 0;
   #passBarrier = () => {};
 
   // Reliable bytes: all that were sent, those up to the last ping, and those up to the last pong.
@@ -114,7 +116,7 @@ export class Link {
 
   sendVolatile(message) {
     this.#write(message, "volatile");
-    this.#active();
+    this.#frame();
   }
 
   sendReliable(message, size) {
@@ -196,7 +198,7 @@ export class Link {
         message = {}; // not a relay's: nothing of the protocol is lost with it
       }
     } else {
-      this.#active();
+      this.#frame();
     }
     this.#reporter?.onRead(now, !QUIET.has(message?.type));
     if (!message) {
@@ -292,14 +294,23 @@ export class Link {
   /** Frames flow: a dead path shall be noticed soon. */
   #active() {
     const now = this.#env.now();
-    if (now > this.#activeUntil) this.#activeSince = now;
+    if (!this.#isActive) this.#activeSince = now;
     this.#activeUntil = now + this.#timing.activePing;
     if (now - this.#pingedAt >= this.#timing.activePing) this.ping();
     else if (this.#pingDue() < this.#alarmAt) this.#alarm(this.#pingDue());
   }
 
+  /** A frame left or arrived. After the second of a flow, a pause is watched until it is known whose it is: the peer's or the path's. */
+  #frame() {
+    const now = this.#env.now();
+    const { activePing, activeSilence } = this.#timing;
+    if (now - this.#frameAt <= activePing) this.#flowsUntil = now + activePing + activeSilence + 500;
+    this.#frameAt = now;
+    this.#active();
+  }
+
   get #isActive() {
-    return this.#env.now() <= this.#activeUntil;
+    return this.#env.now() <= Math.max(this.#activeUntil, this.#flowsUntil);
   }
 
   #pingDue() {
