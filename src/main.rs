@@ -55,7 +55,7 @@ fn run(launch: Launch) -> Result<ExitCode, Stop> {
     }
     let done: Result<ExitCode, Box<dyn Error>> = match launch.command {
         Command::Serve(config) => wait(async { Ok(server::run(*config).await?) }),
-        Command::Demo(instance) => wait(async { Ok(demo::run(*instance).await?) }),
+        Command::Demo(instance, flags) => wait(async { Ok(demo::run(*instance, flags).await?) }),
         Command::Health(check) => wait(async { Ok(health::run(check).await?) }),
         Command::Other(given) => {
             let options = loadtest::settings::read(&given).map_err(Stop::Mistakes)?;

@@ -91,6 +91,14 @@ pub async fn agree(instance: &config::Instance, name: &str, proposal: String) ->
     Ok(redis::agree(&fred, &key, proposal).await?)
 }
 
+/// What the demo adds to a relay.
+pub struct Page {
+    /// Served where no upgrade is asked for at `/`, and beside it.
+    pub router: Router,
+    /// Called once the public port takes connections, with its address.
+    pub on_listening: Box<dyn FnOnce(SocketAddr) + Send>,
+}
+
 /// Serves with this verifier, and a page at `/` if there is one.
 ///
 /// # Errors
@@ -99,7 +107,7 @@ pub async fn serve(
     config: Config,
     verifier: Verifier,
     metrics: Arc<Metrics>,
-    page: Option<Router>,
+    page: Option<Page>,
 ) -> Result<(), ServerError> {
     let Config { instance: settings, enforce_expiry, auth: _ } = config;
     let bind = |address| listen::bind(address).map_err(|source| ServerError::Listen { address, source });
@@ -175,15 +183,20 @@ pub async fn serve(
         readiness,
     });
     let operators = admin(Arc::clone(&edge), settings.admin_token.clone(), me, limits.message_bytes);
+    let address = public_port.local_addr()?;
     info!(
-        address = %public_port.local_addr()?,
+        %address,
         admin.address = %admin_port.local_addr()?,
         workers = settings.workers,
         instance.id = %instance,
         "duorelay listens"
     );
+    let (page, on_listening) = page.map(|page| (page.router, page.on_listening)).unzip();
     let serving =
         tokio::spawn(listen::serve(public_port, public(edge, page), Arc::clone(&gate), Arc::clone(&metrics)));
+    if let Some(on_listening) = on_listening {
+        on_listening(address);
+    }
     let admin_serving =
         tokio::spawn(listen::serve(admin_port, operators, Arc::clone(&gate), Arc::clone(&metrics)));
     let sweeping = tokio::spawn(sweep(Arc::clone(&gate)));

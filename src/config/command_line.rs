@@ -8,6 +8,7 @@ use clap::builder::Styles;
 use clap::builder::styling::AnsiColor;
 use clap::{Arg, ArgAction, ArgMatches};
 
+use super::demo;
 use super::table::{ALL, Fallback, LISTEN, PORT, REDIS_URL, Setting};
 
 /// The commands.
@@ -96,6 +97,7 @@ fn program() -> clap::Command {
                         .help("Join other demos over this Redis [default: one instance alone]")
                         .help_heading(REDIS_URL.group.heading()),
                 )
+                .args(demo::flags())
                 .after_help("For development only: anyone who reaches the port can sign in."),
         )
         .subcommand(

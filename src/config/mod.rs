@@ -5,6 +5,7 @@
 //! An empty value counts as not given; an empty flag so hides the variable.
 
 mod command_line;
+mod demo;
 pub(crate) mod parse;
 mod read;
 mod sign_in;
@@ -22,6 +23,7 @@ use ipnet::IpNet;
 use secrecy::SecretString;
 
 use self::command_line::Name;
+pub use self::demo::{DemoFlags, DemoTls};
 pub use self::parse::Mistake;
 use crate::auth::settings::Settings;
 use crate::telemetry::{self, LogFormat};
@@ -131,7 +133,7 @@ pub enum Command {
     /// `duorelay serve`, or no command.
     Serve(Box<Config>),
     /// `duorelay demo`.
-    Demo(Box<Instance>),
+    Demo(Box<Instance>, DemoFlags),
     /// `duorelay health`.
     Health(HealthCheck),
     /// One of the commands that the caller of [`load`] added.
@@ -162,7 +164,7 @@ impl Launch {
     pub fn telemetry(&self) -> Option<telemetry::Settings> {
         match &self.command {
             Command::Serve(config) => Some(config.instance.telemetry.clone()),
-            Command::Demo(instance) => Some(instance.telemetry.clone()),
+            Command::Demo(instance, _) => Some(instance.telemetry.clone()),
             Command::Other(_) => None,
             // A check reports nothing but why it failed.
             Command::Health(_) => Some(telemetry::Settings {
@@ -284,7 +286,8 @@ pub fn load(
     let mut values = values::Values::new(command_line::flags(&given), environment);
     let command = match name {
         Name::Serve => read::serve(&mut values, machine).map(Box::new).map(Command::Serve),
-        Name::Demo => read::demo(&mut values, machine).map(Box::new).map(Command::Demo),
+        Name::Demo => read::demo(&mut values, machine)
+            .map(|instance| Command::Demo(Box::new(instance), demo::read(&given))),
         Name::Health { path } => read::health(&mut values, machine, path).map(Command::Health),
         Name::Other => return Ok(Launch { command: Command::Other(given), notices: Vec::new() }),
     };

@@ -3,37 +3,26 @@
 //!
 //! Nothing here can be reached from `duorelay serve`.
 
+mod faces;
+mod https;
 pub mod identity;
+mod page;
 
-use std::net::{IpAddr, SocketAddr};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
 
-use axum::extract::{Path, Query, State};
-use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
-use axum::http::{HeaderMap, StatusCode};
-use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
-use axum::{Json, Router};
-use include_dir::{Dir, include_dir};
-use qrcode::QrCode;
-use qrcode::render::svg;
-use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
+use self::faces::{Faces, FacesError};
+use self::https::{Front, TlsError};
 use self::identity::{IdentityProvider, PROJECT_ID, SignError};
+use self::page::Demo;
+use crate::auth::AuthError;
 use crate::auth::settings::{Issuer, Settings};
-use crate::auth::{AuthError, Email, unix_now};
-use crate::config::{Config, Instance};
+use crate::config::{Config, DemoFlags, Instance};
 use crate::metrics::Metrics;
-use crate::relay::ids::{ClientId, UserId};
-use crate::server::{self, ServerError};
-
-/// The page, its styles and scripts. Every relay serves the browser client itself.
-static WEB: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/src/demo/web");
-
-/// How long the demo's tokens last: as long as Firebase's.
-const TOKEN_LIFETIME: Duration = Duration::from_secs(3600);
+use crate::server::{self, Page, ServerError};
 
 /// Why the demo cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -44,149 +33,195 @@ pub enum DemoError {
     /// Its tokens cannot be verified.
     #[error("the demo's tokens cannot be verified: {0}")]
     Auth(#[from] AuthError),
+    /// The certificate cannot be made or read.
+    #[error("the demo cannot speak https: {0}")]
+    Tls(#[from] TlsError),
+    /// The face tracker's files are not there.
+    #[error(transparent)]
+    Faces(#[from] FacesError),
+    /// Another program has a port.
+    #[error(
+        "{address} is in use by another program, perhaps by another demo: stop that one, or choose other ports with \
+         --port and --admin-listen"
+    )]
+    PortTaken {
+        /// Which one.
+        address: SocketAddr,
+    },
     /// The instance cannot run.
     #[error(transparent)]
-    Server(#[from] ServerError),
+    Server(ServerError),
 }
 
-struct Demo {
-    provider: IdentityProvider,
-    lan_url: Option<String>,
+impl From<ServerError> for DemoError {
+    fn from(error: ServerError) -> Self {
+        match error {
+            ServerError::Listen { address, source } if source.kind() == io::ErrorKind::AddrInUse => {
+                Self::PortTaken { address }
+            }
+            error => Self::Server(error),
+        }
+    }
 }
 
 /// Serves the demo until it is interrupted.
 ///
 /// # Errors
 /// See [`DemoError`].
-pub async fn run(instance: Instance) -> Result<(), DemoError> {
+pub async fn run(mut instance: Instance, flags: DemoFlags) -> Result<(), DemoError> {
     warn!("this is the demo: anybody who reaches it can sign in as anybody");
+    let faces = Faces::read(flags.faces.as_deref())?;
+    let address = instance.listen;
+    let front = match &flags.tls {
+        None => None,
+        Some(source) => {
+            let front = Front::bind(address, source, &addresses())?;
+            // People come in by the front, which speaks both; the relay behind it is for this machine alone.
+            instance.listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+            Some(front)
+        }
+    };
     // With others there is a balancer in front, and this instance's own address is of no use to a person.
-    let alone = instance.is_alone();
-    let lan_url = lan_url(instance.listen).filter(|_| alone);
-    if alone {
-        info!("open http://localhost:{}", instance.listen.port());
-    }
-    if let Some(url) = &lan_url {
-        info!("on a phone in the same network: {url}");
-    }
+    let reach = if instance.is_alone() { Reach::of(address, front.is_some()) } else { Reach::default() };
     let proposal = IdentityProvider::generate()?.to_text()?;
     let agreed = server::agree(&instance, "signing-key", proposal).await?;
     let provider = IdentityProvider::from_text(&agreed)?;
     let metrics = Arc::new(Metrics::default());
     let verifier = provider.verifier(Arc::clone(&metrics))?;
-    let page = page(Arc::new(Demo { provider, lan_url }));
+    let router = page::router(Arc::new(Demo { provider, faces, reach: reach.clone() }));
+    let on_listening = Box::new(move |relay: SocketAddr| {
+        for line in reach.lines() {
+            info!("{line}");
+        }
+        if let Some(front) = front {
+            info!("{}", front.advice);
+            tokio::spawn(front.serve(relay));
+        }
+    });
     // The provider's verifier is the one that is used; the settings only name the project.
     let issuer = Issuer::Firebase { project_id: PROJECT_ID.to_owned(), jwks_url: None };
     let auth = Settings { issuer, revocation: None };
     let config = Config { instance, auth, enforce_expiry: true };
-    server::serve(config, verifier, metrics, Some(page)).await?;
+    server::serve(config, verifier, metrics, Some(Page { router, on_listening })).await?;
     Ok(())
 }
 
-fn page(demo: Arc<Demo>) -> Router {
-    Router::new()
-        .route("/", get(async || file("index.html")))
-        .route("/demo/{*path}", get(async |Path(path): Path<String>| file(&path)))
-        .route("/favicon.ico", get(async || file("icon.svg")))
-        .route("/demo/config.json", get(configuration))
-        .route("/demo/qr.svg", get(qr))
-        .route("/demo/token", post(token))
-        .with_state(demo)
+/// Where people find the demo.
+#[derive(Debug, Clone, Default)]
+struct Reach {
+    /// From this computer: a browser takes it for secure without https.
+    here: Option<String>,
+    /// From the same network, by http.
+    lan_url: Option<String>,
+    /// From the same network, by https.
+    tls_url: Option<String>,
+    /// It listens for this computer alone.
+    alone: bool,
 }
 
-fn file(path: &str) -> Response {
-    let Some(file) = WEB.get_file(path) else {
-        return StatusCode::NOT_FOUND.into_response();
-    };
-    let content_type = match path.rsplit('.').next() {
-        Some("html") => "text/html; charset=utf-8",
-        Some("css") => "text/css; charset=utf-8",
-        Some("js") => "text/javascript; charset=utf-8",
-        Some("svg") => "image/svg+xml",
-        Some("json") => "application/json",
-        _ => "text/plain; charset=utf-8",
-    };
-    ([(CONTENT_TYPE, content_type), (CACHE_CONTROL, "no-cache")], file.contents()).into_response()
-}
-
-#[derive(Serialize)]
-struct Configuration<'a> {
-    lan_url: Option<&'a str>,
-}
-
-async fn configuration(State(demo): State<Arc<Demo>>) -> Response {
-    Json(Configuration { lan_url: demo.lan_url.as_deref() }).into_response()
-}
-
-#[derive(Deserialize)]
-struct QrQuery {
-    data: String,
-}
-
-/// `GET /demo/qr.svg?data=TEXT`: at most what fits into one QR code.
-async fn qr(Query(QrQuery { data }): Query<QrQuery>) -> Response {
-    match QrCode::new(data.as_bytes()) {
-        Ok(code) => {
-            let svg = code.render::<svg::Color<'_>>().min_dimensions(200, 200).build();
-            ([(CONTENT_TYPE, "image/svg+xml"), (CACHE_CONTROL, "no-cache")], svg).into_response()
+impl Reach {
+    fn of(listen: SocketAddr, tls: bool) -> Self {
+        let port = listen.port();
+        let alone = listen.ip().is_loopback();
+        // Bound to one address it is found there; bound to all, at the one that a phone reaches best.
+        let address =
+            if listen.ip().is_unspecified() { lan_address(&addresses()) } else { Some(listen.ip()) };
+        let at = address.filter(|_| !alone).map(|address| SocketAddr::new(address, port));
+        let local = listen.ip().is_unspecified() || alone;
+        Self {
+            here: local.then(|| format!("http://localhost:{port}")),
+            lan_url: at.map(|at| format!("http://{at}")),
+            tls_url: at.filter(|_| tls).map(|at| format!("https://{at}")),
+            alone,
         }
-        Err(_) => (StatusCode::BAD_REQUEST, "the data does not fit into a QR code").into_response(),
+    }
+
+    /// What a person reads in the terminal.
+    fn lines(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        if let Some(here) = &self.here {
+            lines.push(format!("open {here}"));
+        }
+        match (&self.tls_url, &self.lan_url) {
+            (Some(url), _) => lines.push(format!("on a phone in the same network: {url}")),
+            (None, Some(url)) => {
+                lines.push(format!("on a phone in the same network: {url}"));
+                lines.push(
+                    "browsers give camera and motion only to https pages: --tls makes it one".to_owned(),
+                );
+            }
+            (None, None) if self.alone => {
+                lines.push("it listens for this computer alone, so no phone can reach it".to_owned());
+            }
+            (None, None) if self.here.is_some() => lines
+                .push("this computer has no address in a local network, so no phone can reach it".to_owned()),
+            (None, None) => {}
+        }
+        lines
     }
 }
 
-#[derive(Deserialize)]
-struct TokenRequest {
-    user: String,
-}
-
-#[derive(Serialize)]
-struct TokenAnswer<'a> {
-    token: String,
-    uid: &'a str,
-    email: &'a str,
-    expires_at: u64,
-}
-
-/// `POST /demo/token` with `{"user": NAME}`: signs in as anybody whose name looks like a client id.
-async fn token(State(demo): State<Arc<Demo>>, headers: HeaderMap, body: String) -> Response {
-    // Only JSON, which no page of another origin can send without asking first (Fetch standard, CORS).
-    let is_json =
-        headers.get(CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/json"));
-    let request = is_json.then(|| serde_json::from_str::<TokenRequest>(&body).ok()).flatten();
-    let name = request.filter(|request| ClientId::new(&request.user).is_some()).map(|request| request.user);
-    let Some((name, user)) = name.and_then(|name| UserId::new(&name).map(|user| (name, user))) else {
-        let message = "the body must be JSON: {\"user\": 1 to 64 of A-Z a-z 0-9 - _}";
-        return (StatusCode::BAD_REQUEST, message).into_response();
-    };
-    let address = format!("{name}@demo.example");
-    let now = unix_now();
-    match demo.provider.mint(&user, Email::new(&address).as_ref(), now, TOKEN_LIFETIME) {
-        Ok(token) => {
-            let expires_at = now + TOKEN_LIFETIME.as_secs();
-            Json(TokenAnswer { token, uid: user.uid(), email: &address, expires_at }).into_response()
-        }
-        Err(error) => {
-            warn!(%error, "a demo token could not be signed");
-            StatusCode::INTERNAL_SERVER_ERROR.into_response()
-        }
-    }
-}
-
-/// Where a phone in the same network finds the demo: the first private IPv4 address of this machine.
-fn lan_url(listen: SocketAddr) -> Option<String> {
-    if listen.ip().is_loopback() {
-        return None;
-    }
-    let private = |address: &IpAddr| match address {
-        IpAddr::V4(v4) => v4.is_private(),
-        IpAddr::V6(_) => false,
-    };
-    let addresses = if_addrs::get_if_addrs().ok()?;
-    // Bridges of container engines are private, too, but no phone is on them.
+/// This machine's addresses. Bridges of container engines are left out: no phone is on them.
+fn addresses() -> Vec<IpAddr> {
     let is_bridge =
         |name: &str| ["docker", "br-", "veth", "virbr"].iter().any(|prefix| name.starts_with(prefix));
-    let mut on_lan =
-        addresses.iter().filter(|interface| !is_bridge(&interface.name)).map(if_addrs::Interface::ip);
-    let address = on_lan.find(private)?;
-    Some(format!("http://{address}:{}", listen.port()))
+    // A machine that does not list them is one without a network.
+    let interfaces = if_addrs::get_if_addrs().unwrap_or_default();
+    interfaces.iter().filter(|interface| !is_bridge(&interface.name)).map(if_addrs::Interface::ip).collect()
+}
+
+/// The address at which a phone in the same network finds this machine: its first private IPv4 one.
+fn lan_address(addresses: &[IpAddr]) -> Option<IpAddr> {
+    addresses.iter().copied().find(|address| matches!(address, IpAddr::V4(v4) if v4.is_private()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reach(listen: &str, tls: bool) -> Reach {
+        Reach::of(listen.parse().unwrap(), tls)
+    }
+
+    #[test]
+    fn a_demo_for_this_computer_alone_says_so() {
+        for tls in [false, true] {
+            let reach = reach("127.0.0.1:3000", tls);
+            assert_eq!((&reach.lan_url, &reach.tls_url), (&None, &None));
+            let lines = reach.lines();
+            assert_eq!(lines[0], "open http://localhost:3000");
+            assert!(lines[1].contains("this computer alone"), "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn a_demo_at_one_address_is_found_there() {
+        let plain = reach("192.168.1.5:3000", false);
+        assert_eq!(plain.lan_url.as_deref(), Some("http://192.168.1.5:3000"));
+        assert_eq!((plain.tls_url.as_deref(), plain.here.as_deref()), (None, None));
+        assert!(plain.lines()[1].contains("--tls"), "{:?}", plain.lines());
+        let tls = reach("192.168.1.5:3000", true);
+        assert_eq!(tls.tls_url.as_deref(), Some("https://192.168.1.5:3000"));
+        assert_eq!(tls.lines(), ["on a phone in the same network: https://192.168.1.5:3000"]);
+    }
+
+    #[test]
+    fn a_machine_without_a_network_says_so() {
+        let here = Some("http://localhost:3000".to_owned());
+        let lines = Reach { here, ..Reach::default() }.lines();
+        assert!(lines[1].contains("no address in a local network"), "{lines:?}");
+    }
+
+    #[test]
+    fn behind_a_balancer_nothing_is_said() {
+        assert!(Reach::default().lines().is_empty());
+    }
+
+    #[test]
+    fn a_phone_is_sent_to_the_first_private_address() {
+        let addresses: Vec<IpAddr> =
+            ["127.0.0.1", "::1", "203.0.113.9", "10.1.2.3", "192.168.0.2"].map(|a| a.parse().unwrap()).into();
+        assert_eq!(lan_address(&addresses), Some("10.1.2.3".parse().unwrap()));
+        assert_eq!(lan_address(&addresses[..3]), None);
+    }
 }

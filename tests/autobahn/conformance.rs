@@ -17,7 +17,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
             .map_err(|stop| format!("{stop:?}"))?;
     let _telemetry = launch.telemetry().as_ref().map(telemetry::start).transpose()?;
     match launch.command {
-        Command::Demo(options) => Ok(demo::run(*options).await?),
+        Command::Demo(instance, flags) => Ok(demo::run(*instance, flags).await?),
         Command::Serve(_) | Command::Health(_) | Command::Other(_) => Err("no demo was asked for".into()),
     }
 }

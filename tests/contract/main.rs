@@ -13,6 +13,7 @@ mod bounds;
 mod classic;
 mod cli;
 mod crowd;
+mod demo;
 mod drain;
 mod expiry;
 mod handshake;

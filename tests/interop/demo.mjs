@@ -31,11 +31,11 @@ export async function eventually(what, ms, attempt) {
   }
 }
 
-/** A running demo: `{http, ws, token(user), stop()}`. */
-export async function startDemo() {
+/** A running demo: `{http, admin, ws, token(user), stop()}`; with these arguments beside its ports. */
+export async function startDemo(more = []) {
   if (RUNNING) return client(RUNNING, async () => {}, () => '')
   const [port, adminPort] = [await freePort(), await freePort()]
-  const args = ['demo', '--listen', `127.0.0.1:${port}`, '--admin-listen', `127.0.0.1:${adminPort}`]
+  const args = ['demo', '--listen', `127.0.0.1:${port}`, '--admin-listen', `127.0.0.1:${adminPort}`, ...more]
   const child = spawn(BINARY, args, { env: { PATH: process.env.PATH }, stdio: ['ignore', 'pipe', 'pipe'] })
   let log = ''
   for (const pipe of [child.stdout, child.stderr]) pipe.setEncoding('utf8').on('data', (text) => (log += text))
@@ -55,7 +55,7 @@ export async function startDemo() {
     await stop()
     throw error
   }
-  return client(http, stop, () => log)
+  return { ...client(http, stop, () => log), admin: `http://127.0.0.1:${adminPort}` }
 }
 
 function client(http, stop, log) {

@@ -6,8 +6,8 @@ import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 
-/** Starts chromedriver and one headless Chromium with a profile of its own. */
-export async function startBrowser() {
+/** Starts chromedriver and one headless Chromium with a profile of its own, and with these arguments beside the usual ones. */
+export async function startBrowser(more = []) {
   const profile = await mkdtemp(join(tmpdir(), 'duorelay-chromium-'))
   const driver = spawn(process.env.CHROMEDRIVER ?? 'chromedriver', ['--port=0'], {
     stdio: ['ignore', 'pipe', 'inherit'],
@@ -46,6 +46,7 @@ export async function startBrowser() {
       '--disable-backgrounding-occluded-windows',
       '--window-size=1000,700',
       `--user-data-dir=${profile}`,
+      ...more,
     ]
     const options = { args }
     if (process.env.CHROMIUM) options.binary = process.env.CHROMIUM
@@ -92,6 +93,30 @@ class Browser {
   async run(handle, script) {
     await this.#session('POST', '/window', { handle })
     return await this.#session('POST', '/execute/sync', { script, args: [] })
+  }
+
+  /** Runs the body of a function whose last argument is the callback for its result. */
+  async runAsync(handle, script, ...args) {
+    await this.#session('POST', '/window', { handle })
+    return await this.#session('POST', '/execute/async', { script, args })
+  }
+
+  /** One command of the Chrome DevTools protocol (https://chromedevtools.github.io/devtools-protocol/). */
+  async devtools(handle, cmd, params = {}) {
+    await this.#session('POST', '/window', { handle })
+    return await this.#session('POST', '/goog/cdp/execute', { cmd, params })
+  }
+
+  /** Loads `url` in a tab that is open. */
+  async go(handle, url) {
+    await this.#session('POST', '/window', { handle })
+    await this.#session('POST', '/url', { url })
+  }
+
+  /** Closes a tab. */
+  async close(handle) {
+    await this.#session('POST', '/window', { handle })
+    await this.#session('DELETE', '/window')
   }
 
   /** The data attributes of a tab's root element. */

@@ -127,6 +127,24 @@ fn demo_joins_others_only_by_its_flag_and_under_its_own_prefix() {
 }
 
 #[test]
+fn the_demos_own_flags_have_no_variables() {
+    let flags = |arguments: &[&str]| {
+        demo_with_flags(arguments, &[("DUORELAY_TLS", "true"), ("DUORELAY_FACES", "/x")]).1
+    };
+    assert_eq!(flags(&[]), DemoFlags::default());
+    assert_eq!(flags(&["--tls"]).tls, Some(DemoTls::Made));
+    let files = DemoTls::Files { certificate: "c.pem".into(), key: "k.pem".into() };
+    let given = flags(&["--tls", "--tls-cert=c.pem", "--tls-key", "k.pem", "--faces", "node_modules"]);
+    assert_eq!(given, DemoFlags { tls: Some(files), faces: Some("node_modules".into()) });
+    for arguments in
+        [["demo", "--tls-cert=c"], ["demo", "--tls-key=k"], ["serve", "--tls"], ["serve", "--faces=d"]]
+    {
+        let stop = load_on(MACHINE, &arguments, &[PROJECT]);
+        assert!(matches!(stop, Err(Stop::CommandLine(_))), "{arguments:?}");
+    }
+}
+
+#[test]
 fn no_variable_turns_serve_into_demo() {
     for setting in ALL {
         if let Ok(launch) = load_on(MACHINE, &["serve"], &[PROJECT, (setting.variable, "demo")]) {

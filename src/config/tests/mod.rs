@@ -35,9 +35,13 @@ fn config(environment: &[(&str, &str)]) -> Config {
 }
 
 fn demo(arguments: &[&str], environment: &[(&str, &str)]) -> Instance {
+    demo_with_flags(arguments, environment).0
+}
+
+fn demo_with_flags(arguments: &[&str], environment: &[(&str, &str)]) -> (Instance, DemoFlags) {
     let arguments: Vec<_> = std::iter::once("demo").chain(arguments.iter().copied()).collect();
     match launch(&arguments, environment).command {
-        Command::Demo(options) => *options,
+        Command::Demo(instance, flags) => (*instance, flags),
         other => panic!("{other:?}"),
     }
 }

@@ -8,13 +8,20 @@
 //   data-frames-received  how many pose frames came in since the page was loaded
 //   data-pose             the newest pose that came in, as JSON: {"yaw":0.12, …}, the fields of pose.js
 //   data-message          the newest reaction that came in: its name (reactions.js)
+//   data-camera           the camera's state: a key of SENTENCES in camera.js
+//   data-faces            how many times the camera saw a face since the page was loaded
+//   data-face-rate        faces a second, while the camera runs
+//   data-own-pose         the pose that this page sends, as data-pose
+//   data-paused           true | false
 //
-// Files: pose.js (the frame on the wire), face.js (the character), input.js (the person), synthetic.js (nobody),
-// session.js (user, token, device), measure.js, reactions.js, panel.js (the words and numbers around).
+// Files: pose.js (the frame on the wire), face.js (the character), input.js (the person), camera.js,
+// tracker.js and facemap.js (the person's own face), synthetic.js (nobody), session.js (user, token, device), measure.js, reactions.js, panel.js (the words and numbers around).
 
 import { duorelay } from "/duorelay.js";
+import { Camera, RUNNING, SENTENCES } from "./camera.js";
 import { Face } from "./face.js";
-import { EXPRESSIONS, Input } from "./input.js";
+import { mirror } from "./facemap.js";
+import { EXPRESSIONS, HEAD, Input } from "./input.js";
 import { Delay, Rate, Sparkline } from "./measure.js";
 import * as panel from "./panel.js";
 import { calm, decodePose, ease, encodePose, POSE_STREAM, ticks } from "./pose.js";
@@ -45,7 +52,11 @@ let device = deviceHere();
 let relay;
 let retryAt = null;
 let refreshing = false;
-let lanUrl = null;
+/** The connection broke and is not back: each try in between is no news. */
+let isLost = false;
+/** What the demo says about itself: { lan_url, tls_url, faces }. */
+let config = { lan_url: null, tls_url: null, faces: null };
+let paused = false;
 
 let own = calm();
 let shown = { ...calm(), eyeL: -1, eyeR: -1 };
@@ -96,18 +107,25 @@ function connect() {
 
 function showState(state, info = {}) {
   page.state = STATES[state];
+  isLost = page.state === "offline" || (isLost && page.state === "connecting");
   retryAt = state === "waiting" && info.retryInMs ? performance.now() + info.retryInMs : null;
   refreshing &&= state === "online";
   if (state === "overwritten") panel.showNotice(panel.takenOver(device));
   else if (state === "refused") panel.showNotice(panel.refused(info));
   else panel.showNotice(null);
-  panel.showEmpty({ state: page.state, device });
+  showEmpty();
   showStatus();
   showSession();
 }
 
+const shownState = () => (isLost ? "offline" : page.state);
+
+function showEmpty() {
+  panel.showEmpty({ state: shownState(), device, reachable: isReachable() });
+}
+
 function showStatus() {
-  panel.showStatus({ state: page.state, peer: relay.peer, device, retryAt });
+  panel.showStatus({ state: shownState(), trying: isLost && page.state === "connecting", peer: relay.peer, device, retryAt });
 }
 
 function showSession() {
@@ -134,8 +152,10 @@ function onFrame(streamId, bytes) {
   received = { ...frame, receivedAt: now, arrived: performance.now() };
   framesIn.tick();
   page.framesReceived = String(++receivedCount);
-  page.pose = JSON.stringify(frame.pose, (_, value) => (typeof value === "number" ? Math.round(value * 1000) / 1000 : value));
+  page.pose = written(frame.pose);
 }
+
+const written = (pose) => JSON.stringify(pose, (_, value) => (typeof value === "number" ? Math.round(value * 1000) / 1000 : value));
 
 // ---- Reactions: reliable messages -------------------------------------------------------------------------------------
 
@@ -182,15 +202,18 @@ function draw(now) {
   const elapsed = Math.min(100, Math.max(0, now - drawnAt));
   drawnAt = now;
 
-  const { pose, live } = input.pose(ownIdle.awake(now), now, elapsed);
+  const seen = camera.pose(now);
+  const { pose, live } = input.pose(seen ?? (paused ? calm() : ownIdle.awake(now)), now, elapsed);
   own = ease(own, pose, elapsed, 45);
-  ownFace.draw(own, now);
+  // A person expects a mirror of themselves; the other device sees what the camera sees.
+  ownFace.draw(seen ? mirror(own) : own, paused ? 0 : now);
   if (relay.peer && now - sentAt >= FRAME_MS) {
     sentAt = now;
     const time = ticks();
-    if (relay.frame(POSE_STREAM, encodePose(own, { live, sequence: sequence++, time, echo: received }))) framesOut.tick();
+    if (relay.frame(POSE_STREAM, encodePose(own, { live: live || seen !== null, sequence: sequence++, time, echo: received }))) framesOut.tick();
   }
 
+  if (paused) return;
   const fresh = isFresh();
   const target = fresh ? received.pose : relay.peer ? peerIdle.awake(now) : peerIdle.asleep(now);
   shown = ease(shown, target, elapsed, fresh ? 30 : 260);
@@ -206,21 +229,33 @@ let oneWay = null;
 function measure() {
   const roundTrip = delay.take();
   oneWay = roundTrip === null ? null : Math.max(0, roundTrip / 2);
-  spark.add(oneWay);
-  panel.showNumbers({ delay: oneWay, framesIn: framesIn.perSecond(), framesOut: framesOut.perSecond(), skipped, rtt: relay.rtt });
-  panel.showPeer({ peer: relay.peer, device, live: received?.live ?? false, fresh: isFresh() });
+  if (!paused) {
+    spark.add(oneWay);
+    panel.showNumbers({ delay: oneWay, framesIn: framesIn.perSecond(), framesOut: framesOut.perSecond(), skipped, rtt: relay.rtt });
+    panel.showFaceRate(RUNNING.has(camera.state) && camera.rate > 0 ? Math.round(camera.rate) : null);
+  }
+  page.faces = String(camera.faces);
+  page.faceRate = camera.rate.toFixed(1);
+  page.ownPose = written(own);
+  panel.showPeer({ state: shownState(), peer: relay.peer, device, live: received?.live ?? false, fresh: isFresh(), paused });
   showStatus();
   showSession();
 }
 
 // ---- The page -----------------------------------------------------------------------------------------------------------
 
+/** A page that was opened by a real name or address is reachable by it. */
+const isLocal = /^(localhost|127\.|\[::1\])/.test(location.hostname);
+
+/** Where the other device finds this page. A phone gets the https address if there is one: it has camera and motion there. */
+const baseForOther = () => (device === "desktop" && isLocal ? (config.tls_url ?? config.lan_url ?? location.origin) : location.origin);
+
+const isReachable = () => !isLocal || baseForOther() !== location.origin;
+
 function invite() {
-  const local = /^(localhost|127\.|\[::1\])/.test(location.hostname);
-  // A page that was opened by a real name or address is reachable by it.
-  const base = device === "desktop" && local ? (lanUrl ?? location.origin) : location.origin;
-  const link = invitation(base, user, device);
-  panel.showInvitation({ device, link, reachable: !local || base !== location.origin });
+  const link = invitation(baseForOther(), user, device);
+  panel.showInvitation({ device, link, reachable: isReachable() });
+  showEmpty();
   $("copy").onclick = async () => {
     try {
       await navigator.clipboard.writeText(link);
@@ -232,7 +267,30 @@ function invite() {
 }
 
 function showExpression(name, active) {
-  document.querySelector(`[data-expression=${name}]`)?.setAttribute("aria-pressed", String(active));
+  document.querySelector(`[data-expression=${name}]`).dataset.active = String(active);
+}
+
+// ---- The camera -------------------------------------------------------------------------------------------------------
+
+const camera = new Camera($("camera-video"), showCamera);
+
+function showCamera(state, { rate = 0, detail = "" } = {}) {
+  const source = config.faces?.here ? "this relay" : "cdn.jsdelivr.net";
+  const secureUrl = config.tls_url && `${config.tls_url}/${location.search}`;
+  page.camera = state;
+  // While the camera has the face, the mouse only turns it by dragging.
+  input.mouseTurns = state !== "tracking";
+  panel.showCamera({ state, text: SENTENCES[state]({ rate, detail, source, secureUrl }), running: RUNNING.has(state), secureUrl });
+}
+
+async function toggleCamera() {
+  if (RUNNING.has(camera.state)) return camera.stop();
+  try {
+    config.faces ??= await loadConfiguration().then(() => config.faces);
+  } catch {
+    return panel.toast("The relay does not answer");
+  }
+  await camera.start(config.faces);
 }
 
 function key(parent, { label, key: letter, icon = "" }, data) {
@@ -242,22 +300,24 @@ function key(parent, { label, key: letter, icon = "" }, data) {
   button.innerHTML = `${icon}<span></span><kbd aria-hidden="true"></kbd>`;
   button.querySelector("span").textContent = label;
   button.querySelector("kbd").textContent = letter.toUpperCase();
-  button.setAttribute("aria-keyshortcuts", letter);
+  button.dataset.key = letter;
   parent.append(button);
   return button;
 }
 
 for (const [name, expression] of Object.entries(EXPRESSIONS)) {
-  const button = key($("expressions"), expression, { expression: name });
-  button.setAttribute("aria-pressed", "false");
-  input.bindButton(button, name);
+  input.bindButton(key($("expressions"), expression, { expression: name }), name);
+}
+for (const [arrow, { label, path }] of Object.entries(HEAD)) {
+  const icon = `<svg viewBox="0 0 24 24" aria-hidden="true"><path d="${path}"/></svg>`;
+  input.bindHead(key($("head"), { label, key: arrow, icon }, { head: arrow }), arrow);
 }
 for (const [name, reaction] of Object.entries(REACTIONS)) {
   key($("reactions"), { ...reaction, icon: picture(name) }, { reaction: name }).addEventListener("click", () => react(name));
 }
 window.addEventListener("keydown", (event) => {
   const name = Object.keys(REACTIONS).find((reaction) => REACTIONS[reaction].key === event.key);
-  if (name && !event.repeat && !event.ctrlKey && !event.metaKey && !event.altKey && !document.querySelector("dialog[open]")) react(name);
+  if (name && $("letters").checked && !event.repeat && !event.ctrlKey && !event.metaKey && !event.altKey && !document.querySelector("dialog[open]")) react(name);
 });
 
 for (const [keys, meaning] of [
@@ -281,12 +341,37 @@ for (const radio of document.querySelectorAll("input[name=device]")) {
 }
 $("retry").addEventListener("click", () => relay.connect());
 $("notice-action").addEventListener("click", () => relay.connect());
-$("notice").addEventListener("cancel", (event) => event.preventDefault());
-$("notice").addEventListener("close", () => {
-  // A second Escape closes a dialog whatever its page says.
-  if (page.state === "overwritten" || page.state === "refused") $("notice").showModal();
-});
+// The state and its button stay in the page.
+$("notice-close").addEventListener("click", () => $("notice").close());
 $("help-open").addEventListener("click", () => $("help").showModal());
+$("pause").addEventListener("click", () => {
+  paused = !paused;
+  page.paused = String(paused);
+  $("pause").setAttribute("aria-pressed", page.paused);
+  measure();
+});
+$("camera").addEventListener("click", toggleCamera);
+
+const LETTERS_KEY = "duorelay.demo.letters";
+
+function useLetters(on) {
+  $("letters").checked = input.letters = on;
+  for (const button of document.querySelectorAll(".key")) {
+    const { key: shortcut } = button.dataset;
+    if (on || shortcut.length > 1) button.setAttribute("aria-keyshortcuts", shortcut);
+    else button.removeAttribute("aria-keyshortcuts");
+    button.querySelector("kbd").hidden = !on;
+  }
+}
+
+$("letters").addEventListener("change", () => {
+  useLetters($("letters").checked);
+  try {
+    localStorage.setItem(LETTERS_KEY, String($("letters").checked));
+  } catch {
+    // Site data is blocked: the choice lasts as long as the page.
+  }
+});
 $("motion").hidden = !Input.canUseMotion;
 $("motion").addEventListener("click", async () => {
   const moving = await input.useMotion();
@@ -294,15 +379,28 @@ $("motion").addEventListener("click", async () => {
   panel.toast(moving ? "Now turn your phone" : "No motion then: drag on the face");
 });
 
+function lettersWanted() {
+  try {
+    return localStorage.getItem(LETTERS_KEY) !== "false";
+  } catch {
+    return true;
+  }
+}
+
+async function loadConfiguration() {
+  const response = await fetch("/demo/config.json");
+  if (!response.ok) throw new Error(`the demo answered ${response.status}`);
+  config = await response.json();
+  invite();
+  if (camera.state === "off") showCamera("off");
+}
+
 page.framesReceived = "0";
+page.faces = "0";
+page.paused = "false";
+useLetters(lettersWanted());
 play(device);
+showCamera("off");
 requestAnimationFrame(draw);
 setInterval(measure, 500);
-
-fetch("/demo/config.json")
-  .then((response) => response.json())
-  .then((config) => {
-    lanUrl = config.lan_url;
-    invite();
-  })
-  .catch(() => {}); // the link to this very address stays
+loadConfiguration().catch(() => {}); // the link to this very address stays, and the camera asks again

@@ -10,10 +10,26 @@ export const EXPRESSIONS = {
   blink: { label: "Blink", key: "b", pose: { eyeL: -1, eyeR: -1 } },
 };
 
+/** The head's buttons: what each is called, and the key that does the same. */
+export const HEAD = {
+  ArrowLeft: { label: "Turn left", path: "M19 12H6m5-6-6 6 6 6" },
+  ArrowRight: { label: "Turn right", path: "M5 12h13m-5-6 6 6-6 6" },
+  ArrowUp: { label: "Nod up", path: "M12 19V6m-6 5 6-6 6 6" },
+  ArrowDown: { label: "Nod down", path: "M12 5v13m-6-5 6 6 6-6" },
+  q: { label: "Tilt left", path: "M5 9a8 8 0 1 1 1 8M5 4v5h5" },
+  e: { label: "Tilt right", path: "M19 9a8 8 0 1 0-1 8M19 4v5h-5" },
+};
+
 const ARROWS = { ArrowLeft: ["yaw", -1], ArrowRight: ["yaw", 1], ArrowUp: ["pitch", 1], ArrowDown: ["pitch", -1], q: ["roll", -1], e: ["roll", 1] };
 
 /** Even a short tap is a whole blink. */
 const SHORTEST_MS = 170;
+/** A click, a spoken command, a switch: nothing that could be held, so the face stays this long. */
+const CLICK_MS = 1_200;
+/** What was held longer than a click needs no more time. */
+const HELD_MS = 500;
+/** How far one click turns the head. */
+const NUDGE = 0.4;
 
 /** A person who does nothing hands the face back to its idle motion after a while, and slowly. */
 const REST_MS = 2_500;
@@ -28,15 +44,19 @@ export class Input {
   #strength = new Map(); // expression -> 0..1, eased
   #level = null; // how the phone was held at first
   #onExpression;
+  #lettersOn = true;
+
+  /** Whether the mouse turns the head wherever it goes; not while a camera does. */
+  mouseTurns = true;
 
   /** `onExpression(name, active)` follows what is held down, whichever way. */
   constructor(stage, onExpression) {
     this.#onExpression = onExpression;
     window.addEventListener("pointermove", (event) => {
-      if (event.pointerType === "mouse") this.#follow(event);
+      if (event.pointerType === "mouse" && this.mouseTurns) this.#follow(event);
     });
     stage.addEventListener("pointerdown", (event) => {
-      if (event.pointerType === "mouse") return;
+      if (event.pointerType === "mouse" && this.mouseTurns) return;
       this.#drag = { id: event.pointerId, x: event.clientX, y: event.clientY, size: Math.min(stage.clientWidth, stage.clientHeight) / 2.6 };
     });
     window.addEventListener("pointermove", (event) => {
@@ -56,19 +76,41 @@ export class Input {
     });
   }
 
-  /** A button of an expression: held with a finger, the mouse, or Space and Enter. */
+  /** Letters and digits as shortcuts can be switched off: who dictates text would set them off (WCAG 2.1.4). */
+  set letters(on) {
+    this.#lettersOn = on;
+    if (on) return;
+    this.#arrows.delete("q");
+    this.#arrows.delete("e");
+    for (const name of this.#held.keys()) this.release(name);
+  }
+
+  /** A button of an expression: held with a finger, the mouse, Space or Enter, or clicked by whatever can click. */
   bindButton(button, name) {
-    button.addEventListener("pointerdown", () => this.hold(name));
-    for (const type of ["pointerup", "pointercancel", "pointerleave"]) button.addEventListener(type, () => this.release(name));
-    button.addEventListener("keydown", ({ key }) => (key === " " || key === "Enter") && this.hold(name));
-    button.addEventListener("keyup", () => this.release(name));
-    button.addEventListener("blur", () => this.release(name));
-    button.addEventListener("contextmenu", (event) => event.preventDefault()); // a long press on a phone
+    whileHeld(button, () => this.hold(name), () => this.release(name), () => this.flash(name));
+  }
+
+  /** A button of the head: turns it while it is held, and a little by a click. */
+  bindHead(button, arrow) {
+    const [field, sign] = ARROWS[arrow];
+    const nudge = () => {
+      this.#look[field] = clamp(this.#look[field] + sign * NUDGE);
+      this.#lookedAt = performance.now();
+    };
+    whileHeld(button, () => this.#arrows.add(arrow), () => this.#arrows.delete(arrow), nudge);
+  }
+
+  /** Shows an expression for a moment. */
+  flash(name) {
+    const now = performance.now();
+    this.#held.set(name, { since: now, until: now + (name === "blink" ? SHORTEST_MS : CLICK_MS) });
+    this.#onExpression(name, true);
+    setTimeout(() => this.#held.get(name)?.until === Infinity || this.#onExpression(name, this.#held.has(name)), CLICK_MS + 50);
   }
 
   hold(name) {
     const held = this.#held.get(name);
-    if (held && held.until === Infinity) return;
+    if (held?.until === Infinity) return;
     this.#held.set(name, { since: performance.now(), until: Infinity });
     this.#onExpression(name, true);
   }
@@ -151,12 +193,39 @@ export class Input {
     if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
     const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
     const name = Object.keys(EXPRESSIONS).find((expression) => EXPRESSIONS[expression].key === key);
+    if (key.length === 1 && !this.#lettersOn) return;
     if (name) down ? this.hold(name) : this.release(name);
-    // Arrows belong to a focused group of radio buttons first.
+    // Arrows belong to a focused group of radio buttons first, and up and down to a page that scrolls.
     else if (key in ARROWS && !event.target.closest?.("input, [role=radiogroup]")) {
-      event.preventDefault();
+      const scrolls = ARROWS[key][0] === "pitch" && document.documentElement.scrollHeight > innerHeight;
+      if (!scrolls) event.preventDefault();
       if (down) this.#arrows.add(key);
       else this.#arrows.delete(key);
     }
   }
+}
+
+/** Calls `hold` and `release` around a press, and `click` for one that was too short to be seen, or no press at all. */
+function whileHeld(button, hold, release, click) {
+  let since = null;
+  let last = { lasted: 0, at: -Infinity };
+  const press = () => {
+    since = performance.now();
+    hold();
+  };
+  const end = () => {
+    if (since === null) return;
+    last = { lasted: performance.now() - since, at: performance.now() };
+    since = null;
+    release();
+  };
+  button.addEventListener("pointerdown", press);
+  for (const type of ["pointerup", "pointercancel", "pointerleave", "keyup", "blur"]) button.addEventListener(type, end);
+  button.addEventListener("keydown", ({ key, repeat }) => (key === " " || key === "Enter") && !repeat && press());
+  button.addEventListener("click", () => {
+    // The click that ends a long press has nothing to add.
+    const endsLongPress = last.lasted >= HELD_MS && performance.now() - last.at < 100;
+    if (!endsLongPress) click();
+  });
+  button.addEventListener("contextmenu", (event) => event.preventDefault()); // a long press on a phone
 }

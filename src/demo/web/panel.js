@@ -5,44 +5,61 @@ const NAMES = { desktop: "desktop", mobile: "phone" };
 
 const $ = (id) => document.getElementById(id);
 
-/** `state` of the page, as in data-state, and who is here. */
-export function showStatus({ state, peer, device, retryAt }) {
+const write = (id, text) => {
+  // What is written again would be read again.
+  if ($(id).textContent !== text) $(id).textContent = text;
+};
+
+/** `state` of the page, as in data-state; a page that has lost its connection stays `offline`, also while it is `trying`. */
+export function showStatus({ state, trying, peer, device, retryAt }) {
   const other = NAMES[otherDevice(device)];
   const seconds = retryAt === null ? 0 : Math.ceil((retryAt - performance.now()) / 1000);
-  const [text, more = ""] = {
-    connecting: ["Connecting…"],
-    online: peer ? ["Together", ` with your ${other}`] : ["Waiting", ` for your ${other}`],
-    offline: seconds > 0 ? ["Offline", `, next try in ${seconds} s`] : ["Offline"],
-    overwritten: ["Taken over", " by another tab"],
-    refused: ["Not let in"],
-  }[state];
-  // A status that is written again is read again.
-  if ($("status").textContent !== text) $("status").textContent = text;
-  if ($("status-more").textContent !== more) $("status-more").textContent = more;
-  $("retry").hidden = state !== "offline" || seconds < 2;
+  write("status", {
+    connecting: "Connecting…",
+    online: peer ? `Together with your ${other}` : `Waiting for your ${other}`,
+    offline: "Offline",
+    overwritten: "Taken over by another tab",
+    refused: "Not let in",
+  }[state]);
+  // Outside of the live region: nobody wants to hear each second.
+  write("countdown", trying ? "trying now" : state === "offline" && seconds > 0 ? `next try in ${seconds} s` : "");
+  const stopped = state === "overwritten" || state === "refused";
+  write("retry", state === "overwritten" ? takenOver(device).action : "Try now");
+  $("retry").hidden = !stopped && (state !== "offline" || seconds < 2);
 }
 
-export function showPeer({ peer, device, live, fresh }) {
+export function showPeer({ state, peer, device, live, fresh, paused }) {
   const other = NAMES[otherDevice(device)];
-  $("peer-tag").textContent = `Your ${other}: ${!peer ? "asleep" : !fresh ? "away" : live ? "live" : "idle"}`;
-  $("peer-face").setAttribute("aria-label", peer ? `The face of your ${other}` : `A sleeping face: your ${other} is not connected`);
+  const [tag, label] =
+    paused ? ["paused", `The face of your ${other}, paused`]
+    : state !== "online" ? ["no news", `A sleeping face: this page has no connection to your ${other}`]
+    : !peer ? ["asleep", `A sleeping face: your ${other} is not connected`]
+    : [!fresh ? "away" : live ? "live" : "idle", `The face of your ${other}`];
+  write("peer-tag", `Your ${other}: ${tag}`);
+  if ($("peer-face").getAttribute("aria-label") !== label) $("peer-face").setAttribute("aria-label", label);
 }
 
-/** What to do about a sleeping face. */
-export function showEmpty({ state, device }) {
-  const [title, text] =
-    state !== "online" ? ["Just a moment", "The relay is out of reach. This page keeps trying."]
-    : device === "desktop" ? ["Your phone is asleep", "Scan the code with it, and this face wakes up."]
-    : ["Your desktop is asleep", "Open this room on your computer, and this face wakes up."];
-  $("empty-title").textContent = title;
-  $("empty-text").textContent = text;
+/** What to do about a sleeping face. `reachable`: the code's link works beyond this computer. */
+export function showEmpty({ state, device, reachable }) {
+  const [title, text] = {
+    connecting: ["Just a moment", "The page connects to the relay."],
+    offline: ["Out of reach", "The relay does not answer. This page keeps trying."],
+    overwritten: ["Another tab plays here", "This page has let go until you take over again."],
+    refused: ["Not let in", "The relay does not accept this page."],
+    online: device !== "desktop" ? ["Your desktop is asleep", "Open this room on your computer, and this face wakes up."]
+      : reachable ? ["Your phone is asleep", "Scan the code with it, and this face wakes up."]
+      : ["Your phone is asleep", "Play it in another tab, and this face wakes up."],
+  }[state];
+  write("empty-title", title);
+  write("empty-text", text);
 }
 
 /** How the other device gets here. `reachable`: its link works beyond this computer. */
 export function showInvitation({ device, link, reachable }) {
   const toPhone = device === "desktop";
-  $("pair-title").textContent = toPhone ? "Bring your phone" : "Bring your desktop";
-  $("qr").src = `/demo/qr.svg?data=${encodeURIComponent(link)}`;
+  write("pair-title", toPhone ? "Bring your phone" : "Bring your desktop");
+  document.documentElement.dataset.reachable = String(reachable);
+  if (reachable) $("qr").src = `/demo/qr.svg?data=${encodeURIComponent(link)}`;
   $("window").href = link.replace(/^https?:\/\/[^/]+/, location.origin);
   $("window").textContent = toPhone ? "Play it in a tab" : "Play it here";
   $("pair-text").textContent = !toPhone
@@ -51,28 +68,42 @@ export function showInvitation({ device, link, reachable }) {
 }
 
 export function showNumbers({ delay, framesIn, framesOut, skipped, rtt }) {
-  $("delay").textContent = milliseconds(delay);
-  $("fps-in").textContent = framesIn;
-  $("fps-out").textContent = framesOut;
-  $("skipped").textContent = skipped;
-  $("rtt").textContent = milliseconds(rtt);
+  write("delay", milliseconds(delay));
+  write("fps-in", String(framesIn));
+  write("fps-out", String(framesOut));
+  write("skipped", String(skipped));
+  write("rtt", milliseconds(rtt));
+}
+
+/** The camera's state (camera.js), its sentence, and how many faces it finds a second. */
+export function showCamera({ state, text, running, secureUrl }) {
+  write("camera-text", text);
+  write("camera", running ? "Stop the camera" : state === "slow" ? "Use it all the same" : state === "off" ? "Use my camera" : "Try the camera again");
+  $("camera-video").hidden = !running || state === "asking";
+  $("camera-secure").hidden = state !== "insecure" || !secureUrl;
+  if (secureUrl) $("camera-secure").href = secureUrl;
+}
+
+export function showFaceRate(rate) {
+  $("camera-rate").hidden = rate === null;
+  if (rate !== null) write("camera-rate", `${rate} faces a second`);
 }
 
 export function showSession({ user, expiresAt, refreshing, welcome, backplane }) {
-  $("uid").textContent = welcome?.uid ?? user;
-  $("token").textContent = refreshing ? "being refreshed" : expiresAt === null ? "–" : validity(expiresAt - Date.now() / 1000);
-  $("instance").textContent = welcome ? welcome.instance.slice(0, 8) : "–";
-  $("backplane").textContent = !welcome ? "–" : backplane === "up" ? "in reach" : "out of reach";
+  write("uid", welcome?.uid ?? user);
+  write("token", refreshing ? "being refreshed" : expiresAt === null ? "–" : validity(expiresAt - Date.now() / 1000));
+  write("instance", welcome ? welcome.instance.slice(0, 8) : "–");
+  write("backplane", !welcome ? "–" : backplane);
 }
 
-/** A dialog that only its button leaves: what to do next is the person's decision. */
+/** A dialog about an end that only the person can undo. The same words and button stay in the page once it is closed. */
 export function showNotice(notice) {
   const dialog = $("notice");
   if (!notice) return dialog.close();
   dialog.dataset.kind = notice.kind;
-  $("notice-title").textContent = notice.title;
-  $("notice-text").textContent = notice.text;
-  $("notice-action").textContent = notice.action;
+  write("notice-title", notice.title);
+  write("notice-text", notice.text);
+  write("notice-action", notice.action);
   $("help").close();
   if (!dialog.open) dialog.showModal();
 }

@@ -13,7 +13,7 @@ fn load_on(arguments: &[&str]) -> Result<LoadOptions, Stop> {
     let environment = [("PORT".into(), "not a port".into()), ("DUORELAY_WORKERS".into(), "x".into())];
     match load(arguments, environment, MACHINE, [command()])?.command {
         Command::Other(given) => read(&given).map_err(Stop::Mistakes),
-        other @ (Command::Serve(_) | Command::Demo(_) | Command::Health(_)) => panic!("{other:?}"),
+        other @ (Command::Serve(_) | Command::Demo(..) | Command::Health(_)) => panic!("{other:?}"),
     }
 }
 
