@@ -131,22 +131,22 @@ final class DuoRelay {
   // ---- What is --------------------------------------------------------------
 
   /// What the connection does now, and why.
-  RelayStatus get status => _core.status;
+  RelayStatus get status => _core.view.status;
 
   /// What the connection does now.
-  RelayState get state => _core.status.state;
+  RelayState get state => _core.view.state;
 
   /// The relay's first message on the current socket; null without one.
   Welcome? get welcome => _core.current?.welcome;
 
   /// The other device; null while it is away or not known.
-  Peer? get peer => _core.peer;
+  Peer? get peer => _core.view.peer;
 
   /// When the current token ends.
-  DateTime? get expiresAt => _core.expiresAt;
+  DateTime? get expiresAt => _core.view.expiresAt;
 
   /// Whether the relay has its way to other relays.
-  bool get isBackplaneUp => _core.backplaneIsUp;
+  bool get isBackplaneUp => _core.view.backplaneIsUp;
 
   /// The last round trip to the relay and back.
   Duration? get rtt => _core.rtt;
@@ -293,7 +293,7 @@ final class DuoRelay {
   void _drain() {
     if (_draining) return;
     _draining = true;
-    final effects = _core.effects;
+    final effects = _core.view.effects;
     while (effects.isNotEmpty) {
       _carryOut(effects.removeFirst());
     }

@@ -1,10 +1,10 @@
-import 'dart:collection';
 import 'dart:typed_data';
 
 import '../events.dart';
 import '../timing.dart';
 import '../types.dart';
 import 'affinity.dart';
+import 'attempts.dart';
 import 'clock.dart';
 import 'decide.dart';
 import 'effects.dart';
@@ -13,16 +13,21 @@ import 'inbox.dart';
 import 'link.dart';
 import 'sender.dart';
 import 'tokens.dart';
+import 'view.dart';
 import 'wire.dart';
+
+part 'endings.dart';
+part 'reception.dart';
+part 'users.dart';
 
 /// A connection that outlives its sockets: the rules, and nothing else. It
 /// has no clock, network or randomness of its own. Each call may add to
 /// [effects], which the outside then carries out in order.
-final class RelayCore implements LinkOwner {
+final class RelayCore {
   /// A core that does nothing before [start].
   RelayCore({
-    required this.url,
-    required this.device,
+    required Uri url,
+    required Device? device,
     required int queueBytes,
     required String unique,
     required Timing timing,
@@ -31,6 +36,7 @@ final class RelayCore implements LinkOwner {
   })  : _timing = timing,
         _clock = clock,
         _random = random,
+        _attempts = Attempts(url, device, clock),
         alarms = Alarms(clock) {
     _retry = alarms.create(_connect);
     _session = alarms.create(() => onSession(
@@ -52,18 +58,9 @@ final class RelayCore implements LinkOwner {
       unique,
       onTime: _flush,
       onSettled: (id, error) => _do(SettleAck(id, error)),
-      onError: _error,
+      onError: view.error,
     );
   }
-
-  /// The relay.
-  final Uri url;
-
-  /// The slot to take; null for the default.
-  final Device? device;
-
-  /// The name of this installation; empty before [start].
-  String client = '';
 
   final Timing _timing;
   final Clock _clock;
@@ -72,25 +69,17 @@ final class RelayCore implements LinkOwner {
   /// The deadlines of this core and of its links.
   final Alarms alarms;
 
-  /// What is to be done, in order. The outside empties it.
-  final Queue<Effect> effects = Queue();
+  /// What the app sees, and what is to be done outside.
+  final View view = View();
+
+  /// The name of this installation; empty before [start].
+  String get client => _attempts.client;
 
   /// What waits to be sent.
   late final Sender sender;
 
   late final Tokens _tokens;
-
-  /// What the connection does now, and why.
-  RelayStatus status = const RelayStatus(RelayState.connecting, 'it starts');
-
-  /// The other device.
-  Peer? peer;
-
-  /// When the token of the current link ends.
-  DateTime? expiresAt;
-
-  /// Whether the relay has its way to other relays.
-  bool backplaneIsUp = true;
+  final Attempts _attempts;
 
   // Links. `next` is being opened, `current` was welcomed, the inbox's `old` is
   // what `current` replaced.
@@ -106,9 +95,7 @@ final class RelayCore implements LinkOwner {
   late final Alarm _session;
   int _serial = 0;
   int _failures = 0;
-  int _withoutWelcome = 0; // attempts in a row
   int _blocked = 0; // handshakes in a row that failed though the relay agreed
-  int _lastAttempt = 0; // the number that the relay gets
   TokenRequest? _request;
   TokenRequest? _refreshRequest;
   bool _forceRefresh = false;
@@ -130,14 +117,13 @@ final class RelayCore implements LinkOwner {
   /// The link that was welcomed last and lives.
   Link? get current => _current;
 
-  RelayState get _state => status.state;
+  RelayState get _state => view.state;
 
   // ---- What the app asks for ------------------------------------------------
 
   /// Connects for the first time, as [client] after its [lastAttempt].
   void start(String client, int lastAttempt) {
-    this.client = client;
-    _lastAttempt = lastAttempt;
+    _attempts.start(client, lastAttempt);
     if (_state == RelayState.connecting) _connect();
   }
 
@@ -152,7 +138,7 @@ final class RelayCore implements LinkOwner {
       case RelayState.online:
         _checkUser();
       case _ when client.isEmpty:
-        _setConnecting(); // `start` is about to connect
+        view.setConnecting(); // `start` is about to connect
       case _:
         _failures = 0;
         _connect();
@@ -186,7 +172,7 @@ final class RelayCore implements LinkOwner {
     if (_state == RelayState.signedOut) {
       if (!often) _connect();
     } else if (current != null) {
-      current.probe();
+      current.liveness.probe();
     } else if (_retry.isSet && !_retryIsOrdered) {
       // Earlier failures were another network's. At most one attempt a second,
       // however often the network changes.
@@ -206,7 +192,7 @@ final class RelayCore implements LinkOwner {
     if (!_state.isActive || _suspended) return;
     _endLinks();
     _suspended = true;
-    _setStatus(const RelayStatus(
+    view.setStatus(const RelayStatus(
       RelayState.waiting,
       'the app is in the background',
       code: 'background',
@@ -266,22 +252,20 @@ final class RelayCore implements LinkOwner {
     final serial = ++_serial;
     // Nobody is signed in until getToken says otherwise: no state that comes
     // and goes.
-    if (_current == null && _state != RelayState.signedOut) _setConnecting();
+    if (_current == null && _state != RelayState.signedOut) {
+      view.setConnecting();
+    }
     final wasFresh = _forceRefresh;
     _request?.cancel();
     _request = _tokens.ask(
       forceRefresh: wasFresh,
       onToken: (token) => _onConnectToken(serial, token, wasFresh),
       onFailure: (detail) {
-        _error('token_unavailable', detail, null);
+        view.error('token_unavailable', detail, null);
         _carryOut(_backOff('token_unavailable', detail));
       },
     );
   }
-
-  void _setConnecting() => _setStatus(
-        const RelayStatus(RelayState.connecting, 'an attempt is made'),
-      );
 
   void _onConnectToken(int serial, String? token, bool wasFresh) {
     if (token == null) return signedOut();
@@ -297,7 +281,7 @@ final class RelayCore implements LinkOwner {
     _tokens.user = userOf(token) ?? _tokens.user;
     final current = _current;
     if (current == null) {
-      _setConnecting();
+      view.setConnecting();
       return _open(serial, token, wasFresh);
     }
     // The relay drops what reaches the other device behind the new socket's
@@ -316,41 +300,10 @@ final class RelayCore implements LinkOwner {
       token.isNotEmpty &&
       token.codeUnits.every((unit) => unit > 0x20 && unit < 0x7f);
 
-  /// Online, the app says that the token may be of another user.
-  void _checkUser() {
-    _checkLater = false;
-    final link = _current;
-    _request?.cancel();
-    _request = _tokens.ask(
-      forceRefresh: false,
-      onToken: (token) {
-        if (link != _current) return;
-        if (token == null) return signedOut();
-        if (_tokens.isOfAnother(token)) _connectAnew(userOf(token));
-      },
-      onFailure: (_) {},
-    );
-  }
-
-  /// Nothing of one user's may reach another user's devices: not the link, and
-  /// not what waits to be sent.
-  void _connectAnew(String? user) {
-    const reason = 'another user is signed in';
-    final wasOnline = _current != null;
-    _endLinks();
-    sender.clear(reason);
-    _tokens.user = user;
-    _setConnecting();
-    if (wasOnline) {
-      _do(const EmitEvent(LinkClosed(1000, reason, willReconnect: true)));
-    }
-    _connect();
-  }
-
   void _open(int serial, String token, bool wasFresh) {
     final link = Link(
       ++_lastLink,
-      this,
+      _Reception(this),
       alarms,
       _timing,
       serial: serial,
@@ -360,23 +313,8 @@ final class RelayCore implements LinkOwner {
     _links[link.id] = link;
     _next = link;
     _current?.hasSuccessor = true;
-    _lastAttempt =
-        _clock.unixMs > _lastAttempt ? _clock.unixMs : _lastAttempt + 1;
-    _do(OpenSocket(link.id, _socketUrl(), token, _lastAttempt));
-    _withoutWelcome += 1;
-  }
-
-  Uri _socketUrl() {
-    final user = _tokens.user;
-    return url.replace(queryParameters: {
-      ...url.queryParametersAll,
-      if (device != null) 'device': device!.name,
-      'client': client,
-      'attempt': '$_lastAttempt',
-      // Twice without a welcome, the instance that a balancer chooses by it
-      // may be full or leaving.
-      if (user != null && _withoutWelcome < 2) 'affinity': affinityOf(user),
-    });
+    final url = _attempts.next(_tokens.user);
+    _do(OpenSocket(link.id, url, token, _attempts.last));
   }
 
   // ---- The life of a socket -------------------------------------------------
@@ -397,382 +335,24 @@ final class RelayCore implements LinkOwner {
   void onClosed(int link, int code, String reason) =>
       _links[link]?.fail(code, reason);
 
-  /// The handshake of [id] came to nothing.
-  void onHandshakeFailed(int id, HandshakeFailure failure) {
-    final link = _links[id];
-    if (link == null || link != _next) return;
-    link.end();
-    _next = null;
-    if (failure.code.isNotEmpty) {
-      _onRefusal(failure, tokenWasFresh: link.tokenWasFresh);
-    } else if (failure.status == 0) {
-      _carryOut(_backOff(
-        'network',
-        'the relay is out of reach: ${failure.detail}',
-      ));
-    } else {
-      _askSession(link); // something else than a relay has answered
-    }
-    _flush(); // what the failed replacement held back may go on
-  }
-
-  void _askSession(Link link) {
-    final socket = _socketUrl();
-    final path = socket.resolve('v1/session');
-    final scheme = socket.scheme == 'wss' ? 'https' : 'http';
-    final url = path.replace(scheme: scheme, query: socket.query);
-    _session.after(_timing.session.ms);
-    _sessionTokenWasFresh = link.tokenWasFresh;
-    _do(AskSession(_serial, url, link.token));
-  }
-
-  /// The relay has answered [AskSession]: null is "it would let you in".
-  void onSession(int serial, HandshakeFailure? failure) {
-    if (serial != _serial) return;
-    _session.clear();
-    if (failure == null) {
-      _blocked += 1;
-      if (_blocked < 2) {
-        return _carryOut(_backOff('handshake', 'the handshake failed'));
-      }
-      const code = 'upgrade_blocked';
-      const detail = 'the relay answers over HTTP, but something between here '
-          'and it does not let WebSockets through';
-      _refused(const HandshakeFailure(status: 0, code: code, detail: detail));
-      _carryOut(_backOff(code, detail));
-    } else if (failure.code.isNotEmpty) {
-      _onRefusal(failure, tokenWasFresh: _sessionTokenWasFresh);
-    } else {
-      _blocked = 0;
-      _carryOut(_backOff('network', 'the relay cannot be reached'));
-    }
-  }
-
-  void _onRefusal(HandshakeFailure failure, {required bool tokenWasFresh}) {
-    _blocked = 0;
-    final holder = failure.attempt;
-    if (holder != null && holder > _lastAttempt) _lastAttempt = holder;
-    final next = afterRefusal(
-      failure,
-      _situation(isTrying: false),
-      _timing,
-      tokenWasFresh: tokenWasFresh,
-    );
-    if (next is Stop) _stopFor(next);
-    _refused(failure, isFinal: next is Stop);
-    if (next is! Stop) _carryOut(next);
-  }
-
-  void _refused(HandshakeFailure failure, {bool isFinal = false}) {
-    final retryAfterMs = failure.retryAfterMs?.round();
-    _do(EmitEvent(Refused(
-      status: failure.status,
-      code: failure.code,
-      detail: failure.detail,
-      isFinal: isFinal,
-      retryAfter:
-          retryAfterMs == null ? null : Duration(milliseconds: retryAfterMs),
-    )));
-  }
-
-  @override
-  void onGone(Link link, int code, String reason) {
-    if (link == _inbox.old) return _inbox.endOld();
-    final wasCurrent = link == _current;
-    if (!wasCurrent && link != _next) return;
-    if (link.isStable) _failures = 0;
-    if (wasCurrent) {
-      _current = null;
-      sender.outbox.dropVolatile();
-      _tokens.stopRefresh();
-      _inbox.endOld();
-    } else {
-      _next = null;
-    }
-    final event = Closed(
-      code,
-      reason,
-      isOpened: link.opened,
-      isWelcomed: link.welcome != null,
-      by: link.overwritten,
-      hasSuccessor: link.hasSuccessor,
-      sinceTakenBackMs: _clock.now - _takenBackAt,
-    );
-    final isTrying = wasCurrent && !_retry.isSet && _serial > link.serial;
-    final next = afterClose(event, _situation(isTrying: isTrying), _timing);
-    // Still online: the next socket's welcome is a moment away.
-    if (next is Nothing && code == 4001) return;
-    switch (next) {
-      case Stop(:final isOverwritten, :final code, :final reason):
-        _stopFor(next);
-        _do(EmitEvent(isOverwritten
-            ? link.overwritten ?? const Overwritten()
-            : Refused(status: 0, code: code, detail: reason, isFinal: true)));
-      case Ask():
-        _askSession(link);
-      case _:
-        _carryOut(next);
-    }
-    if (wasCurrent) {
-      final words = reason.isEmpty ? closeWords(code) : reason;
-      final willReconnect = next is! Stop;
-      _do(EmitEvent(LinkClosed(code, words, willReconnect: willReconnect)));
-    }
-    _flush(); // what the failed replacement held back may go on
-  }
-
-  Situation _situation({required bool isTrying}) => Situation(
-        isLive: _current != null,
-        isTrying: isTrying,
-        failures: _failures,
-      );
-
-  Retry _backOff(String code, String reason) =>
-      backOff(_situation(isTrying: false), _timing, code, reason);
-
-  void _carryOut(Next next) {
-    if (next.forceRefresh) _forceRefresh = true;
-    switch (next) {
-      case Retry(:final least, :final most):
-        _failures = next.failures;
-        if (next.takesBack) _takenBackAt = _clock.now;
-        final ms = least + _random() * (most - least);
-        _retryIn(ms, next.code, next.reason, isOrdered: next.isOrdered);
-      case Stop():
-        _stopFor(next);
-      case Nothing() || Ask():
-        if (_current == null) _setConnecting();
-    }
-  }
-
-  void _retryIn(
-    double ms,
-    String code,
-    String reason, {
-    bool isOrdered = false,
-  }) {
-    _serial += 1; // what is still awaited for an earlier attempt is void
-    _request?.cancel();
-    _session.clear();
-    _atBarrier = false;
-    _retryIsOrdered = isOrdered;
-    _retry.after(ms);
-    if (_current != null) return;
-    final us = ms < 0 ? 0 : (ms * 1000).round();
-    final retryIn = Duration(microseconds: us);
-    _setStatus(
-      RelayStatus(RelayState.waiting, reason, code: code, retryIn: retryIn),
-    );
-  }
-
-  /// Ends all links, and voids what any attempt still awaits.
-  void _endLinks() {
-    _serial += 1;
-    _retry.clear();
-    _session.clear();
-    _request?.cancel();
-    _tokens.stopRefresh();
-    _atBarrier = false;
-    _inbox.endOld();
-    _next?.end();
-    _current?.end();
-    _next = null;
-    _current = null;
-    sender.outbox.dropVolatile();
-  }
-
-  void _stopFor(Stop stop) => _stop(RelayStatus(
-        stop.isOverwritten ? RelayState.overwritten : RelayState.refused,
-        stop.reason,
-        code: stop.code,
-      ));
-
-  void _stop(RelayStatus status) {
-    _suspended = false;
-    _forceRefresh = false;
-    _checkLater = false;
-    _endLinks();
-    sender.clear(status.reason);
-    _setStatus(status);
-  }
-
-  // ---- Receiving ------------------------------------------------------------
-
-  @override
-  void onFrame(Link link, int stream, Uint8List bytes) {
-    void deliver() => _do(EmitFrame(Frame(stream, bytes)));
-    if (stream >= firstReliableStream) return _inbox.inOrder(link, deliver);
-    if (_inbox.isNewest(link, stream)) deliver();
-  }
-
-  @override
-  void onControl(Link link, String type, Map<String, Object?> message) {
-    switch (type) {
-      case 'message':
-        final received = parseMessage(message);
-        final ack = message['ack'] == true && received.id != null;
-        _inbox.inOrder(link, () => _do(EmitMessage(received, ack: ack)));
-      case 'overwritten':
-        link.overwritten = parseOverwritten(message);
-        // What waited for this socket came before this message; close 4001
-        // follows and says nothing new.
-        link.fail(4001, '');
-      case 'acked':
-        sender.acks.succeed(field<String>(message, 'id'));
-      case 'error':
-        final error = parseError(message);
-        sender.acks.fail(error.id, error.code, error.detail);
-        if (link == _current) _onError(error);
-      default:
-        if (link == _current) _onCurrent(link, type, message);
-    }
-  }
-
-  void _onCurrent(Link link, String type, Map<String, Object?> message) {
-    switch (type) {
-      case 'peer':
-        final device = parseDevice(message['device']);
-        if (device == null) return;
-        final slot = parsePeer(message, device);
-        if (message['state'] == 'connected') {
-          _setPeer(slot);
-        } else if (peer?.connection == slot?.connection) {
-          _setPeer(null);
-        }
-        link.onPressure(false);
-      case 'pressure':
-        final isHigh = message['state'] == 'high';
-        final isNew = isHigh != link.pressure;
-        link.onPressure(isHigh);
-        if (isNew) _do(EmitEvent(PressureChanged(isHigh: isHigh)));
-      case 'expiring':
-        final at = expiresAt = unixSeconds(message, 'expires_at');
-        _tokens.refreshBefore(at);
-        _do(EmitEvent(Expiring(at)));
-      case 'authenticated':
-        final at = expiresAt = unixSeconds(message, 'expires_at');
-        _do(EmitEvent(Authenticated(at)));
-      case 'backplane':
-        backplaneIsUp = message['state'] != 'down';
-        _do(EmitEvent(BackplaneChanged(isUp: backplaneIsUp)));
-      case 'reconnect':
-        final inMs = integer(message, 'in_ms') ?? 0;
-        final reason = field<String>(message, 'reason') ?? '';
-        // What is on its way already is as good as what starts later.
-        if (_next == null && !_atBarrier) {
-          _failures = 0;
-          const words = 'the relay asks to move';
-          _retryIn(inMs.toDouble(), 'restart', words, isOrdered: true);
-        }
-        final after = Duration(milliseconds: inMs);
-        _do(EmitEvent(ReconnectAsked(reason, after: after)));
-      case 'pong':
-        _do(EmitEvent(RttMeasured(_us(link.rttMs)!)));
-        _do(EmitEvent(DelayMeasured(delay)));
-    }
-  }
-
-  void _onError(RelayError error) {
-    _do(EmitEvent(error));
-    if (error.code == 'wrong_user') {
-      _connectAnew(null);
-    } else if (tokenRefusals.contains(error.code)) {
-      _tokens.refreshAgain();
-    }
-  }
-
-  @override
-  void onWelcome(Link link, Welcome welcome) {
-    _inbox.endOld();
-    if (link != _next) return;
-    _inbox.onReplaced(_current);
-    _current = link;
-    _next = null;
-    _withoutWelcome = 0;
-    _blocked = 0;
-    sender.messageBytes = welcome.limits.messageBytes;
-    _tokens.stopRefresh();
-    _forceRefresh = false;
-    expiresAt = welcome.expiresAt;
-    backplaneIsUp = true; // the relay says when it is not
-    final slot = welcome.device.name;
-    _setStatus(RelayStatus(RelayState.online, 'welcomed as the $slot'));
-    _do(EmitEvent(Welcomed(welcome)));
-    _setPeer(welcome.peer);
-    _flush();
-    if (_checkLater) _checkUser();
-  }
-
-  @override
-  void onWrite(Link link, Object message) => _do(Write(link.id, message));
-
-  @override
-  void onEnd(Link link) {
-    _links.remove(link.id);
-    _do(CloseSocket(link.id));
-  }
-
-  @override
-  void onRoom(Link link) {
-    if (link == _current) _flush();
-  }
-
   /// Sends what may leave. Nothing reliable leaves from the barrier before the
   /// next socket until its welcome: after the claim the relay drops what still
   /// comes on this one.
   void _flush() => sender.flush(_current, held: _next != null || _atBarrier);
 
-  /// The session ends soon.
-  void _refresh() {
-    final link = _current;
-    if (link == null) return;
-    _refreshRequest?.cancel(); // one chain of refreshes, never two
-    _refreshRequest = _tokens.ask(
-      forceRefresh: true,
-      onToken: (token) {
-        if (link != _current) return;
-        if (token == null) return signedOut();
-        if (_tokens.isOfAnother(token)) return _connectAnew(userOf(token));
-        link.say({'type': 'auth', 'token': token});
-      },
-      onFailure: (detail) {
-        if (link != _current) return;
-        _error('token_unavailable', detail, null);
-        _tokens.refreshAgain();
-      },
-    );
-  }
-
   // ---- Reporting ------------------------------------------------------------
 
   /// The delay each way.
   Delay get delay => Delay(
-        up: _us(_current?.delay.upMs),
-        down: _us(_current?.delay.downMs),
+        up: _us(_current?.liveness.delay.upMs),
+        down: _us(_current?.liveness.delay.downMs),
       );
 
   /// The last round trip.
-  Duration? get rtt => _us(_current?.rttMs);
+  Duration? get rtt => _us(_current?.liveness.rttMs);
 
   static Duration? _us(double? ms) =>
       ms == null ? null : Duration(microseconds: (ms * 1000).round());
 
-  void _do(Effect effect) => effects.add(effect);
-
-  void _error(String code, String detail, String? id) =>
-      _do(EmitEvent(RelayError(code, detail, id: id)));
-
-  void _setPeer(Peer? now) {
-    if (now?.connection == peer?.connection) return;
-    peer = now;
-    _do(EmitPeer(now));
-  }
-
-  void _setStatus(RelayStatus now) {
-    if (_state == RelayState.closed) return;
-    if (now.state == _state && _state != RelayState.waiting) return;
-    status = now;
-    if (_state != RelayState.online) _setPeer(null); // nobody reports it
-    _do(EmitStatus(now));
-  }
+  void _do(Effect effect) => view.add(effect);
 }

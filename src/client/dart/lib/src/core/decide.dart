@@ -231,7 +231,9 @@ Next afterClose(Closed event, Situation situation, Timing timing) {
   final failures = situation.failures;
   final isFresh = rule.after == _After.freshToken;
 
-  if (rule.after == _After.overwritten) return _overwritten(event, situation, timing);
+  if (rule.after == _After.overwritten) {
+    return _overwritten(event, situation, timing);
+  }
   if (rule.after == _After.stop && !situation.isLive) {
     final isOld = event.code == 1002 && !event.isWelcomed;
     return Stop(isOld ? 'unsupported_protocol' : rule.code, reason);

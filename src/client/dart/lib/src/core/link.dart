@@ -5,7 +5,7 @@ import '../events.dart';
 import '../timing.dart';
 import '../types.dart';
 import 'clock.dart';
-import 'delay.dart';
+import 'liveness.dart';
 import 'pacing.dart';
 import 'rate.dart';
 import 'wire.dart';
@@ -49,8 +49,12 @@ final class Link {
         rate = Rate(alarms.clock),
         pacing = Pacing(alarms.clock.now) {
     _limit = alarms.create(() => fail(1006, 'no welcome in time'));
-    _beat = alarms.create(_onBeat);
-    _silence = alarms.create(_onSilence);
+    liveness = Liveness(
+      alarms,
+      _timing,
+      onPing: _onPing,
+      onSilent: () => fail(1006, 'the relay went silent'),
+    );
     _barrier = alarms.create(_passBarrier);
     _pressureEnd = alarms.create(() => onPressure(false));
     _report = alarms.create(_onReportDue);
@@ -79,9 +83,10 @@ final class Link {
   /// What the relay's reports say about the way up.
   Pacing pacing;
 
+  /// Its signs of life.
+  late final Liveness liveness;
+
   late final Alarm _limit;
-  late final Alarm _beat;
-  late final Alarm _silence;
   late final Alarm _barrier;
   late final Alarm _pressureEnd;
   late final Alarm _report;
@@ -107,32 +112,17 @@ final class Link {
   /// The other device takes reliable messages too slowly.
   bool pressure = false;
 
-  /// The last round trip.
-  double? rttMs;
-
-  /// The delay each way.
-  final WayDelay delay = WayDelay();
-
   bool _ended = false;
-  bool _isLingering = false;
   double _welcomedAt = double.infinity;
 
-  // Signs of life. A pong says that all that was sent before its ping has been
-  // handed on.
-  final List<_Ping> _pings = [];
-  int _lastPing = 0;
-  double _pingedAt = double.negativeInfinity;
-  double _heardAt = 0;
-  double _activeSince = 0;
-  double _activeUntil = double.negativeInfinity;
-  double _frameAt = double.negativeInfinity;
-  double _flowsUntil = double.negativeInfinity;
+  // A pong says that all that was sent before its ping has been handed on.
   int _barrierPing = 0;
   void Function()? _onBarrier;
 
-  // Reliable bytes: all that were sent, those before the last ping, and those
-  // before the last pong.
+  // Reliable bytes: all that were sent, those before each ping that is out, and
+  // those before the last pong.
   int _sent = 0;
+  final Map<int, int> _sentBefore = {};
   int _pinged = 0;
   int _ponged = 0;
 
@@ -163,7 +153,7 @@ final class Link {
   double reliableWait(int size) {
     if (pressure) return double.infinity;
     if (_sent > _ponged && _sent - _ponged + size > _credit) {
-      if (_pings.isEmpty) ping();
+      if (!liveness.isAsking) liveness.ping();
       return double.infinity;
     }
     return _wait(size, Kind.reliable);
@@ -181,7 +171,7 @@ final class Link {
   /// Writes a frame.
   void sendVolatile(Uint8List message) {
     _write(message, Kind.volatile);
-    _onFrame();
+    liveness.onFrame();
   }
 
   /// Writes a reliable message.
@@ -189,8 +179,13 @@ final class Link {
     _write(message, Kind.reliable, size: size);
     _askPace();
     _sent += size;
-    if (_sent - _pinged >= _credit / 2) ping();
-    _onActive();
+    if (_sent - _pinged >= _credit / 2) liveness.ping();
+    liveness.onActive();
+  }
+
+  void _onPing(int id) {
+    _sentBefore[id] = _pinged = _sent;
+    say({'type': 'ping', 'id': '$id'}, kind: Kind.quiet);
   }
 
   void _write(Object message, Kind kind, {int? size, bool isFree = false}) {
@@ -217,105 +212,12 @@ final class Link {
     }
   }
 
-  // ---- Signs of life --------------------------------------------------------
-
-  /// Asks for a sign of life, for the room of what was sent before it, and for
-  /// the round trip.
-  int ping() {
-    final id = ++_lastPing;
-    _pingedAt = _clock.now;
-    _pinged = _sent;
-    _pings.add(_Ping(id, _pingedAt, _sent));
-    say({'type': 'ping', 'id': '$id'}, kind: Kind.quiet);
-    // In a process that was suspended that time may be over. The alarm that is
-    // set then allows for it.
-    final left = _silentAt() - _clock.now;
-    if (left > 0) _silence.within(left);
-    _beat.after(_beatMs);
-    return id;
-  }
-
-  /// The network changed, or the app woke up: asks at once, and does not wait
-  /// long for the answer.
-  void probe() {
-    final now = _clock.now;
-    if (!_isActive) _activeSince = now;
-    _activeUntil = now + _timing.busySilence.ms;
-    ping();
-  }
-
-  /// Frames flow: a dead path must be noticed soon.
-  void _onActive() {
-    if (welcome == null || _isLingering) return;
-    final now = _clock.now;
-    if (!_isActive) _activeSince = now;
-    _activeUntil = now + _timing.busyPing.ms;
-    final sincePing = now - _pingedAt;
-    if (sincePing >= _timing.busyPing.ms) {
-      ping();
-    } else {
-      _beat.within(_timing.busyPing.ms - sincePing);
-    }
-  }
-
-  /// A frame left or arrived. After the second one of a flow, a pause is
-  /// watched until it is known whether it is the peer's or the path's.
-  void _onFrame() {
-    final now = _clock.now;
-    if (now - _frameAt <= _timing.busyPing.ms) {
-      _flowsUntil = now + _timing.busyPing.ms + _timing.busySilence.ms + 500;
-    }
-    _frameAt = now;
-    _onActive();
-  }
-
-  bool get _isActive => _clock.now <= _max(_activeUntil, _flowsUntil);
-
-  double get _beatMs => (_isActive ? _timing.busyPing : _timing.ping).ms;
-
-  void _onBeat() {
-    final left = _pingedAt + _beatMs - _clock.now;
-    if (left <= 0) {
-      ping();
-    } else {
-      _beat.after(left);
-    }
-  }
-
-  /// When the path counts as dead, if nothing comes until then. A slow path
-  /// gets more time than it took last.
-  double _silentAt() {
-    if (_pings.isEmpty) return double.infinity;
-    final since = _max(_pings.first.at, _heardAt);
-    final quietMs = _timing.silence.ms;
-    if (!_isActive) return since + quietMs;
-    final busyMs = _max(_timing.busySilence.ms, 1000 + 2 * (rttMs ?? 0));
-    return _max(since, _activeSince) + (busyMs < quietMs ? busyMs : quietMs);
-  }
-
-  void _onSilence() {
-    final left = _silentAt() - _clock.now;
-    if (left > 0) {
-      if (left.isFinite) _silence.after(left);
-    } else if (_silence.lateMs > 500) {
-      // The process was suspended: what arrived meanwhile must be read before
-      // it is missed.
-      _silence.after(1000);
-    } else {
-      fail(1006, 'the relay went silent');
-    }
-  }
-
   void _onPong(Map<String, Object?> message) {
     final id = int.tryParse(field<String>(message, 'id') ?? '');
-    final index = _pings.indexWhere((ping) => ping.id == id);
-    if (id == null || index < 0) return;
-    final ping = _pings[index];
-    _pings.removeRange(0, index + 1);
-    _ponged = ping.sent;
-    rttMs = _clock.now - ping.at;
     final time = field<num>(message, 'time')?.toDouble();
-    if (time != null) delay.onPong(ping.at, _clock.now, time);
+    if (id == null || !liveness.onPong(id, time)) return;
+    _ponged = _sentBefore[id] ?? _ponged;
+    _sentBefore.removeWhere((ping, _) => ping <= id);
     if (id >= _barrierPing) _passBarrier();
     _owner
       ..onControl(this, 'pong', message)
@@ -327,7 +229,7 @@ final class Link {
   void barrier(void Function() onPassed) {
     _onBarrier = onPassed;
     _barrier.after(_timing.barrier.ms);
-    _barrierPing = ping();
+    _barrierPing = liveness.ping();
   }
 
   void _passBarrier() {
@@ -416,7 +318,7 @@ final class Link {
     if (_ended) return;
     _onHeard(makesDue: true);
     if (message.isEmpty) return;
-    _onFrame();
+    liveness.onFrame();
     _owner.onFrame(this, message[0], Uint8List.sublistView(message, 1));
   }
 
@@ -427,12 +329,17 @@ final class Link {
   }
 
   void _onHeard({required bool makesDue}) {
-    _heardAt = _clock.now;
+    liveness.onHeard();
     _reporter.onRead(_clock.now, makesDue: makesDue);
     if (welcome != null) _setReport();
   }
 
-  static const Set<String> _quietTypes = {'received', 'reports', 'ping', 'pong'};
+  static const Set<String> _quietTypes = {
+    'received',
+    'reports',
+    'ping',
+    'pong',
+  };
 
   void _onWelcome(Welcome message) {
     welcome = message;
@@ -444,27 +351,23 @@ final class Link {
     );
     pacing = Pacing(_clock.now);
     _setReport();
-    ping();
+    liveness.ping();
     _owner.onWelcome(this, message);
   }
 
   /// After a hand-over: a limited time to deliver the rest.
   void linger() {
-    _isLingering = true;
-    _beat.clear();
-    _silence.clear();
+    liveness.stop();
     _limit.after(_timing.linger.ms);
   }
 
   /// Lets the socket go without another word to the owner.
   void end() {
     if (_ended) return;
-    final alarms = [
-      ...[_limit, _beat, _silence, _report, _barrier, _pressureEnd],
-    ];
-    for (final alarm in alarms) {
+    for (final alarm in [_limit, _report, _barrier, _pressureEnd]) {
       alarm.clear();
     }
+    liveness.stop();
     _ended = true;
     _owner.onEnd(this);
   }
@@ -478,16 +381,6 @@ final class Link {
     // this link, unless the owner has stopped.
     _passBarrier();
   }
-}
-
-final class _Ping {
-  const _Ping(this.id, this.at, this.sent);
-
-  final int id;
-  final double at;
-
-  /// Reliable bytes that were sent before it.
-  final int sent;
 }
 
 double _max(double a, double b) => a > b ? a : b;
