@@ -94,8 +94,8 @@ impl Worker {
 }
 
 async fn run(number: usize, settings: WorkerSettings, mut commands: mpsc::Receiver<Command>) {
+    let sockets = Rc::new(Sockets::new(settings.socket, &settings.hub));
     let hub = Hub::new(settings.hub, settings.metrics, |sink| (settings.backplane)(number, sink));
-    let sockets = Rc::new(Sockets::new(settings.socket));
     let renewing = tokio::task::spawn_local(renew(Rc::clone(&hub)));
     let counting = tokio::task::spawn_local(count(Rc::clone(&hub)));
     while let Some(command) = commands.recv().await {

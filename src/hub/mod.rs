@@ -117,6 +117,15 @@ impl Hub {
         })
     }
 
+    /// A hub over a memory of its own.
+    #[cfg(test)]
+    pub(crate) fn alone(settings: HubSettings, metrics: Arc<Metrics>) -> Rc<Self> {
+        let make = |sink| -> Rc<dyn Backplane> {
+            Rc::new(crate::backplane::memory::Memory::default()).attach(sink, 10_000)
+        };
+        Self::new(settings, metrics, make)
+    }
+
     /// What this process counts.
     #[must_use]
     pub fn metrics(&self) -> &Metrics {

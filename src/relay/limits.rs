@@ -11,6 +11,8 @@ pub const PAST_RATE: Duration = Duration::from_secs(10);
 const BREAK: Duration = Duration::from_secs(1);
 /// Pings, pongs and empty fragments: 20 a second, and 100 at once.
 pub const CONTROL: Quota = Quota::new(20, Duration::from_secs(5));
+/// Bytes are counted with a burst of so long.
+const BYTES_BURST: Duration = Duration::from_secs(4);
 /// Errors that a connection may make in [`ERROR_WINDOW`].
 pub const ERRORS: usize = 20;
 /// The time over which errors are counted.
@@ -31,6 +33,19 @@ pub enum Verdict {
     },
     /// Past the rate for too long: close with 1008.
     Abuse,
+}
+
+impl Verdict {
+    /// The stricter of two; held until both let it pass.
+    fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Abuse, _) | (_, Self::Abuse) => Self::Abuse,
+            (Self::Pass, verdict) | (verdict, Self::Pass) => verdict,
+            (Self::Limited { until: a, report: b }, Self::Limited { until: c, report: d }) => {
+                Self::Limited { until: a.max(c), report: b || d }
+            }
+        }
+    }
 }
 
 /// So much a second, and so much at once.
@@ -75,6 +90,15 @@ struct Past {
 impl Rate {
     /// So much more.
     pub fn on(&mut self, amount: usize, quota: Quota, now: Instant) -> Verdict {
+        let verdict = self.judge(amount, quota, now);
+        if verdict == Verdict::Pass {
+            self.spend(amount, quota, now);
+        }
+        verdict
+    }
+
+    /// May so much more pass?
+    fn judge(&mut self, amount: usize, quota: Quota, now: Instant) -> Verdict {
         if quota.per_second == 0 {
             return Verdict::Pass;
         }
@@ -83,7 +107,6 @@ impl Rate {
         // Whatever its size, one message fits into a full bucket.
         let until = full_at.checked_sub(quota.burst.max(time)).unwrap_or(now);
         if until <= now {
-            self.full_at = Some(full_at);
             return Verdict::Pass;
         }
         let Some(past) = &mut self.past else {
@@ -104,11 +127,64 @@ impl Rate {
         Verdict::Limited { until, report }
     }
 
-    /// What was held has waited for its turn: it takes the place that has become free.
-    pub fn on_held(&mut self, amount: usize, quota: Quota, now: Instant) {
+    /// So much leaves the bucket, which is then perhaps less than empty.
+    fn spend(&mut self, amount: usize, quota: Quota, now: Instant) {
         if quota.per_second > 0 {
             self.full_at = Some(self.full_at.map_or(now, |at| at.max(now)) + quota.time_of(amount));
         }
+    }
+}
+
+/// What a client may send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Quotas {
+    /// Messages, text and binary.
+    pub messages: Quota,
+    /// Bytes, of all frames.
+    pub bytes: Quota,
+}
+
+impl Quotas {
+    /// So many messages and bytes a second, 0 for no limit; at once a second's worth of the first, four of the second.
+    #[must_use]
+    pub const fn new(messages_per_second: u32, bytes_per_second: u32) -> Self {
+        Self {
+            messages: Quota::new(messages_per_second, Duration::from_secs(1)),
+            bytes: Quota::new(bytes_per_second, BYTES_BURST),
+        }
+    }
+}
+
+/// What a client has sent lately.
+#[derive(Debug, Default)]
+pub struct Inflow {
+    messages: Rate,
+    bytes: Rate,
+    control: Rate,
+}
+
+impl Inflow {
+    /// A message of so many bytes.
+    pub fn on_message(&mut self, bytes: usize, quotas: &Quotas, now: Instant) -> Verdict {
+        let verdict =
+            self.messages.judge(1, quotas.messages, now).and(self.bytes.judge(bytes, quotas.bytes, now));
+        if verdict == Verdict::Pass {
+            self.on_held(bytes, quotas, now);
+        }
+        verdict
+    }
+
+    /// A message that was held has waited for its turn: it takes the place that has become free.
+    pub fn on_held(&mut self, bytes: usize, quotas: &Quotas, now: Instant) {
+        self.messages.spend(1, quotas.messages, now);
+        self.bytes.spend(bytes, quotas.bytes, now);
+    }
+
+    /// A ping, a pong or an empty fragment of so many bytes: whether it is answered, and whether more may be read.
+    pub fn on_control(&mut self, bytes: usize, quotas: &Quotas, now: Instant) -> [Verdict; 2] {
+        let verdicts = [self.control.on(1, CONTROL, now), self.bytes.judge(bytes, quotas.bytes, now)];
+        self.bytes.spend(bytes, quotas.bytes, now);
+        verdicts
     }
 }
 
@@ -183,7 +259,7 @@ mod tests {
         for _ in 0..50 {
             if let Verdict::Limited { until, .. } = rate.on(1, quota, now) {
                 now = until;
-                rate.on_held(1, quota, now);
+                rate.spend(1, quota, now);
             }
         }
         assert_eq!(now - start, ms(4000));
@@ -249,7 +325,7 @@ mod tests {
             (Rate::default(), Quota::new(1000, Duration::from_secs(4)), Instant::now());
         assert_eq!(rate.on(4000, quota, now), Verdict::Pass);
         assert_eq!(rate.on(500, quota, now), Verdict::Limited { until: now + ms(500), report: true });
-        rate.on_held(500, quota, now + ms(500));
+        rate.spend(500, quota, now + ms(500));
         assert_eq!(
             rate.on(1, quota, now + ms(500)),
             Verdict::Limited { until: now + ms(501), report: false }

@@ -19,3 +19,4 @@ pub mod protocol;
 pub mod record;
 pub mod refusal;
 pub mod room;
+pub mod session;

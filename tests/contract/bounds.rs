@@ -73,7 +73,7 @@ async fn flood(raw: &mut RawClient, frame: &RawFrame, bytes: u64) {
 #[tokio::test]
 async fn control_frames_as_fast_as_they_go_take_no_memory() {
     let issuer = Issuer::start();
-    let relay = Config::new(&issuer).start().await;
+    let relay = Config::new(&issuer).set("DUORELAY_BYTES_PER_SECOND", 0).start().await;
     let mut warm = silent_reader(&relay, "warm").await;
     flood(&mut warm, &RawFrame::new(0x9, [7; 125]), MIB).await;
     let before = relay.resident();
@@ -124,4 +124,26 @@ async fn a_burst_of_pings_is_answered_and_ten_seconds_of_too_many_end_in_1008() 
     assert_eq!(close[..2], 1008_u16.to_be_bytes());
     assert!(started.elapsed() > Duration::from_secs(9), "{:?}", started.elapsed());
     assert_eq!(relay.metric("duorelay_closes_total", &["1008"]).await, 1.0);
+}
+
+#[tokio::test]
+async fn past_the_byte_rate_volatile_frames_are_dropped_and_the_rest_waits() {
+    let issuer = Issuer::start();
+    let relay = Config::new(&issuer).set("DUORELAY_BYTES_PER_SECOND", 100_000).start().await;
+    let (mut desktop, mut mobile) = relay.v1_pair("ann").await;
+    assert_eq!(mobile.welcome["limits"]["bytes_per_second"], 100_000);
+    let started = Instant::now();
+    // A burst of four seconds passes at once, and then 50 KB take half a second.
+    for _ in 0..12 {
+        mobile.send_frame(0x80, &[0x55; 50_000]).await;
+    }
+    for _ in 0..12 {
+        assert_eq!(desktop.expect_binary().await.len(), 50_001);
+    }
+    let took = started.elapsed();
+    assert!(took > Duration::from_millis(1800) && took < Duration::from_secs(6), "{took:?}");
+    let error = mobile.expect_error("rate_limited").await;
+    assert!(error["detail"].as_str().unwrap().contains("bytes_per_second"), "{error}");
+    mobile.send_frame(0x01, &[0x55; 50_000]).await;
+    relay.wait_for_metric("duorelay_dropped_total", &["rate"], 1.0).await;
 }

@@ -114,7 +114,11 @@ async fn users_do_not_hear_each_other() {
 #[tokio::test]
 async fn classic_messages_are_reliable_and_in_order() {
     let issuer = Issuer::start();
-    let relay = Config::new(&issuer).set("DUORELAY_MESSAGES_PER_SECOND", 0).start().await;
+    let relay = Config::new(&issuer)
+        .set("DUORELAY_MESSAGES_PER_SECOND", 0)
+        .set("DUORELAY_BYTES_PER_SECOND", 0)
+        .start()
+        .await;
     let mut desktop = relay.classic_desktop("ann").await;
     let mut mobile = relay.classic_mobile("ann").await;
     // The sender hears itself too, so it reads as it writes.

@@ -291,6 +291,7 @@ fn is_pressure(event: &Event) -> bool {
 fn small_queue(issuer: &Issuer) -> Config {
     Config::new(issuer)
         .set("DUORELAY_MESSAGES_PER_SECOND", 0)
+        .set("DUORELAY_BYTES_PER_SECOND", 0)
         .set("DUORELAY_MESSAGE_BYTES", 16_384)
         .set("DUORELAY_QUEUE_BYTES", 65_536)
 }
@@ -334,7 +335,11 @@ async fn a_receiver_that_does_not_even_take_its_close_is_reset_after_five_second
 #[tokio::test]
 async fn a_stalled_receiver_gets_the_latest_of_each_volatile_stream() {
     let issuer = Issuer::start();
-    let relay = Config::new(&issuer).set("DUORELAY_MESSAGES_PER_SECOND", 0).start().await;
+    let relay = Config::new(&issuer)
+        .set("DUORELAY_MESSAGES_PER_SECOND", 0)
+        .set("DUORELAY_BYTES_PER_SECOND", 0)
+        .start()
+        .await;
     let mut slow = stalled_desktop(&relay, "ann").await;
     let mut mobile = relay.v1_mobile("ann").await;
     const ROUNDS: u32 = 10_000;
@@ -402,7 +407,11 @@ async fn waiting_volatile_frames_are_bounded_together_and_the_longest_waiting_go
 #[tokio::test]
 async fn a_stalled_receiver_can_still_send() {
     let issuer = Issuer::start();
-    let relay = Config::new(&issuer).set("DUORELAY_MESSAGES_PER_SECOND", 0).start().await;
+    let relay = Config::new(&issuer)
+        .set("DUORELAY_MESSAGES_PER_SECOND", 0)
+        .set("DUORELAY_BYTES_PER_SECOND", 0)
+        .start()
+        .await;
     let mut stalled = stalled_desktop(&relay, "ann").await;
     let mut mobile = relay.v1_mobile("ann").await;
     for n in 0..5000_u32 {
@@ -452,7 +461,11 @@ async fn a_receiver_that_closes_amid_a_message_gets_the_rest_of_it_and_its_answe
 #[tokio::test]
 async fn a_stalled_receiver_does_not_hold_up_its_sender_or_others() {
     let issuer = Issuer::start();
-    let relay = Config::new(&issuer).set("DUORELAY_MESSAGES_PER_SECOND", 0).start().await;
+    let relay = Config::new(&issuer)
+        .set("DUORELAY_MESSAGES_PER_SECOND", 0)
+        .set("DUORELAY_BYTES_PER_SECOND", 0)
+        .start()
+        .await;
     let _stalled = stalled_desktop(&relay, "ann").await;
     let mut mobile = relay.v1_mobile("ann").await;
     let (mut bob_desktop, mut bob_mobile) = relay.v1_pair("bob").await;

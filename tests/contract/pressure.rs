@@ -14,6 +14,7 @@ async fn start(redis: Option<&RedisServer>, issuer: &Issuer) -> Relay {
     let mut config = Config::new(issuer)
         .set("DUORELAY_QUEUE_BYTES", QUEUE)
         .set("DUORELAY_MESSAGES_PER_SECOND", 0)
+        .set("DUORELAY_BYTES_PER_SECOND", 0)
         .set("DUORELAY_BYTES_PER_SECOND", 0);
     if let Some(redis) = redis {
         config = config.set("REDIS_URL", redis.url());

@@ -17,6 +17,7 @@ async fn checking(issuer: &Issuer) -> Relay {
         .set("DUORELAY_CHECK_REVOKED", "true")
         .set("DUORELAY_REVOCATION_SECONDS", 1)
         .set("DUORELAY_MESSAGES_PER_SECOND", 0)
+        .set("DUORELAY_BYTES_PER_SECOND", 0)
         .start()
         .await
 }

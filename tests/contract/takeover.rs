@@ -91,7 +91,11 @@ async fn what_still_waited_is_written_before_overwritten() {
 #[tokio::test]
 async fn a_changed_peer_keeps_its_place_and_its_old_volatile_frames_are_dropped() {
     let issuer = Issuer::start();
-    let relay = Config::new(&issuer).set("DUORELAY_MESSAGES_PER_SECOND", 0).start().await;
+    let relay = Config::new(&issuer)
+        .set("DUORELAY_MESSAGES_PER_SECOND", 0)
+        .set("DUORELAY_BYTES_PER_SECOND", 0)
+        .start()
+        .await;
     let mut desktop = desktop_of(&relay, "ann").receive_buffer(4096).open_raw().await;
     desktop.expect_json("welcome").await;
     let mut old = relay.v1_mobile("ann").await;
@@ -165,7 +169,11 @@ async fn an_old_connections_end_does_not_disturb_the_new_one() {
 #[tokio::test]
 async fn make_before_break_loses_and_doubles_nothing() {
     let issuer = Issuer::start();
-    let relay = Config::new(&issuer).set("DUORELAY_MESSAGES_PER_SECOND", 0).start().await;
+    let relay = Config::new(&issuer)
+        .set("DUORELAY_MESSAGES_PER_SECOND", 0)
+        .set("DUORELAY_BYTES_PER_SECOND", 0)
+        .start()
+        .await;
     let mut mobile = relay.v1_mobile("ann").await;
     let phone = desktop_of(&relay, "ann").client("tab");
     let mut socket = phone.open_v1().await;

@@ -7,7 +7,11 @@ use crate::support::{Config, Event, Issuer, Relay};
 async fn start() -> (Issuer, Relay) {
     let issuer = Issuer::start();
     // These tests are about what arrives, not about how much may be sent.
-    let relay = Config::new(&issuer).set("DUORELAY_MESSAGES_PER_SECOND", 0).start().await;
+    let relay = Config::new(&issuer)
+        .set("DUORELAY_MESSAGES_PER_SECOND", 0)
+        .set("DUORELAY_BYTES_PER_SECOND", 0)
+        .start()
+        .await;
     (issuer, relay)
 }
 

@@ -12,7 +12,10 @@ const PLACES: [(usize, usize); 4] = [(0, 0), (0, 1), (1, 0), (1, 1)];
 async fn start() -> (RedisServer, Fleet) {
     let redis = RedisServer::start().await;
     let fleet = Fleet::start_with(&[&redis.url(), &redis.url()], |config| {
-        config.unset("DUORELAY_LEASE_SECONDS").set("DUORELAY_MESSAGES_PER_SECOND", 0)
+        config
+            .unset("DUORELAY_LEASE_SECONDS")
+            .set("DUORELAY_MESSAGES_PER_SECOND", 0)
+            .set("DUORELAY_BYTES_PER_SECOND", 0)
     })
     .await;
     (redis, fleet)
@@ -262,6 +265,7 @@ async fn a_leaving_instance_hands_its_sockets_over_without_a_gap() {
             .set("DUORELAY_DRAIN_DELAY_SECONDS", 0)
             .set("DUORELAY_DRAIN_SECONDS", 5)
             .set("DUORELAY_MESSAGES_PER_SECOND", 0)
+            .set("DUORELAY_BYTES_PER_SECOND", 0)
     })
     .await;
     let mut desktop = v1(&fleet.relays[1], "ann", "desktop").open_v1().await;

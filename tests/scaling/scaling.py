@@ -51,7 +51,7 @@ class Fleet:
 def stream(instances, nodes, devices, frames, *flags):
     """Figures of one run in which so many devices send so many frames a second in all."""
     with Bench() as bench:
-        fleet = Fleet(bench, instances, nodes, DUORELAY_MESSAGES_PER_SECOND=0)
+        fleet = Fleet(bench, instances, nodes, DUORELAY_MESSAGES_PER_SECOND=0, DUORELAY_BYTES_PER_SECOND=0)
         results = fleet.load(
             "stream", f"--users={devices // 2}", f"--fps={frames / devices}", "--duration=6s", "--warmup=2s", *flags
         )
@@ -131,7 +131,7 @@ def idle(_):
 
 def stalled(_):
     """Receivers that stop reading while volatile and reliable frames are sent to them: what the instances' memory grows by."""
-    settings = {"DUORELAY_QUEUE_BYTES": QUEUE_BYTES, "DUORELAY_MESSAGE_BYTES": STALLED_FRAME, "DUORELAY_MESSAGES_PER_SECOND": 0}
+    settings = {"DUORELAY_QUEUE_BYTES": QUEUE_BYTES, "DUORELAY_MESSAGE_BYTES": STALLED_FRAME, "DUORELAY_MESSAGES_PER_SECOND": 0, "DUORELAY_BYTES_PER_SECOND": 0}
     found = {}
     # Five volatile streams are more than a queue holds; a reliable one overflows it, and its receiver is closed.
     for name, streams in (("volatile", "0,1,2,3,4"), ("volatile and reliable", "0,1,2,3,4,128")):

@@ -63,6 +63,8 @@ pub(super) struct Decoder {
     /// Read: up to here.
     end: usize,
     is_lent: bool,
+    /// Decoded since [`Self::taken`] was asked.
+    taken: usize,
     partial: Option<Box<Partial>>,
 }
 
@@ -137,6 +139,16 @@ impl Decoder {
         Some(std::mem::replace(&mut self.buffer, rest))
     }
 
+    fn take(&mut self, bytes: usize) {
+        self.at += bytes;
+        self.taken += bytes;
+    }
+
+    /// How many bytes were decoded since this was asked last: those of the last item, if it is asked after each.
+    pub(super) fn taken(&mut self) -> usize {
+        std::mem::take(&mut self.taken)
+    }
+
     /// What is not decoded yet is of no use any more.
     pub(super) fn forget(&mut self) {
         (self.at, self.end, self.partial) = (0, 0, None);
@@ -166,6 +178,7 @@ impl Decoder {
                 frame.mask.rotate_left(length % 4);
                 frame.left -= length;
                 self.at += length;
+                self.taken += length;
                 let (left, is_final) = (frame.left, frame.is_final);
                 partial.extend(received, left)?;
                 if left > 0 {
@@ -245,7 +258,7 @@ impl Decoder {
             (9, payload) => Item::Ping(Bytes::copy_from_slice(payload)),
             (_, _) => Item::Pong,
         };
-        self.at += header.bytes + header.payload;
+        self.take(header.bytes + header.payload);
         Ok(Some(item))
     }
 
@@ -267,14 +280,14 @@ impl Decoder {
         {
             // A copy, which keeps nothing but itself alive wherever it waits.
             let payload = Bytes::copy_from_slice(payload);
-            self.at += header.bytes + header.payload;
+            self.take(header.bytes + header.payload);
             let message = match header.opcode {
                 1 => Message::Text(Utf8Bytes::try_from(payload).map_err(|_| Broken::Utf8)?),
                 _ => Message::Binary(payload),
             };
             return Ok(Some(Item::Message(message)));
         }
-        self.at += header.bytes;
+        self.take(header.bytes);
         let partial = self.partial.get_or_insert_with(|| {
             Box::new(Partial { is_text: header.opcode == 1, payload: Vec::new(), valid: 0, frame: None })
         });

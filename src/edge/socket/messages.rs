@@ -11,7 +11,7 @@ use crate::hub::{Barrier, MARKER_LIMIT, Sent};
 use crate::metrics::Dropped;
 use crate::relay::close::Close;
 use crate::relay::ids::StreamId;
-use crate::relay::limits::{Quota, Verdict};
+use crate::relay::limits::Verdict;
 use crate::relay::parcel::Parcel;
 use crate::relay::protocol::{
     ACK_UNSUPPORTED, BACKPLANE_BLOCKED, ClientMessage, EMPTY_FRAME, Feature, MessageError, PEER_ABSENT,
@@ -19,14 +19,19 @@ use crate::relay::protocol::{
 };
 use crate::relay::refusal::Refusal;
 
-use super::clock::{deadline_of, unix_ms};
 use super::codec::Message;
+use super::due::{deadline_of, unix_ms};
 use super::{Parked, Socket, label_of};
 
 /// A ping is answered after this time even if what was sent before it is still on its way.
 const PONG_LIMIT: Duration = Duration::from_secs(1);
 /// Pings that may wait for their answer; nothing is read behind the last of them.
 pub(super) const PINGS: usize = 16;
+
+const RATE_LIMITED: MessageError = MessageError::new(
+    "rate_limited",
+    "more a second than limits.messages_per_second or limits.bytes_per_second",
+);
 
 /// An application-level ping that waits behind what its client sent before it.
 pub(super) struct Ping {
@@ -37,29 +42,42 @@ pub(super) struct Ping {
 }
 
 impl Socket {
-    pub(super) fn on_client_message(&mut self, message: Message, now: Instant) {
-        match self.rate.on(1, self.messages(), now) {
+    /// A message that took so many bytes.
+    pub(super) fn on_client_message(&mut self, message: Message, bytes: usize, now: Instant) {
+        match self.session.on_message(bytes, now, &self.shared.session) {
             Verdict::Pass => self.process(message, now),
             Verdict::Limited { until, report } => {
                 if report {
-                    let error = MessageError::new(
-                        "rate_limited",
-                        "more messages a second than limits.messages_per_second",
-                    );
-                    self.send_error(&error);
+                    self.send_error(&RATE_LIMITED);
                 }
                 if self.is_volatile(&message) {
                     self.hub.metrics().dropped(Dropped::Rate, 1);
                 } else {
-                    self.parked = Some(Parked::Rate(message, until));
+                    self.park(Parked::Rate(Some(message), bytes), until);
                 }
             }
             Verdict::Abuse => self.leave(Close::Policy),
         }
     }
 
-    fn messages(&self) -> Quota {
-        Quota::new(self.hub.settings().limits.messages_per_second, Duration::from_secs(1))
+    /// A ping, a pong or an empty fragment of so many bytes: true when it is to be answered.
+    pub(super) fn on_control_frame(&mut self, bytes: usize, now: Instant) -> bool {
+        let [answered, read_on] = self.session.on_control(bytes, now, &self.shared.session);
+        if let Verdict::Limited { until, .. } = read_on {
+            self.park(Parked::Rate(None, 0), until);
+        }
+        if matches!(answered, Verdict::Limited { .. }) {
+            self.hub.metrics().control_frames_limited.inc();
+        }
+        if [answered, read_on].contains(&Verdict::Abuse) {
+            self.leave(Close::Policy);
+        }
+        answered == Verdict::Pass
+    }
+
+    fn park(&mut self, parked: Parked, until: Instant) {
+        self.parked = Some(parked);
+        self.session.park(until);
     }
 
     fn is_volatile(&self, message: &Message) -> bool {
@@ -70,22 +88,34 @@ impl Socket {
         self.seat.protocol == Protocol::V1 && stream.is_some_and(|stream| !stream.is_reliable())
     }
 
-    /// False while the held message has to wait on.
-    pub(super) fn retry_parked(&mut self, now: Instant) -> bool {
+    /// The parked message has waited long enough.
+    pub(super) fn unpark(&mut self, now: Instant) {
         match self.parked.take() {
-            Some(Parked::Rate(message, until)) if until <= now => {
-                self.rate.on_held(1, self.messages(), now);
+            Some(Parked::Rate(Some(message), bytes)) => {
+                self.session.on_unparked(bytes, now, &self.shared.session);
                 self.process(message, now);
             }
-            Some(Parked::Marker(parcel, until)) => {
-                if until <= now {
-                    self.hub.on_marker_overdue(&self.seat);
-                }
+            Some(Parked::Marker(parcel)) => {
+                self.hub.on_marker_overdue(&self.seat);
                 self.forward(parcel, now);
+            }
+            Some(Parked::Rate(None, _)) | None => {}
+        }
+    }
+
+    /// True while a message is parked. One that waits for the backplane may go on before its time: then the seat is
+    /// woken.
+    pub(super) fn is_parked(&mut self, now: Instant) -> bool {
+        match self.parked.take() {
+            Some(Parked::Marker(parcel)) => {
+                self.forward(parcel, now);
+                if self.parked.is_none() {
+                    self.session.unpark();
+                }
             }
             parked => self.parked = parked,
         }
-        self.parked.is_none()
+        self.parked.is_some()
     }
 
     fn process(&mut self, message: Message, now: Instant) {
@@ -131,7 +161,10 @@ impl Socket {
                 // overwritten connection's.
                 match self.hub.barrier(&self.seat) {
                     None if self.pings.is_empty() => self.pong(id.as_deref()),
-                    barrier => self.pings.push_back(Ping { id, barrier, until: now + PONG_LIMIT }),
+                    barrier => {
+                        self.pings.push_back(Ping { id, barrier, until: now + PONG_LIMIT });
+                        self.note_first_ping();
+                    }
                 }
             }
             Ok(ClientMessage::Auth { token }) => {
@@ -149,16 +182,25 @@ impl Socket {
     }
 
     /// Answers the pings before which nothing is on its way any more.
-    pub(super) fn answer_pings(&mut self, now: Instant, cx: &mut Context<'_>) {
-        while let Some(Ping { id, barrier, until }) = self.pings.front_mut() {
-            let waits = barrier.as_mut().is_some_and(|barrier| Pin::new(barrier).poll(cx).is_pending());
-            if waits && now < *until {
+    pub(super) fn answer_pings(&mut self, cx: &mut Context<'_>) {
+        while let Some(Ping { barrier, .. }) = self.pings.front_mut() {
+            if barrier.as_mut().is_some_and(|barrier| Pin::new(barrier).poll(cx).is_pending()) {
                 return;
             }
-            let id = id.take();
-            self.pings.pop_front();
+            self.answer_first_ping();
+        }
+    }
+
+    /// Answers the ping that has waited longest.
+    pub(super) fn answer_first_ping(&mut self) {
+        if let Some(Ping { id, .. }) = self.pings.pop_front() {
             self.pong(id.as_deref());
         }
+        self.note_first_ping();
+    }
+
+    fn note_first_ping(&mut self) {
+        self.session.on_ping(self.pings.front().map(|ping| ping.until));
     }
 
     /// A frame's way out of this socket.
@@ -166,8 +208,7 @@ impl Socket {
         let failed = match self.hub.send(&self.seat, &parcel, now) {
             Sent::Done | Sent::Overwritten => return,
             Sent::Wait => {
-                self.parked = Some(Parked::Marker(parcel, now + MARKER_LIMIT));
-                return;
+                return self.park(Parked::Marker(parcel), now + MARKER_LIMIT);
             }
             Sent::Absent => PEER_ABSENT,
             Sent::AckUnsupported => ACK_UNSUPPORTED,
@@ -176,7 +217,7 @@ impl Socket {
         match parcel {
             Parcel::Frame(bytes) => {
                 let stream = bytes.first().copied().map(StreamId).filter(|stream| stream.is_reliable());
-                let due = |stream| self.faults.get_or_insert_default().absent.is_due(stream, now);
+                let due = |stream| self.session.on_absent(stream, now);
                 if stream.is_some_and(due) {
                     self.send_error(&failed);
                 }
@@ -192,7 +233,7 @@ impl Socket {
     /// An error of the client: told, and counted.
     fn on_error(&mut self, error: &MessageError, now: Instant) {
         self.send_error(error);
-        if self.faults.get_or_insert_default().errors.on_error(now) {
+        if self.session.on_error(now) {
             self.leave(Close::Policy);
         }
     }
@@ -205,8 +246,7 @@ impl Socket {
         match verified {
             Ok(identity) if identity.user == self.seat.user => {
                 self.expires_at = identity.expires_at;
-                self.expires = deadline_of(identity.expires_at, now);
-                self.sent_expiring = false;
+                self.session.on_refreshed(deadline_of(identity.expires_at, now), now);
                 self.seat.set_label(label_of(&identity));
                 if let Some(revocation) = &mut self.revocation {
                     revocation.identity = identity.clone();

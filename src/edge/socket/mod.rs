@@ -2,10 +2,10 @@
 //! watches the clock. Reading never waits for writing: a client that does not read may still send.
 
 mod buffers;
-mod clock;
 mod codec;
 #[cfg(conformance)]
 mod conformance;
+mod due;
 mod messages;
 mod read;
 mod write;
@@ -20,30 +20,21 @@ use tokio::task::JoinHandle;
 use tokio::time::Sleep;
 
 use self::buffers::Buffers;
-use self::clock::{deadline_of, next_check};
 use self::codec::{Decoder, Message};
+use self::due::{deadline_of, next_check};
 use self::messages::Ping;
 use self::write::Writer;
 use crate::auth::{Identity, Verifier};
 use crate::edge::gate::Admission;
 use crate::edge::stream::Stream;
-use crate::hub::{Hub, Seat};
-use crate::relay::limits::{AbsentNotices, Errors, Rate};
+use crate::hub::{Hub, HubSettings, Seat};
+use crate::relay::limits::Quotas;
 use crate::relay::parcel::Parcel;
 use crate::relay::refusal::Refusal;
+use crate::relay::session::{Session, SessionSettings};
 
 /// Messages that one turn may read before other sockets get theirs.
 const READS_A_TURN: usize = 32;
-/// What still waits for a connection that has to go is written for at most this long.
-const GOODBYE_LIMIT: Duration = Duration::from_secs(1);
-/// A close is tried for at most this long, then TCP is reset.
-const CLOSE_LIMIT: Duration = Duration::from_secs(5);
-/// A connection to which something waits to be written, and that takes nothing of it for this long, is closed. A slow
-/// receiver takes a little now and then, and stays.
-const STALL_LIMIT: Duration = Duration::from_secs(60);
-/// `expiring` is told this long before the token expires.
-const EXPIRING_AHEAD: Duration = Duration::from_secs(300);
-
 /// What every socket of a worker needs to know.
 #[derive(Clone)]
 pub struct SocketSettings {
@@ -64,14 +55,21 @@ pub struct SocketSettings {
 /// What the sockets of one worker share.
 pub struct Sockets {
     settings: SocketSettings,
+    session: SessionSettings,
     buffers: Buffers,
 }
 
 impl Sockets {
     /// Without any buffer yet.
     #[must_use]
-    pub fn new(settings: SocketSettings) -> Self {
-        Self { settings, buffers: Buffers::default() }
+    pub fn new(settings: SocketSettings, hub: &HubSettings) -> Self {
+        let session = SessionSettings {
+            heartbeat: hub.heartbeat,
+            enforce_expiry: settings.enforce_expiry,
+            leave_within: settings.leave_within,
+            quotas: Quotas::new(hub.limits.messages_per_second, hub.limits.bytes_per_second),
+        };
+        Self { settings, session, buffers: Buffers::default() }
     }
 }
 
@@ -85,93 +83,36 @@ pub struct Socket {
     writer: Writer,
     /// The client has closed: what is left is written, then TCP is closed.
     is_answered: bool,
-    state: State,
+    /// What is due when.
+    session: Session,
     /// A message that may not go on yet.
     parked: Option<Parked>,
-    rate: Rate,
-    /// For pings, pongs and empty fragments.
-    control: Rate,
-    /// Errors and notices: most connections never need them.
-    faults: Option<Box<Faults>>,
     auth: Option<PendingAuth>,
     /// Not answered yet, oldest first.
     pings: VecDeque<Ping>,
     /// Only where sessions are checked for revocation.
     revocation: Option<Box<Revocation>>,
-    last_byte: Instant,
-    beat: Beat,
+    /// End of its token, Unix seconds.
     expires_at: u64,
-    expires: Instant,
-    sent_expiring: bool,
-    leaving: Leaving,
     /// Its place among the connections of this instance, given back with it.
     _admission: Admission,
 }
 
 type PendingAuth = JoinHandle<Result<Identity, Refusal>>;
 
-/// Whose session is checked again, how often, when next, and the check that is under way.
+/// Whose session is checked again, how often, and the check that is under way.
 struct Revocation {
     identity: Identity,
     pause: Duration,
-    next: Instant,
     check: Option<JoinHandle<Result<(), Refusal>>>,
-}
-
-#[derive(Default)]
-struct Faults {
-    errors: Errors,
-    absent: AbsentNotices,
-}
-
-#[derive(Clone, Copy)]
-enum State {
-    Open,
-    /// The outbox says goodbye: what waits is written until then, and when `forced` only the goodbye is.
-    Goodbye {
-        until: Instant,
-        forced: bool,
-    },
-    /// The close frame is on its way, and the client's answer; `reset` when TCP is to be reset in the end.
-    Closing {
-        until: Instant,
-        reset: bool,
-    },
-    /// The client speaks no WebSocket any more: what is left is written, its bytes are thrown away until it is gone.
-    Broken {
-        until: Instant,
-    },
-}
-
-/// How long a client that has not answered is listened to before it is dropped.
-const LAST_LOOK: Duration = Duration::from_millis(100);
-
-/// What is known of a silent client.
-#[derive(Clone, Copy)]
-enum Beat {
-    /// It was heard lately.
-    Heard,
-    /// It was pinged then.
-    Pinged(Instant),
-    /// It has not answered in time. What waits in the kernel is read until then, before it is dropped: perhaps it was
-    /// this process that stood still, and epoll has to tell first that there is something.
-    LastLook(Instant),
 }
 
 /// A message that may not go on yet; nothing is read behind it.
 enum Parked {
-    /// Past the rate: until its turn comes.
-    Rate(Message, Instant),
+    /// Past a rate, with what it counts in bytes; `None`: something came that is not held, and reading rests.
+    Rate(Option<Message>, usize),
     /// Behind what travels through the backplane.
-    Marker(Parcel, Instant),
-}
-
-#[derive(Clone, Copy)]
-enum Leaving {
-    /// Not yet: at this time, or never.
-    At(Option<Instant>),
-    /// It was told to come back; it is closed with 1012 then.
-    Told { deadline: Instant },
+    Marker(Parcel),
 }
 
 /// Why a task's loop ends.
@@ -194,14 +135,16 @@ impl Socket {
         identity: Identity,
         admission: Admission,
     ) -> Self {
-        let now = Instant::now();
+        let now = now();
         // Sockets that came together do not leave together.
         let lifetime =
             shared.settings.max_lifetime.map(|life| now + life.mul_f64(0.9 + 0.1 * fastrand::f64()));
-        let revocation = shared.settings.verifier.revocation_pause().map(|pause| {
-            let next = next_check(now, pause);
-            Box::new(Revocation { identity: identity.clone(), pause, next, check: None })
-        });
+        let pause = shared.settings.verifier.revocation_pause();
+        let check = pause.map(|pause| next_check(now, pause));
+        let expires = deadline_of(identity.expires_at, now);
+        let session = Session::new(now, expires, lifetime, check, &shared.session);
+        let expires_at = identity.expires_at;
+        let revocation = pause.map(|pause| Box::new(Revocation { identity, pause, check: None }));
         Self {
             hub,
             seat,
@@ -210,20 +153,12 @@ impl Socket {
             decoder: Decoder::new(early),
             writer: Writer::default(),
             is_answered: false,
-            state: State::Open,
+            session,
             parked: None,
-            rate: Rate::default(),
-            control: Rate::default(),
-            faults: None,
             auth: None,
             pings: VecDeque::new(),
             revocation,
-            last_byte: now,
-            beat: Beat::Heard,
-            expires_at: identity.expires_at,
-            expires: deadline_of(identity.expires_at, now),
-            sent_expiring: false,
-            leaving: Leaving::At(lifetime),
+            expires_at,
             _admission: admission,
         }
     }
@@ -234,7 +169,7 @@ impl Socket {
     pub fn run(mut self) -> impl Future<Output = ()> {
         async move {
             // For its first deadline, and not for now: tokio wakes its own epoll for a timer that is due at once.
-            let at = self.next_deadline().unwrap_or(self.last_byte);
+            let at = self.session.deadline().unwrap_or_else(now);
             let mut sleep = pin!(tokio::time::sleep_until(at.into()));
             let end = std::future::poll_fn(|cx| self.poll(cx, sleep.as_mut())).await;
             // In this order: leave the room, then let the socket go; telling other instances goes on beside.
@@ -260,8 +195,8 @@ impl Socket {
     fn turn(&mut self, cx: &mut Context<'_>, mut sleep: Pin<&mut Sleep>) -> Poll<End> {
         let mut turns = READS_A_TURN;
         loop {
-            let now = Instant::now();
-            if let Err(end) = self.on_clock(now, cx) {
+            let now = now();
+            if let Err(end) = self.on_due(now, cx) {
                 return Poll::Ready(end);
             }
             // Control messages, pongs and frames leave before anything is read.
@@ -279,7 +214,7 @@ impl Socket {
                     if let Err(end) = self.write(cx, now) {
                         return Poll::Ready(end);
                     }
-                    let Some(at) = self.next_deadline() else {
+                    let Some(at) = self.session.deadline() else {
                         return Poll::Pending;
                     };
                     // The timer is only moved when it would be late; it looks again when it fires early.
@@ -296,8 +231,16 @@ impl Socket {
     }
 }
 
+/// The time, on the clock that tests can move.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
 /// The room's name for classic clients: the e-mail address, or the uid where the token has none.
 #[must_use]
 pub fn label_of(identity: &Identity) -> std::sync::Arc<str> {
     identity.email.as_ref().map_or(identity.user.uid(), |email| email.as_str()).into()
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,15 +9,14 @@ use tracing::debug;
 
 use super::codec::{Broken, Item, is_close_code};
 use super::messages::PINGS;
-use super::{Beat, End, GOODBYE_LIMIT, Socket, State};
+use super::{End, Socket};
 use crate::relay::close::Close;
-use crate::relay::limits::{CONTROL, Verdict};
 use crate::relay::refusal::Refusal;
 
 impl Socket {
     /// True when something was read and more may be there.
     pub(super) fn read(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<bool, End> {
-        if matches!(self.state, State::Broken { .. }) {
+        if self.session.is_broken() {
             return self.discard(cx, now);
         }
         if let Some(auth) = &mut self.auth {
@@ -28,7 +27,7 @@ impl Socket {
             self.on_verified(verified.unwrap_or(Err(Refusal::KeysUnavailable)), now);
             return Ok(true);
         }
-        if self.pings.len() >= PINGS || self.parked.is_some() && !self.retry_parked(now) {
+        if self.pings.len() >= PINGS || self.is_parked(now) {
             return Ok(false);
         }
         match self.decoder.decode(self.shared.settings.message_bytes) {
@@ -54,8 +53,7 @@ impl Socket {
                 let length = room.filled().len();
                 self.decoder.on_read(length);
                 if length > 0 {
-                    self.last_byte = now;
-                    self.beat = Beat::Heard;
+                    self.session.on_bytes(now);
                 }
                 Ok(Poll::Ready(length))
             }
@@ -65,41 +63,27 @@ impl Socket {
     }
 
     fn on_item(&mut self, item: Item, cx: &mut Context<'_>, now: Instant) -> Result<(), End> {
+        let bytes = self.decoder.taken();
         match item {
             Item::Close(code) => return self.on_close(code, cx, now),
             // After its goodbye a connection says nothing that counts.
-            _ if !matches!(self.state, State::Open) => {}
-            Item::Message(message) => self.on_client_message(message, now),
+            _ if !self.session.is_open() => {}
+            Item::Message(message) => self.on_client_message(message, bytes, now),
             Item::Ping(payload) => {
-                if self.may_control(now) {
+                if self.on_control_frame(bytes, now) {
                     self.writer.pong(payload);
                 }
             }
             Item::Pong | Item::EmptyFragment => {
-                let _ = self.may_control(now);
+                self.on_control_frame(bytes, now);
             }
         }
         Ok(())
     }
 
-    /// One more ping, pong or empty fragment: false when it is past the rate, and not answered.
-    fn may_control(&mut self, now: Instant) -> bool {
-        match self.control.on(1, CONTROL, now) {
-            Verdict::Pass => true,
-            Verdict::Limited { .. } => {
-                self.hub.metrics().control_frames_limited.inc();
-                false
-            }
-            Verdict::Abuse => {
-                self.leave(Close::Policy);
-                false
-            }
-        }
-    }
-
     /// The client closes. What is half written is finished; its close is answered with the same code.
     fn on_close(&mut self, code: Option<u16>, cx: &mut Context<'_>, now: Instant) -> Result<(), End> {
-        if matches!(self.state, State::Open | State::Goodbye { .. }) {
+        if self.session.may_write() {
             let close = match code {
                 Some(code) if !is_close_code(code) => Close::ProtocolError,
                 code => Close::Answer(code.unwrap_or(1005)),
@@ -114,7 +98,7 @@ impl Socket {
             return Err(End::Close);
         }
         // Its bytes are read on, as closing a TCP socket with unread bytes would reset it.
-        self.state = State::Broken { until: now + GOODBYE_LIMIT };
+        self.session.on_broken(now);
         Ok(())
     }
 
@@ -126,13 +110,13 @@ impl Socket {
         };
         debug!(connection.id = %self.seat.connection, error = %broken, "the client broke the WebSocket protocol");
         self.hub.leave(&self.seat);
-        if matches!(self.state, State::Open | State::Goodbye { .. }) {
+        if self.session.may_write() {
             self.seat.with_outbox(|outbox| outbox.forget_waiting());
             self.close_behind_unsent(cx, now, close)?;
         }
         // Its bytes are read on: closing a TCP socket with unread bytes would reset it, and the close frame
         // with the reason could be lost (RFC 1122 section 4.2.2.13).
-        self.state = State::Broken { until: now + GOODBYE_LIMIT };
+        self.session.on_broken(now);
         Ok(true)
     }
 

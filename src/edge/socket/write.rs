@@ -8,10 +8,11 @@ use bytes::Bytes;
 use tokio::io::AsyncWrite as _;
 
 use super::codec::{Opcode, encode, encode_close};
-use super::{CLOSE_LIMIT, End, GOODBYE_LIMIT, Socket, State};
+use super::{End, Socket};
 use crate::edge::stream::Stream;
 use crate::relay::close::Close;
 use crate::relay::outbox::Kind;
+use crate::relay::session::{CLOSE_LIMIT, GOODBYE_LIMIT};
 
 /// Messages are gathered up to this size, then written at once.
 const BATCH: usize = 16 * 1024;
@@ -22,8 +23,6 @@ pub(super) struct Writer {
     unsent: Box<[u8]>,
     /// Of it, so much has been written meanwhile.
     written: usize,
-    /// Since when the kernel has taken nothing, while something waits for it.
-    pub(super) stalled: Option<Instant>,
     /// The answer to the latest ping; RFC 6455 section 5.5.3 asks for no other.
     pong: Option<Bytes>,
     /// The client has been silent, and is to be pinged.
@@ -56,37 +55,29 @@ impl Writer {
         }
     }
 
-    /// Writes what waits. True when everything has left.
-    fn flush(&mut self, stream: &mut Stream, cx: &mut Context<'_>, now: Instant) -> Result<bool, End> {
-        let before = self.written;
-        let waiting = self.unsent.get(before..).unwrap_or_default();
+    /// Writes what waits; how much of it the kernel has taken.
+    fn flush(&mut self, stream: &mut Stream, cx: &mut Context<'_>) -> Result<usize, End> {
+        let waiting = self.unsent.get(self.written..).unwrap_or_default();
         let (length, written) = (waiting.len(), write_to(stream, cx, waiting)?);
         self.written += written;
         if written == length {
-            *self = Self { pong: self.pong.take(), ping: self.ping, ..Self::default() };
-            return Ok(true);
+            self.clear();
         }
-        if written > 0 {
-            self.stalled = Some(now);
-        }
-        Ok(false)
+        Ok(written)
     }
 
-    /// Writes this; what the kernel does not take waits. True when everything has left.
-    fn write(
-        &mut self,
-        stream: &mut Stream,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-        now: Instant,
-    ) -> Result<bool, End> {
+    /// Writes this; what the kernel does not take waits. How much it has taken.
+    fn write(&mut self, stream: &mut Stream, cx: &mut Context<'_>, bytes: &[u8]) -> Result<usize, End> {
         let written = write_to(stream, cx, bytes)?;
-        let rest = bytes.get(written..).unwrap_or_default();
-        if rest.is_empty() {
-            return Ok(true);
+        self.clear();
+        if let Some(rest) = bytes.get(written..).filter(|rest| !rest.is_empty()) {
+            self.unsent = rest.into();
         }
-        (self.unsent, self.written, self.stalled) = (rest.into(), 0, Some(now));
-        Ok(false)
+        Ok(written)
+    }
+
+    fn clear(&mut self) {
+        (self.unsent, self.written) = (Box::default(), 0);
     }
 }
 
@@ -109,29 +100,32 @@ impl Socket {
     pub(super) fn write(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<(), End> {
         loop {
             // While the kernel takes no more, frames stay in the outbox, where newer ones replace them.
-            if !self.writer.is_flushed() && !self.writer.flush(&mut self.stream, cx, now)? {
-                return Ok(());
+            if !self.writer.is_flushed() {
+                let written = self.writer.flush(&mut self.stream, cx)?;
+                self.note_written(written, now);
+                if !self.writer.is_flushed() {
+                    return Ok(());
+                }
             }
             if self.is_answered {
                 return Err(End::Close);
             }
-            if matches!(self.state, State::Closing { .. } | State::Broken { .. }) {
+            if !self.session.may_write() {
                 return Ok(());
             }
             let mut batch = self.shared.buffers.write();
             self.gather(&mut batch, now);
-            let sent = if batch.is_empty() {
-                None
-            } else {
-                Some(self.writer.write(&mut self.stream, cx, &batch, now))
-            };
+            let (length, written) = (batch.len(), self.writer.write(&mut self.stream, cx, &batch));
             self.shared.buffers.return_write(batch);
-            match sent {
-                None | Some(Ok(false)) => return Ok(()),
-                Some(Ok(true)) => {}
-                Some(Err(end)) => return Err(end),
+            if length == 0 || self.note_written(written?, now) < length {
+                return Ok(());
             }
         }
+    }
+
+    fn note_written(&mut self, written: usize, now: Instant) -> usize {
+        self.session.on_output(!self.writer.is_flushed(), written > 0, now);
+        written
     }
 
     /// The next batch: control frames, then what waits in the outbox, then the goodbye.
@@ -163,7 +157,7 @@ impl Socket {
     fn close(&mut self, batch: &mut Vec<u8>, now: Instant, close: Close) {
         let reset = matches!(close, Close::TooSlow | Close::NoHeartbeat);
         let limit = if matches!(close, Close::Restart) { GOODBYE_LIMIT } else { CLOSE_LIMIT };
-        self.state = State::Closing { until: now + limit, reset };
+        self.session.on_close_sent(limit, reset, now);
         self.hub.metrics().closed(close.code());
         encode_close(batch, close.code(), close.reason());
     }
@@ -178,12 +172,16 @@ impl Socket {
         let mut batch = self.shared.buffers.write();
         batch.extend_from_slice(self.writer.unsent.get(self.writer.written..).unwrap_or_default());
         self.close(&mut batch, now, close);
-        let sent = self.writer.write(&mut self.stream, cx, &batch, now);
+        let written = self.writer.write(&mut self.stream, cx, &batch);
         self.shared.buffers.return_write(batch);
-        if sent? {
-            self.writer = Writer::default();
-        }
+        self.note_written(written?, now);
         Ok(())
+    }
+
+    /// The connection leaves its room now, and what waits for it is dropped: the close is next.
+    pub(super) fn leave_now(&mut self, close: Close) {
+        self.hub.leave(&self.seat);
+        self.seat.with_outbox(|outbox| outbox.close_now(None, close));
     }
 
     /// The connection leaves its room now; what waits for it is written for a while, then the close.
