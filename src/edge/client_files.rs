@@ -17,6 +17,10 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderValue, StatusCode};
 
+/// `GET /duorelay-direct.js`, which `duorelay.js` loads where the direct path is on.
+pub static DIRECT: LazyLock<ClientFile> =
+    LazyLock::new(|| ClientFile::new("text/javascript", include_str!("../client/js/duorelay-direct.js")));
+
 /// `GET /duorelay.js`.
 pub static SCRIPT: LazyLock<ClientFile> =
     LazyLock::new(|| ClientFile::new("text/javascript", include_str!("../client/js/duorelay.js")));

@@ -30,6 +30,7 @@ pub fn public(edge: Arc<Edge>, page: Option<Router>) -> Router {
         .route("/ws", any(upgrade_only))
         .route("/v1/session", get(session).options(preflight))
         .route("/duorelay.js", get(async |headers: HeaderMap| client_files::SCRIPT.answer(&headers)))
+        .route("/duorelay-direct.js", get(async |headers: HeaderMap| client_files::DIRECT.answer(&headers)))
         .route("/duorelay.d.ts", get(async |headers: HeaderMap| client_files::TYPES.answer(&headers)))
         .merge(health_routes());
     let routes = match page {

@@ -16,12 +16,18 @@ export interface Options {
   client?: string;
   /** Bytes of reliable messages that may wait to be sent. Default 1 MiB; at most 1000 messages wait in any case. */
   queueBytes?: number;
+  /**
+   * Volatile frames go straight to the other device while that is possible (WebRTC), if the other page has this on as well.
+   * The two devices, which are one person's, learn each other's addresses. Default false.
+   */
+  direct?: boolean;
   /** Single times in milliseconds. */
   timing?: Partial<Timing>;
   /** Logs what it does, without tokens and payloads: true for the console, or a function. */
   debug?: boolean | ((...words: unknown[]) => void);
   /** The platform's own unless given: Node before 22 needs the `WebSocket` of the package `ws`. */
   WebSocket?: unknown;
+  RTCPeerConnection?: unknown;
   fetch?: typeof globalThis.fetch;
   /** Tells `online`, `focus`, `visibilitychange`, `pagehide` and `pageshow`; default `window`, where it has events. */
   page?: EventTarget & { document?: { visibilityState: string } };
@@ -89,6 +95,30 @@ export interface Timing {
   report: number;
   /** Browsers have no "drained" event: how often bufferedAmount is looked at. */
   poll: number;
+  /** How long the desktop waits for the answer to its offer of a direct path. */
+  directAnswer: number;
+  /** From the answer to an open channel. */
+  directOpen: number;
+  /** How often what came on the direct path is reported. */
+  directReport: number;
+  /** How long a direct frame may stay unreported beyond the round trip. */
+  directSilence: number;
+  /** How often the direct path is measured. */
+  directPing: number;
+  /** How late a direct frame may arrive that nothing was heard of. */
+  directSettle: number;
+  /** How often the direct path is measured. */
+  directPing: number;
+  /** How long it may be silent altogether. */
+  directDead: number;
+  /** The pause after a failure doubles from the first to the second of these. */
+  directRetry: number;
+  directRetryMax: number;
+  /** A direct path that lived this long forgets earlier failures. */
+  directStable: number;
+  /** How much slower than the relay it may be, to be taken and to be kept. */
+  directEnter: number;
+  directStay: number;
 }
 
 /**
@@ -129,6 +159,8 @@ export interface Welcome {
   limits: { message_bytes: number; messages_per_second: number; bytes_per_second?: number; queue_bytes: number };
   /** What the relay understands beyond the first version. */
   features?: string[];
+  /** Servers that tell a browser its public address, for the direct path. */
+  stun?: string[];
   instance: string;
 }
 
@@ -189,13 +221,20 @@ export interface Events {
   rtt(ms: number): void;
   /** The same, each way. */
   delay(delay: Delay): void;
+  /** Volatile frames take another path; `because` says in one word why they are back on the relay's. */
+  path(path: Path, because: string | null): void;
 }
 
 /** How long a message takes to the relay and from it, with what waits before it on the path: milliseconds, estimated. */
 export interface Delay {
   up: number | null;
   down: number | null;
+  /** Straight to the other device; null while there is no direct path. */
+  direct: number | null;
 }
+
+/** Straight to the other device, or through the relay. */
+export type Path = "direct" | "relay";
 
 export class DuoRelay {
   constructor(options: Options);
@@ -209,6 +248,8 @@ export class DuoRelay {
   /** The last round trip to the relay and back, in milliseconds. */
   readonly rtt: number | null;
   readonly delay: Delay;
+  /** The path that volatile frames take now. */
+  readonly path: Path;
   /** Volatile frames that were not sent: a newer one replaced them, or their connection ended. */
   readonly dropped: number;
   /** Bytes of reliable messages that wait to be sent. */

@@ -1,9 +1,10 @@
 // What the client meets outside. Tests, and platforms without a part of it, give their own.
 
 /** The options' own parts before the platform's. Looked up at each call, so that a polyfill may come late. */
-export function environment({ WebSocket, fetch, page, environment: given = {} }) {
+export function environment({ WebSocket, RTCPeerConnection, fetch, page, environment: given = {} }) {
   return {
     WebSocket: WebSocket ?? globalThis.WebSocket,
+    RTCPeerConnection: RTCPeerConnection ?? globalThis.RTCPeerConnection,
     fetch: fetch ?? ((...request) => globalThis.fetch(...request)),
     page: page === undefined ? browserPage() : page,
     location: globalThis.location,

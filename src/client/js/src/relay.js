@@ -1,11 +1,12 @@
 import { attemptUrls, isMixedContent, relayAddress } from "./address.js";
 import { decide, isTokenRefusal } from "./decide.js";
-import { environment } from "./environment.js";
+import { environment, randomHex } from "./environment.js";
 import { SendError } from "./errors.js";
 import { Events } from "./events.js";
 import { affinityOf, NamedClient, TabClient, userOf } from "./identity.js";
 import { Inbox, RELIABLE } from "./inbox.js";
 import { Link } from "./link.js";
+import { Pacing } from "./pacing.js";
 import { PageEvents } from "./page.js";
 import { Sender } from "./sender.js";
 import { TIMING } from "./timing.js";
@@ -50,6 +51,7 @@ export class DuoRelay {
   #checking = false;
   #checkLater = false;
 
+  #direct = null;
   #peer = null;
   #expiresAt = null;
   #backplane = "up";
@@ -79,6 +81,7 @@ export class DuoRelay {
       hide: () => this.#suspend(),
       forbidden: (address) => this.#onForbidden(address),
     });
+    if (options.direct) this.#startDirect();
     this.#connect();
   }
 
@@ -89,7 +92,8 @@ export class DuoRelay {
   get expiresAt() { return this.#expiresAt; }
   get backplane() { return this.#backplane; }
   get rtt() { return this.#current?.rtt ?? null; }
-  get delay() { return { up: this.#current?.delay.up ?? null, down: this.#current?.delay.down ?? null }; }
+  get delay() { return { up: this.#current?.delay.up ?? null, down: this.#current?.delay.down ?? null, direct: this.#direct?.delay ?? null }; }
+  get path() { return this.#direct?.path ?? "relay"; }
   get dropped() { return this.#sender.dropped; }
   get queued() { return this.#sender.queued; }
 
@@ -159,6 +163,7 @@ export class DuoRelay {
     if (this.#state === "closed") return;
     this.#page.stop();
     this.#stop("closed", {});
+    this.#direct?.stop();
   }
 
   // ---- Connecting -----------------------------------------------------------------------------------------------
@@ -297,6 +302,7 @@ export class DuoRelay {
     if (link.stable) this.#failures = 0;
     if (wasCurrent) {
       this.#current = null;
+      this.#direct?.setPair(null, null);
       this.#sender.dropVolatile();
       this.#tokens.stop();
       this.#oldIsGone();
@@ -364,6 +370,7 @@ export class DuoRelay {
     this.#retry = null;
     this.#tokens.stop();
     this.#oldIsGone();
+    this.#direct?.setPair(null, null);
     for (const link of [this.#next, this.#current]) link?.end();
     this.#next = this.#current = null;
     this.#sender.dropVolatile();
@@ -397,6 +404,7 @@ export class DuoRelay {
   #onFrame(link, streamId, bytes) {
     if (streamId >= RELIABLE) return this.#inOrder(link, () => this.#emit("frame", streamId, bytes));
     if (this.#old && !this.#inbox.isFresh(streamId, link === this.#old ? "old" : "new")) return;
+    if (this.#direct && !this.#direct.onRelayFrame(streamId, bytes, link !== this.#current)) return;
     this.#emit("frame", streamId, bytes);
   }
 
@@ -421,6 +429,8 @@ export class DuoRelay {
         if (message.state === "connected") this.#setPeer({ device: message.device, connection: message.connection, generation: message.generation });
         else if (this.#peer?.connection === message.connection) this.#setPeer(null);
         return this.#sender.goOn();
+      case "signal":
+        return this.#direct?.onSignal(message);
       case "pressure":
         return message.state === "high" ? this.#sender.hold() : this.#sender.goOn();
       case "expiring":
@@ -439,6 +449,7 @@ export class DuoRelay {
         return this.#emit("reconnect", message);
       }
       case "pong":
+        this.#direct?.onPong(Number(message.id));
         this.#emit("rtt", link.rtt);
         this.#emit("delay", this.delay);
         return this.#sender.flush();
@@ -526,12 +537,29 @@ export class DuoRelay {
     if (!this.#current) return null;
     // Nothing reliable from the barrier before the next socket until its welcome: after the claim the relay drops what
     // still comes on this one.
-    return { link: this.#current, path: this.#current, held: this.#next !== null || this.#atBarrier };
+    return { link: this.#current, path: this.#direct?.route(this.#current) ?? this.#current, held: this.#next !== null || this.#atBarrier };
+  }
+
+  /** A file of its own, so that pages without the direct path load nothing of it. */
+  async #startDirect() {
+    try {
+      const { Direct } = await import("./duorelay-direct.js");
+      if (this.#state === "closed") return;
+      this.#direct = Direct.of({ Pacing, randomHex }, this.#env, this.#options.timing, {
+        link: () => this.#current,
+        emit: (...event) => this.#emit(...event),
+        flush: () => this.#sender.flush(),
+      });
+      this.#direct?.setPair(this.#current?.welcome, this.#peer);
+    } catch (cause) {
+      this.#log("no direct path", cause);
+    }
   }
 
   // ---- Events ---------------------------------------------------------------------------------------------------
 
   #setPeer(peer) {
+    this.#direct?.setPair(this.#current?.welcome, peer);
     if (peer?.connection === this.#peer?.connection) return;
     this.#peer = peer ?? null;
     this.#emit("peer", this.#peer);
