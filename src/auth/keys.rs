@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::AuthError;
 use super::calls::{self, CALL_TIME, CallError};
 use super::jwks::{KeySet, KeySetError};
-use crate::metrics::Metrics;
+use crate::metrics::{KeyRefresh, Metrics};
 use crate::relay::refusal::Refusal;
 
 /// Unknown keys cause at most one fetch in this time.
@@ -197,7 +197,7 @@ async fn refresh(
     loop {
         publish.send_if_modified(|state| !std::mem::replace(&mut state.fetching, true));
         let fetched = timeout(CALL_TIME, source.fetch()).await.unwrap_or(Err(CallError::TimedOut.into()));
-        metrics.keys_refreshed(fetched.is_ok());
+        metrics.keys_refreshed(if fetched.is_ok() { KeyRefresh::Fetched } else { KeyRefresh::Failed });
         let next = match fetched {
             Ok(Fetched { keys, max_age }) => {
                 failures = 0;

@@ -22,7 +22,7 @@ use crate::auth::unix_now;
 use crate::relay::handshake::{self, Parameters};
 use crate::relay::ids::Member;
 use crate::relay::ids::{Attempt, Device};
-use crate::relay::refusal::Refusal;
+use crate::relay::refusal::{Facts, Refusal};
 
 /// The public port. `page` is served where no upgrade is asked for at `/`, and beside it.
 pub fn public(edge: Arc<Edge>, page: Option<Router>) -> Router {
@@ -107,13 +107,14 @@ struct Problem {
 
 /// A refusal as an `application/problem+json` document.
 fn problem(refusal: Refusal) -> Response {
-    let status = StatusCode::from_u16(refusal.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let Facts { code, status, retry_after, detail } = refusal.facts();
+    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let problem = Problem {
         r#type: "about:blank",
         title: status.canonical_reason().unwrap_or_default(),
-        status: refusal.status(),
-        code: refusal.code(),
-        detail: refusal.detail(),
+        status: status.as_u16(),
+        code,
+        detail,
         attempt: if let Refusal::Superseded { attempt } = refusal { Some(attempt) } else { None },
     };
     // Serialising fixed strings cannot fail.
@@ -121,7 +122,7 @@ fn problem(refusal: Refusal) -> Response {
     let mut response = (status, [(CONTENT_TYPE, "application/problem+json")], body).into_response();
     let headers = response.headers_mut();
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    if let Some(seconds) = refusal.retry_after() {
+    if let Some(seconds) = retry_after {
         headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
     }
     if refusal == Refusal::UpgradeRequired {

@@ -10,7 +10,7 @@ use crate::metrics::{Dropped, Path};
 use crate::relay::classic::{Occupancy, classic_text};
 use crate::relay::close::Close;
 use crate::relay::envelope::{Envelope, Undelivered};
-use crate::relay::ids::{ConnectionId, Device, StreamId};
+use crate::relay::ids::{ConnectionId, Device, Member, StreamId};
 use crate::relay::outbox::{Outgoing, Pushed, TooSlow};
 use crate::relay::parcel::Parcel;
 use crate::relay::protocol::{PressureState, Protocol, Sender, ServerMessage, compact_json, raw_json};
@@ -24,59 +24,30 @@ impl Hub {
     pub fn send(self: &Rc<Self>, seat: &Rc<Seat>, parcel: &Parcel, now: Instant) -> Sent {
         let mut room = seat.room.borrow_mut();
         let occupancy = room.occupancy();
-        let peer = match parcel {
-            Parcel::Signal { .. } => room.visible(seat.device.other()),
+        let is_for_peer = match parcel {
+            Parcel::Signal { to, .. } => {
+                room.visible(seat.device.other()).is_some_and(|peer| peer.connection == *to)
+            }
             Parcel::Frame(_)
             | Parcel::Send { .. }
             | Parcel::Text { .. }
             | Parcel::Ack { .. }
-            | Parcel::Pressure(_) => None,
+            | Parcel::Pressure(_) => true,
         };
-        let to = match room.route(seat.device, seat.connection) {
+        let route = room.route(seat.device, seat.connection);
+        drop(room);
+        let echo = matches!(parcel, Parcel::Text { .. });
+        let sent = match route {
+            Route::Wait => return Sent::Wait,
             Route::Overwritten => {
                 self.metrics.dropped(Dropped::Overwritten, 1);
                 return Sent::Overwritten;
             }
-            Route::Wait => return Sent::Wait,
-            Route::Here(to) => Ok(Some(Rc::clone(to))),
-            Route::Absent => Ok(None),
-            Route::Away(from) => Err(from),
-        };
-        drop(room);
-        if let Parcel::Signal { to, .. } = parcel {
-            if peer.is_none_or(|peer| peer.connection != *to) {
-                self.metrics.dropped(Dropped::PeerAbsent, 1);
-                return Sent::Absent;
-            }
-            self.count_direct_path(seat, *to);
-        }
-        let echo = matches!(parcel, Parcel::Text { .. });
-        let sent = match to {
-            Ok(Some(to)) => {
-                self.metrics.frame(parcel.is_reliable(), Path::Local, parcel.len());
-                match self.deliver(&to, seat.connection, occupancy, parcel, now) {
-                    Ok(()) => Sent::Done,
-                    Err(Undelivered::PeerAbsent) => Sent::Absent,
-                    Err(Undelivered::AckUnsupported) => Sent::AckUnsupported,
-                }
-            }
-            Ok(None) => {
+            Route::Here(to) if is_for_peer => self.deliver_here(seat, &to, occupancy, parcel, now),
+            Route::Away(from) if is_for_peer => self.publish(seat, from, parcel, now),
+            Route::Here(_) | Route::Away(_) | Route::Absent => {
                 self.metrics.dropped(Dropped::PeerAbsent, 1);
                 Sent::Absent
-            }
-            Err(from) => {
-                let envelope = Envelope::Parcel { from, parcel: parcel.clone() };
-                seat.published.set(true);
-                match self.backplane.publish(&seat.user, seat.device.other(), envelope, now) {
-                    Published::Queued => {
-                        self.metrics.frame(parcel.is_reliable(), Path::Backplane, parcel.len());
-                        Sent::Done
-                    }
-                    Published::Full => {
-                        self.metrics.dropped(Dropped::Backplane, 1);
-                        Sent::Refused
-                    }
-                }
             }
         };
         if echo {
@@ -86,11 +57,49 @@ impl Hub {
         sent
     }
 
+    /// Both sockets are here: into the other one's outbox.
+    fn deliver_here(
+        self: &Rc<Self>,
+        seat: &Seat,
+        to: &Rc<Seat>,
+        occupancy: Occupancy,
+        parcel: &Parcel,
+        now: Instant,
+    ) -> Sent {
+        self.count_direct_path(seat, parcel);
+        self.metrics.frame(parcel.is_reliable(), Path::Local, parcel.len());
+        match self.deliver(to, seat.connection, occupancy, parcel, now) {
+            Ok(()) => Sent::Done,
+            Err(Undelivered::PeerAbsent) => Sent::Absent,
+            Err(Undelivered::AckUnsupported) => Sent::AckUnsupported,
+        }
+    }
+
+    /// The other socket is on another instance: to its channel, under this sender's name.
+    fn publish(&self, seat: &Seat, from: Member, parcel: &Parcel, now: Instant) -> Sent {
+        self.count_direct_path(seat, parcel);
+        let envelope = Envelope::Parcel { from, parcel: parcel.clone() };
+        seat.published.set(true);
+        match self.backplane.publish(&seat.user, seat.device.other(), envelope, now) {
+            Published::Queued => {
+                self.metrics.frame(parcel.is_reliable(), Path::Backplane, parcel.len());
+                Sent::Done
+            }
+            Published::Full => {
+                self.metrics.dropped(Dropped::Backplane, 1);
+                Sent::Refused
+            }
+        }
+    }
+
     /// A client that answers its peer's `signal` arranges a direct path with it. The desktop begins, so that of the two
     /// instances only the mobile's counts the pair, once.
-    fn count_direct_path(&self, seat: &Seat, to: ConnectionId) {
-        if seat.device == Device::Mobile && seat.direct.get() == Direct::Asked(to) {
-            seat.direct.set(Direct::Arranged(to));
+    fn count_direct_path(&self, seat: &Seat, parcel: &Parcel) {
+        if let Parcel::Signal { to, .. } = parcel
+            && seat.device == Device::Mobile
+            && seat.direct.get() == Direct::Asked(*to)
+        {
+            seat.direct.set(Direct::Arranged(*to));
             self.metrics.direct_paths.inc();
         }
     }

@@ -10,6 +10,7 @@ use tracing::{Instrument as _, debug, info_span};
 
 pub(super) use crate::backplane::CALL_LIMIT;
 use crate::backplane::Renewal;
+use crate::metrics::{ClaimResult, RenewResult};
 use crate::relay::ids::{ConnectionId, Device};
 use crate::relay::protocol::{BackplaneState, Protocol, ServerMessage};
 use crate::relay::record::{Claim, ClaimOutcome, Claimed, Renewed};
@@ -33,9 +34,8 @@ impl Hub {
     ) -> Result<Rc<Seat>, Refusal> {
         if !self.backplane.is_up(&joining.user) {
             // Nothing was asked for, so that there is nothing to give back: while Redis is away each release would wait.
-            let refusal = Refusal::BackplaneUnavailable;
-            self.metrics.claimed(refusal.code());
-            return Err(refusal);
+            self.metrics.claimed(ClaimResult::BackplaneUnavailable);
+            return Err(Refusal::BackplaneUnavailable);
         }
         let room = self.rooms.borrow_mut().entry(joining.user.clone()).or_default().clone();
         let seat = Rc::new(Seat {
@@ -76,21 +76,23 @@ impl Hub {
         let claiming = self.backplane.claim(&seat.user, claim).instrument(span.clone());
         let outcome = timeout(CALL_LIMIT, claiming).await;
         self.metrics.claim_seconds.observe(asked.elapsed());
-        let refusal = match outcome {
+        let (result, refusal) = match outcome {
             Ok(Ok(ClaimOutcome::Claimed(claimed))) => {
-                self.metrics.claimed("claimed");
+                self.metrics.claimed(ClaimResult::Claimed);
                 span.record("result", "claimed");
                 self.welcome(&seat, &claimed, joining.expires_at);
                 return Ok(seat);
             }
             Ok(Ok(ClaimOutcome::TooManyEvictions { retry_after_ms })) => {
                 let retry_after = u32::try_from(retry_after_ms.div_ceil(1000)).unwrap_or(u32::MAX);
-                Refusal::TooManyAttempts { retry_after }
+                (ClaimResult::TooManyAttempts, Refusal::TooManyAttempts { retry_after })
             }
-            Ok(Ok(ClaimOutcome::Superseded { attempt })) => Refusal::Superseded { attempt },
-            Ok(Err(_)) | Err(_) => Refusal::BackplaneUnavailable,
+            Ok(Ok(ClaimOutcome::Superseded { attempt })) => {
+                (ClaimResult::Superseded, Refusal::Superseded { attempt })
+            }
+            Ok(Err(_)) | Err(_) => (ClaimResult::BackplaneUnavailable, Refusal::BackplaneUnavailable),
         };
-        self.metrics.claimed(refusal.code());
+        self.metrics.claimed(result);
         span.record("result", refusal.code());
         let mut effects = Vec::new();
         // The claim may have been carried out although its answer did not come: it is released all the same.
@@ -233,9 +235,9 @@ impl Hub {
         let answers = self.backplane.renew(&renewals).await;
         for ((seat, known), renewed) in asked.into_iter().zip(answers) {
             self.metrics.renewed(match &renewed {
-                Ok(Renewed::Kept { .. }) => "kept",
-                Ok(Renewed::Overwritten { .. }) => "overwritten",
-                Err(_) => "failed",
+                Ok(Renewed::Kept { .. }) => RenewResult::Kept,
+                Ok(Renewed::Overwritten { .. }) => RenewResult::Overwritten,
+                Err(_) => RenewResult::Failed,
             });
             // Without an answer the lease goes on until the next try.
             let Ok(renewed) = renewed else { continue };

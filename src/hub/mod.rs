@@ -14,7 +14,7 @@ use bytes::Bytes;
 pub use crate::backplane::readiness::Readiness;
 use crate::backplane::{Backplane, Event, LossCause, Lost, LostMessage, Published, Users};
 pub use crate::backplane::{Barrier, CALL_LIMIT, InstanceInfo, RoomSnapshot};
-use crate::metrics::{Dropped, Metrics, WorkerGauge};
+use crate::metrics::{Dropped, Metrics, TakeOver, WorkerGauge};
 use crate::relay::classic::CLASSIC_OVERWRITTEN;
 use crate::relay::close::Close;
 use crate::relay::envelope::Envelope;
@@ -176,7 +176,11 @@ impl Hub {
                         Protocol::V1 => ServerMessage::Overwritten { by }.encode(),
                         Protocol::Classic => Bytes::from_static(CLASSIC_OVERWRITTEN.as_bytes()),
                     };
-                    self.metrics.overwritten(by.same_client);
+                    self.metrics.overwritten(if by.same_client {
+                        TakeOver::HandOver
+                    } else {
+                        TakeOver::Eviction
+                    });
                     seat.close(Some(last), Close::Overwritten);
                     self.release_unused(&seat);
                 }

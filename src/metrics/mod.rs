@@ -4,6 +4,7 @@
 //! has not counted yet is 0, not absent, so that dashboards and alerts see it from the start.
 
 mod durations;
+mod labels;
 mod process;
 mod text;
 
@@ -17,94 +18,21 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Metric, Registry, Unit};
 
 pub use self::durations::Durations;
+use self::labels::{By, ByCode, Label};
+pub use self::labels::{
+    ClaimResult, Dropped, HttpEnded, KeyRefresh, Path, PublishResult, RenewResult, TakeOver,
+};
 pub use self::text::Format;
 use crate::relay::ids::Device;
 use crate::relay::protocol::Protocol;
 use crate::relay::refusal::Refusal;
 
-/// Why a frame was not delivered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Dropped {
-    /// A newer frame of its stream took its place.
-    Superseded,
-    /// All waiting volatile frames together were past the limit.
-    QueueFull,
-    /// Nobody held the other slot.
-    PeerAbsent,
-    /// The sender was past its rate.
-    Rate,
-    /// Its sender had lost its slot.
-    Overwritten,
-    /// The slot that it waited for changed hands.
-    PeerChanged,
-    /// It waited too long for the backplane, or the backplane's queue was full.
-    Backplane,
-    /// It came on a channel and was not readable.
-    Unreadable,
-}
-
-impl Dropped {
-    const CAUSES: [&'static str; 8] = [
-        "superseded",
-        "queue_full",
-        "peer_absent",
-        "rate",
-        "overwritten",
-        "peer_changed",
-        "backplane",
-        "unreadable",
-    ];
-}
-
-/// Why a connection that speaks HTTP is closed, or not let in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum HttpEnded {
-    /// No whole request came in time.
-    Overdue,
-    /// It did not take its answer.
-    Untaken,
-    /// It was idle.
-    Idle,
-    /// It was idle longest when places were short.
-    Cleared,
-    /// Its address holds its share of the places.
-    Share,
-    /// All places are taken.
-    Full,
-}
-
-impl HttpEnded {
-    const CAUSES: [&'static str; 6] = ["overdue", "untaken", "idle", "cleared", "share", "full"];
-}
-
-/// Which way a frame took.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Path {
-    /// In memory: both sockets are here.
-    Local,
-    /// Over the backplane, counted where it is published.
-    Backplane,
-}
-
-/// Outcome of a publish.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum PublishResult {
-    /// Somebody was subscribed.
-    Heard,
-    /// Nobody was.
-    Unheard,
-    /// It was refused, or not answered.
-    Failed,
-}
-
 /// The codes that the relay itself sends, and those of clients that it repeats; a client's own are `other`.
-const CLOSES: [&str; 14] = [
-    "1000", "1001", "1002", "1007", "1008", "1009", "1012", "1013", "4001", "4002", "4003", "4008", "4009",
-    "other",
-];
+const CLOSES: &[&str] =
+    &["1000", "1001", "1002", "1007", "1008", "1009", "1012", "1013", "4001", "4002", "4003", "4008", "4009"];
 
 /// What `error` messages say; the rest are refusals of a fresh token.
-const ERRORS: [&str; 19] = [
+const ERRORS: &[&str] = &[
     "bad_json",
     "unknown_type",
     "bad_field",
@@ -123,24 +51,7 @@ const ERRORS: [&str; 19] = [
     "malformed_token",
     "token_revoked",
     "user_disabled",
-    "other",
 ];
-
-/// Counters that differ in the value of one label.
-#[derive(Debug)]
-struct By<const N: usize>([(&'static str, Counter); N]);
-
-impl<const N: usize> By<N> {
-    /// The counter of one of the values.
-    fn of(&self, value: &str) -> Option<&Counter> {
-        self.0.iter().find(|(known, _)| *known == value).map(|(_, counter)| counter)
-    }
-
-    /// The counter of the value at this place.
-    fn at(&self, place: usize) -> Option<&Counter> {
-        self.0.get(place).map(|(_, counter)| counter)
-    }
-}
 
 /// One worker's part of a gauge that is the sum of all workers' parts.
 #[derive(Debug)]
@@ -189,15 +100,14 @@ impl Register<'_> {
         metric
     }
 
-    fn by<const N: usize>(
-        &mut self,
-        name: &str,
-        help: &str,
-        label: &'static str,
-        values: [&'static str; N],
-    ) -> By<N> {
+    fn by<L: Label>(&mut self, name: &str, help: &str, label: &'static str) -> By<L> {
         let family: Family<LabelSet, Counter> = self.one(name, help);
-        By(values.map(|value| (value, family.get_or_create_owned(&vec![(label, value)]))))
+        By::new(|value: L| family.get_or_create_owned(&vec![(label, value.as_str())]))
+    }
+
+    fn by_code(&mut self, name: &str, help: &str, label: &'static str, codes: &[&'static str]) -> ByCode {
+        let family: Family<LabelSet, Counter> = self.one(name, help);
+        ByCode::new(codes.iter().copied(), |code| family.get_or_create_owned(&vec![(label, code)]))
     }
 }
 
@@ -206,19 +116,19 @@ impl Register<'_> {
 pub struct Metrics {
     registry: Registry,
     connections: [[Gauge; 2]; 2],
-    handshakes: By<{ Refusal::CODES.len() }>,
-    accepted: Counter,
-    frames: [Counter; 4],
-    frame_bytes: [Counter; 4],
-    dropped: By<8>,
-    overwritten: By<2>,
-    closes: By<14>,
-    errors: By<19>,
-    claims: By<4>,
-    renewals: By<3>,
-    publishes: By<3>,
-    key_refreshes: By<2>,
-    http_closed: By<6>,
+    handshakes: ByCode,
+    /// Volatile ones, then reliable ones.
+    frames: [By<Path>; 2],
+    frame_bytes: [By<Path>; 2],
+    dropped: By<Dropped>,
+    overwritten: By<TakeOver>,
+    closes: ByCode,
+    errors: ByCode,
+    claims: By<ClaimResult>,
+    renewals: By<RenewResult>,
+    publishes: By<PublishResult>,
+    key_refreshes: By<KeyRefresh>,
+    http_closed: By<HttpEnded>,
     max_connections: Gauge<f64, AtomicU64>,
     max_message_bytes: Gauge,
     max_queue_bytes: Gauge,
@@ -276,23 +186,20 @@ impl Default for Metrics {
 
         let connections: Family<LabelSet, Gauge> =
             new.one("connections", "Open WebSockets that hold a slot or did");
-        let handshakes: Family<LabelSet, Counter> = new.one("handshakes", "WebSocket handshakes by result");
         let frames: Family<LabelSet, Counter> = new.one("frames", "Messages from a device to the other one");
         let frame_bytes: Family<LabelSet, Counter> = new.bytes("frame", "Payload of those messages");
         let queue_bytes: Family<LabelSet, Gauge> = new.bytes(
             "queue",
             "What waits for sockets (outbox), of sockets (incoming), and for the backplane or its answer (backplane)",
         );
-        let result = |value| handshakes.get_or_create_owned(&vec![("result", value)]);
         let by_way = |family: &Family<LabelSet, Counter>| {
-            [
-                ("volatile", "local"),
-                ("volatile", "backplane"),
-                ("reliable", "local"),
-                ("reliable", "backplane"),
-            ]
-            .map(|(lane, path)| family.get_or_create_owned(&vec![("lane", lane), ("path", path)]))
+            ["volatile", "reliable"].map(|lane| {
+                By::new(|path: Path| {
+                    family.get_or_create_owned(&vec![("lane", lane), ("path", path.as_str())])
+                })
+            })
         };
+        let results: Vec<_> = Refusal::ALL.map(Refusal::code).into_iter().chain(["accepted"]).collect();
         Self {
             connections: Device::ALL.map(|device| {
                 [Protocol::Classic, Protocol::V1].map(|protocol| {
@@ -300,48 +207,25 @@ impl Default for Metrics {
                     connections.get_or_create_owned(&labels)
                 })
             }),
-            handshakes: By(Refusal::CODES.map(|code| (code, result(code)))),
-            accepted: result("accepted"),
+            handshakes: new.by_code("handshakes", "WebSocket handshakes by result", "result", &results),
             frames: by_way(&frames),
             frame_bytes: by_way(&frame_bytes),
-            dropped: new.by("dropped", "Messages that were not delivered", "cause", Dropped::CAUSES),
-            overwritten: new.by(
-                "overwritten",
-                "Connections that lost their slot to a newer one",
-                "cause",
-                ["hand_over", "eviction"],
-            ),
-            closes: new.by("closes", "Close frames sent", "code", CLOSES),
-            errors: new.by("errors", "Error messages told to clients", "code", ERRORS),
-            claims: new.by(
-                "claims",
-                "Claims of slots by result",
-                "result",
-                ["claimed", "too_many_attempts", "superseded", "backplane_unavailable"],
-            ),
-            renewals: new.by(
-                "renewals",
-                "Renewals of slots by result",
-                "result",
-                ["kept", "overwritten", "failed"],
-            ),
+            dropped: new.by("dropped", "Messages that were not delivered", "cause"),
+            overwritten: new.by("overwritten", "Connections that lost their slot to a newer one", "cause"),
+            closes: new.by_code("closes", "Close frames sent", "code", CLOSES),
+            errors: new.by_code("errors", "Error messages sent to clients", "code", ERRORS),
+            claims: new.by("claims", "Claims of slots by result", "result"),
+            renewals: new.by("renewals", "Renewals of slots by result", "result"),
             publishes: new.by(
                 "backplane_publishes",
                 "Messages published on the channels of devices",
                 "result",
-                ["heard", "unheard", "failed"],
             ),
-            key_refreshes: new.by(
-                "key_refreshes",
-                "Fetches of the issuer's keys by result",
-                "result",
-                ["fetched", "failed"],
-            ),
+            key_refreshes: new.by("key_refreshes", "Fetches of the issuer's keys by result", "result"),
             http_closed: new.by(
                 "http_closed",
                 "Connections without an upgrade that were closed, or not let in, by cause",
                 "cause",
-                HttpEnded::CAUSES,
             ),
             max_connections: new.one("max_connections", "Configured limit of connections; +Inf without one"),
             max_message_bytes: new.bytes("max_message", "Configured limit of a message"),
@@ -429,27 +313,26 @@ impl Metrics {
 
     /// A handshake was answered.
     pub fn handshake(&self, refusal: Option<Refusal>) {
-        let counter = refusal.map_or(Some(&self.accepted), |refusal| self.handshakes.of(refusal.code()));
-        count(counter, 1);
+        self.handshakes.of(refusal.map_or("accepted", Refusal::code)).inc();
     }
 
     /// A message goes to the other device.
     pub fn frame(&self, reliable: bool, path: Path, bytes: usize) {
-        let way = usize::from(reliable) * 2 + path as usize;
-        count(self.frames.get(way), 1);
-        count(self.frame_bytes.get(way), bytes);
+        let way = usize::from(reliable);
+        self.frames[way].of(path).inc();
+        self.frame_bytes[way].of(path).inc_by(bytes as u64);
     }
 
     /// Messages that will not be delivered.
     pub fn dropped(&self, cause: Dropped, messages: usize) {
         if messages > 0 {
-            count(self.dropped.at(cause as usize), messages);
+            self.dropped.of(cause).inc_by(messages as u64);
         }
     }
 
     /// A connection without an upgrade was closed, or not let in.
     pub fn http_ended(&self, ended: HttpEnded) {
-        count(self.http_closed.at(ended as usize), 1);
+        self.http_closed.of(ended).inc();
         if ended == HttpEnded::Overdue {
             self.requests_overdue.inc();
         }
@@ -458,48 +341,42 @@ impl Metrics {
     /// How many of them so far.
     #[must_use]
     pub fn http_closed(&self, ended: HttpEnded) -> u64 {
-        self.http_closed.at(ended as usize).map_or(0, Counter::get)
+        self.http_closed.of(ended).get()
     }
 
     /// A connection lost its slot.
-    pub fn overwritten(&self, same_client: bool) {
-        count(self.overwritten.of(if same_client { "hand_over" } else { "eviction" }), 1);
+    pub fn overwritten(&self, how: TakeOver) {
+        self.overwritten.of(how).inc();
     }
 
-    /// A claim was answered: `claimed`, or a refusal's code.
-    pub fn claimed(&self, result: &'static str) {
-        count(self.claims.of(result), 1);
+    /// A claim was answered, or not.
+    pub fn claimed(&self, result: ClaimResult) {
+        self.claims.of(result).inc();
     }
 
-    /// A renewal was answered: `kept`, `overwritten`, or `failed`.
-    pub fn renewed(&self, result: &'static str) {
-        count(self.renewals.of(result), 1);
+    /// A renewal was answered, or not.
+    pub fn renewed(&self, result: RenewResult) {
+        self.renewals.of(result).inc();
     }
 
     /// A publish was answered, or not.
     pub fn published(&self, result: PublishResult) {
-        count(self.publishes.at(result as usize), 1);
+        self.publishes.of(result).inc();
     }
 
     /// The issuer's keys were fetched, or could not be.
-    pub fn keys_refreshed(&self, fetched: bool) {
-        count(self.key_refreshes.of(if fetched { "fetched" } else { "failed" }), 1);
+    pub fn keys_refreshed(&self, result: KeyRefresh) {
+        self.key_refreshes.of(result).inc();
     }
 
-    /// A client was told of an error.
+    /// A client got an `error`.
     pub fn error_sent(&self, code: &str) {
-        count(self.errors.of(code).or(self.errors.of("other")), 1);
+        self.errors.of(code).inc();
     }
 
     /// A close frame was sent. The client chooses the code that its own close is answered with.
     pub fn closed(&self, code: u16) {
-        count(self.closes.of(&code.to_string()).or(self.closes.of("other")), 1);
-    }
-}
-
-fn count(counter: Option<&Counter>, by: usize) {
-    if let Some(counter) = counter {
-        counter.inc_by(by as u64);
+        self.closes.of(&code.to_string()).inc();
     }
 }
 
@@ -550,9 +427,9 @@ mod tests {
         }
         metrics.dropped(Dropped::Unreadable, 1);
         metrics.published(PublishResult::Failed);
-        metrics.overwritten(true);
+        metrics.overwritten(TakeOver::HandOver);
         (1000..5000).for_each(|code| metrics.closed(code));
-        Refusal::CODES.iter().for_each(|code| metrics.error_sent(code));
+        Refusal::ALL.iter().for_each(|refusal| metrics.error_sent(refusal.code()));
         metrics.limits(None, 1, 2);
         let after = metrics.encode(Format::Text);
         let series = |text: &str| {

@@ -44,55 +44,62 @@ pub enum ComeBack {
     FreshToken,
 }
 
-impl Close {
+/// What is said of a close.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Facts {
     /// The number on the wire.
+    pub code: u16,
+    /// The reason text in the close frame (at most 123 bytes, RFC 6455 section 5.5).
+    pub reason: &'static str,
+    /// What the client should do.
+    pub come_back: ComeBack,
+}
+
+impl Close {
+    /// One of each, except for the answer to a client's own close.
+    pub const ALL: [Self; 10] = [
+        Self::ProtocolError,
+        Self::InvalidUtf8,
+        Self::Policy,
+        Self::TooBig,
+        Self::Restart,
+        Self::Overwritten,
+        Self::Disconnected,
+        Self::TokenExpired,
+        Self::TooSlow,
+        Self::NoHeartbeat,
+    ];
+
+    /// The contract's table: one row for each close.
+    #[must_use]
+    pub const fn facts(self) -> Facts {
+        use ComeBack::{AtOnce, BackOff, FreshToken, LongBackOff, No, OwnChoice};
+        let (code, come_back, reason) = match self {
+            Self::Answer(code) => (code, OwnChoice, ""),
+            Self::ProtocolError => (1002, No, "broken WebSocket frame"),
+            Self::InvalidUtf8 => (1007, No, "invalid UTF-8"),
+            Self::Policy => (1008, LongBackOff, "errors or rate past the limit"),
+            Self::TooBig => (1009, No, "message too big"),
+            Self::Restart => (1012, AtOnce, "service restart"),
+            Self::Overwritten => (4001, No, "overwritten"),
+            Self::Disconnected => (4002, No, "disconnected by an operator"),
+            Self::TokenExpired => (4003, FreshToken, "token expired or revoked"),
+            Self::TooSlow => (4008, BackOff, "too slow: reliable queue overflow"),
+            Self::NoHeartbeat => (4009, BackOff, "no heartbeat"),
+        };
+        Facts { code, reason, come_back }
+    }
+
+    /// [`Facts::code`]
     #[must_use]
     pub const fn code(self) -> u16 {
-        match self {
-            Self::Answer(code) => code,
-            Self::ProtocolError => 1002,
-            Self::InvalidUtf8 => 1007,
-            Self::Policy => 1008,
-            Self::TooBig => 1009,
-            Self::Restart => 1012,
-            Self::Overwritten => 4001,
-            Self::Disconnected => 4002,
-            Self::TokenExpired => 4003,
-            Self::TooSlow => 4008,
-            Self::NoHeartbeat => 4009,
-        }
+        self.facts().code
     }
 
-    /// The reason text in the close frame (at most 123 bytes, RFC 6455 section 5.5).
+    /// [`Facts::reason`]
     #[must_use]
     pub const fn reason(self) -> &'static str {
-        match self {
-            Self::Answer(_) => "",
-            Self::ProtocolError => "broken WebSocket frame",
-            Self::InvalidUtf8 => "invalid UTF-8",
-            Self::Policy => "errors or rate past the limit",
-            Self::TooBig => "message too big",
-            Self::Restart => "service restart",
-            Self::Overwritten => "overwritten",
-            Self::Disconnected => "disconnected by an operator",
-            Self::TokenExpired => "token expired or revoked",
-            Self::TooSlow => "too slow: reliable queue overflow",
-            Self::NoHeartbeat => "no heartbeat",
-        }
-    }
-
-    /// Should the client connect again?
-    #[must_use]
-    pub const fn come_back(self) -> ComeBack {
-        match self {
-            Self::Answer(_) => ComeBack::OwnChoice,
-            Self::ProtocolError | Self::InvalidUtf8 | Self::TooBig => ComeBack::No,
-            Self::Overwritten | Self::Disconnected => ComeBack::No,
-            Self::Policy => ComeBack::LongBackOff,
-            Self::Restart => ComeBack::AtOnce,
-            Self::TooSlow | Self::NoHeartbeat => ComeBack::BackOff,
-            Self::TokenExpired => ComeBack::FreshToken,
-        }
+        self.facts().reason
     }
 }
 
@@ -101,23 +108,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn codes_and_come_back_are_those_of_the_contract() {
-        let table = [
-            (Close::Answer(1000), 1000, ComeBack::OwnChoice),
-            (Close::Answer(1001), 1001, ComeBack::OwnChoice),
-            (Close::ProtocolError, 1002, ComeBack::No),
-            (Close::InvalidUtf8, 1007, ComeBack::No),
-            (Close::Policy, 1008, ComeBack::LongBackOff),
-            (Close::TooBig, 1009, ComeBack::No),
-            (Close::Restart, 1012, ComeBack::AtOnce),
-            (Close::Overwritten, 4001, ComeBack::No),
-            (Close::Disconnected, 4002, ComeBack::No),
-            (Close::TokenExpired, 4003, ComeBack::FreshToken),
-            (Close::TooSlow, 4008, ComeBack::BackOff),
-            (Close::NoHeartbeat, 4009, ComeBack::BackOff),
-        ];
-        for (close, code, come_back) in table {
-            assert_eq!((close.code(), close.come_back()), (code, come_back), "{close:?}");
+    fn a_reason_fits_into_a_close_frame() {
+        for close in Close::ALL {
             assert!(close.reason().len() <= 123, "{close:?}");
         }
     }

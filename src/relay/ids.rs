@@ -226,6 +226,9 @@ impl Member {
 pub struct Attempt(u64);
 
 impl Attempt {
+    /// The lowest number.
+    pub const ZERO: Self = Self(0);
+
     /// An attempt, or `None` unless it is below 2^53.
     #[must_use]
     pub fn new(number: u64) -> Option<Self> {

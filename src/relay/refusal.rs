@@ -55,142 +55,188 @@ pub enum Refusal {
     },
 }
 
+/// What is said of a refusal, to programs and to people.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Facts {
+    /// The stable code in the problem document and in `error` messages.
+    pub code: &'static str,
+    /// The HTTP status (RFC 9110; 426 is section 15.5.22, 429 is RFC 6585 section 4).
+    pub status: u16,
+    /// The `Retry-After` of a refusal that passes by itself, in seconds.
+    pub retry_after: Option<u32>,
+    /// A sentence for people; it never repeats what the client sent.
+    pub detail: &'static str,
+}
+
 impl Refusal {
-    /// All codes.
-    pub const CODES: [&'static str; 21] = [
-        "too_many_attempts",
-        "draining",
-        "full",
-        "origin_not_allowed",
-        "upgrade_required",
-        "bad_request",
-        "unsupported_protocol",
-        "bad_device",
-        "missing_token",
-        "malformed_token",
-        "unknown_key",
-        "bad_signature",
-        "wrong_audience",
-        "wrong_issuer",
-        "token_expired",
-        "token_not_yet_valid",
-        "token_revoked",
-        "user_disabled",
-        "keys_unavailable",
-        "backplane_unavailable",
-        "superseded",
+    /// One of each.
+    pub const ALL: [Self; 21] = [
+        Self::TooManyAttempts { retry_after: 0 },
+        Self::Draining,
+        Self::Full,
+        Self::UpgradeRequired,
+        Self::BadRequest(""),
+        Self::UnsupportedProtocol,
+        Self::BadDevice,
+        Self::OriginNotAllowed,
+        Self::MissingToken,
+        Self::MalformedToken,
+        Self::UnknownKey,
+        Self::BadSignature,
+        Self::WrongAudience,
+        Self::WrongIssuer,
+        Self::TokenExpired,
+        Self::TokenNotYetValid,
+        Self::TokenRevoked,
+        Self::UserDisabled,
+        Self::KeysUnavailable,
+        Self::BackplaneUnavailable,
+        Self::Superseded { attempt: Attempt::ZERO },
     ];
 
-    /// The stable code in the problem document and in `error` messages.
+    /// The contract's table: one row for each refusal.
+    #[must_use]
+    pub const fn facts(self) -> Facts {
+        match self {
+            Self::TooManyAttempts { retry_after } => Facts {
+                code: "too_many_attempts",
+                status: 429,
+                retry_after: Some(retry_after),
+                detail: "too many attempts: wait for Retry-After seconds, and let only one tab or phone come back",
+            },
+            Self::Draining => Facts {
+                code: "draining",
+                status: 503,
+                retry_after: Some(1),
+                detail: "this instance is leaving: connect again, a balancer will choose another one",
+            },
+            Self::Full => Facts {
+                code: "full",
+                status: 503,
+                retry_after: Some(10),
+                detail: "this instance holds as many connections as it may",
+            },
+            Self::UpgradeRequired => Facts {
+                code: "upgrade_required",
+                status: 426,
+                retry_after: None,
+                detail: "this address speaks WebSocket, version 13",
+            },
+            Self::BadRequest(detail) => Facts { code: "bad_request", status: 400, retry_after: None, detail },
+            Self::UnsupportedProtocol => Facts {
+                code: "unsupported_protocol",
+                status: 400,
+                retry_after: None,
+                detail: "none of the offered duorelay protocols is known: offer duorelay.v1",
+            },
+            Self::BadDevice => Facts {
+                code: "bad_device",
+                status: 400,
+                retry_after: None,
+                detail: "device must be given at most once, as desktop or mobile",
+            },
+            Self::OriginNotAllowed => Facts {
+                code: "origin_not_allowed",
+                status: 403,
+                retry_after: None,
+                detail: "pages of this origin may not connect",
+            },
+            Self::MissingToken => Facts {
+                code: "missing_token",
+                status: 400,
+                retry_after: None,
+                detail: "no ID token: put it into Sec-WebSocket-Protocol (web), clientid or Authorization: Bearer (native)",
+            },
+            Self::MalformedToken => Facts {
+                code: "malformed_token",
+                status: 403,
+                retry_after: None,
+                detail: "not an ID token by the rules: a header field or claim is missing or has the wrong form",
+            },
+            Self::UnknownKey => Facts {
+                code: "unknown_key",
+                status: 403,
+                retry_after: None,
+                detail: "the token was signed with a key that its issuer does not list",
+            },
+            Self::BadSignature => Facts {
+                code: "bad_signature",
+                status: 403,
+                retry_after: None,
+                detail: "the token's signature does not match, or its algorithm is not allowed",
+            },
+            Self::WrongAudience => Facts {
+                code: "wrong_audience",
+                status: 403,
+                retry_after: None,
+                detail: "the token was made for another project (aud)",
+            },
+            Self::WrongIssuer => Facts {
+                code: "wrong_issuer",
+                status: 403,
+                retry_after: None,
+                detail: "the token comes from another issuer (iss)",
+            },
+            Self::TokenExpired => Facts {
+                code: "token_expired",
+                status: 403,
+                retry_after: None,
+                detail: "the token has expired (exp): get a fresh one",
+            },
+            Self::TokenNotYetValid => Facts {
+                code: "token_not_yet_valid",
+                status: 403,
+                retry_after: None,
+                detail: "the token is from the future (iat or auth_time): check the clocks",
+            },
+            Self::TokenRevoked => Facts {
+                code: "token_revoked",
+                status: 403,
+                retry_after: None,
+                detail: "the session was revoked: sign in again",
+            },
+            Self::UserDisabled => Facts {
+                code: "user_disabled",
+                status: 403,
+                retry_after: None,
+                detail: "the account is disabled",
+            },
+            Self::KeysUnavailable => Facts {
+                code: "keys_unavailable",
+                status: 503,
+                retry_after: Some(2),
+                detail: "the issuer's keys cannot be fetched at the moment",
+            },
+            Self::BackplaneUnavailable => Facts {
+                code: "backplane_unavailable",
+                status: 503,
+                retry_after: Some(2),
+                detail: "the relay cannot reach its backplane at the moment",
+            },
+            Self::Superseded { .. } => Facts {
+                code: "superseded",
+                status: 409,
+                retry_after: None,
+                detail: "a later attempt of this client holds the slot; this one changed nothing",
+            },
+        }
+    }
+
+    /// [`Facts::code`]
     #[must_use]
     pub const fn code(self) -> &'static str {
-        match self {
-            Self::TooManyAttempts { .. } => "too_many_attempts",
-            Self::Draining => "draining",
-            Self::Full => "full",
-            Self::OriginNotAllowed => "origin_not_allowed",
-            Self::UpgradeRequired => "upgrade_required",
-            Self::BadRequest(_) => "bad_request",
-            Self::UnsupportedProtocol => "unsupported_protocol",
-            Self::BadDevice => "bad_device",
-            Self::MissingToken => "missing_token",
-            Self::MalformedToken => "malformed_token",
-            Self::UnknownKey => "unknown_key",
-            Self::BadSignature => "bad_signature",
-            Self::WrongAudience => "wrong_audience",
-            Self::WrongIssuer => "wrong_issuer",
-            Self::TokenExpired => "token_expired",
-            Self::TokenNotYetValid => "token_not_yet_valid",
-            Self::TokenRevoked => "token_revoked",
-            Self::UserDisabled => "user_disabled",
-            Self::KeysUnavailable => "keys_unavailable",
-            Self::BackplaneUnavailable => "backplane_unavailable",
-            Self::Superseded { .. } => "superseded",
-        }
+        self.facts().code
     }
 
-    /// The HTTP status (RFC 9110; 426 is section 15.5.22, 429 is RFC 6585 section 4).
+    /// [`Facts::status`]
     #[must_use]
     pub const fn status(self) -> u16 {
-        match self {
-            Self::BadRequest(_) | Self::UnsupportedProtocol | Self::BadDevice | Self::MissingToken => 400,
-            Self::OriginNotAllowed
-            | Self::MalformedToken
-            | Self::UnknownKey
-            | Self::BadSignature
-            | Self::WrongAudience
-            | Self::WrongIssuer
-            | Self::TokenExpired
-            | Self::TokenNotYetValid
-            | Self::TokenRevoked
-            | Self::UserDisabled => 403,
-            Self::Superseded { .. } => 409,
-            Self::UpgradeRequired => 426,
-            Self::TooManyAttempts { .. } => 429,
-            Self::Draining | Self::Full | Self::KeysUnavailable | Self::BackplaneUnavailable => 503,
-        }
+        self.facts().status
     }
 
-    /// The `Retry-After` of a refusal that passes by itself, in seconds.
-    #[must_use]
-    pub const fn retry_after(self) -> Option<u32> {
-        match self {
-            Self::TooManyAttempts { retry_after } => Some(retry_after),
-            Self::Draining => Some(1),
-            Self::Full => Some(10),
-            Self::KeysUnavailable | Self::BackplaneUnavailable => Some(2),
-            Self::OriginNotAllowed
-            | Self::UpgradeRequired
-            | Self::BadRequest(_)
-            | Self::UnsupportedProtocol
-            | Self::BadDevice
-            | Self::MissingToken
-            | Self::MalformedToken
-            | Self::UnknownKey
-            | Self::BadSignature
-            | Self::WrongAudience
-            | Self::WrongIssuer
-            | Self::TokenExpired
-            | Self::TokenNotYetValid
-            | Self::TokenRevoked
-            | Self::UserDisabled
-            | Self::Superseded { .. } => None,
-        }
-    }
-
-    /// A sentence for people; it never repeats what the client sent.
+    /// [`Facts::detail`]
     #[must_use]
     pub const fn detail(self) -> &'static str {
-        match self {
-            Self::TooManyAttempts { .. } => {
-                "too many attempts: wait for Retry-After seconds, and let only one tab or phone come back"
-            }
-            Self::Draining => "this instance is leaving: connect again, a balancer will choose another one",
-            Self::Full => "this instance holds as many connections as it may",
-            Self::OriginNotAllowed => "pages of this origin may not connect",
-            Self::UpgradeRequired => "this address speaks WebSocket, version 13",
-            Self::BadRequest(detail) => detail,
-            Self::UnsupportedProtocol => "none of the offered duorelay protocols is known: offer duorelay.v1",
-            Self::BadDevice => "device must be given at most once, as desktop or mobile",
-            Self::MissingToken => {
-                "no ID token: put it into Sec-WebSocket-Protocol (web), clientid or Authorization: Bearer (native)"
-            }
-            Self::MalformedToken => {
-                "not an ID token by the rules: a header field or claim is missing or has the wrong form"
-            }
-            Self::UnknownKey => "the token was signed with a key that its issuer does not list",
-            Self::BadSignature => "the token's signature does not match, or its algorithm is not allowed",
-            Self::WrongAudience => "the token was made for another project (aud)",
-            Self::WrongIssuer => "the token comes from another issuer (iss)",
-            Self::TokenExpired => "the token has expired (exp): get a fresh one",
-            Self::TokenNotYetValid => "the token is from the future (iat or auth_time): check the clocks",
-            Self::TokenRevoked => "the session was revoked: sign in again",
-            Self::UserDisabled => "the account is disabled",
-            Self::KeysUnavailable => "the issuer's keys cannot be fetched at the moment",
-            Self::Superseded { .. } => {
-                "a later attempt of this client holds the slot; this one changed nothing"
-            }
-            Self::BackplaneUnavailable => "the relay cannot reach its backplane at the moment",
-        }
+        self.facts().detail
     }
 }

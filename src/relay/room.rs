@@ -55,9 +55,9 @@ pub enum Effect<L> {
 /// The way of what a member sends.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use]
-pub enum Route<'a, L> {
+pub enum Route<L> {
     /// To this local connection.
-    Here(&'a L),
+    Here(L),
     /// To another instance, under this sender's name.
     Away(Member),
     /// Nobody holds the other slot.
@@ -133,12 +133,34 @@ impl<L> Slot<L> {
         self.holder.as_ref().filter(|_| !self.silent).map(|holder| holder.member)
     }
 
+    /// Takes the local connection out, and forgets everything that was about it alone.
+    fn vacate(&mut self) -> Option<L> {
+        self.reported = None;
+        self.welcomed = false;
+        self.sent_away = false;
+        self.marker = None;
+        self.here.take()
+    }
+
     fn holds(&self, connection: ConnectionId) -> bool {
         self.holder.as_ref().is_some_and(|holder| holder.member.connection == connection)
     }
 }
 
 /// One user's room, as one instance sees it.
+///
+/// A connection calls in this order:
+///
+/// 1. [`Self::on_claiming`], and only then the backplane is asked, so that the channel is heard before the claim.
+/// 2. [`Self::on_claim_answered`] and [`Self::on_welcomed`], or [`Self::on_claim_failed`], which ends it.
+/// 3. [`Self::route`] for each message. After [`Route::Wait`] the same message is routed again when
+///    [`Effect::Resume`] names the connection, or after [`Self::on_marker_overdue`]. [`Self::on_renewed`] comes with
+///    each renewal's answer.
+/// 4. [`Self::on_left`], once or more often.
+///
+/// Between any two of them the channels call: [`Self::on_claimed`], [`Self::on_released`], [`Self::accept`],
+/// [`Self::on_marker`] and [`Self::on_instance`]. Each call appends its effects; the caller carries them out in
+/// their order, before the next call. [`Self::listens`] and [`Self::is_idle`] then say what is no longer needed.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Room<L> {
     desktop: Slot<L>,
@@ -244,14 +266,12 @@ impl<L: Clone> Room<L> {
         let peer = self.slot(device.other()).visible();
         let slot = self.slot_mut(device);
         let old = slot.holder.replace(holder.clone());
-        let (evicted, was_welcomed) = (slot.here.take(), slot.welcomed);
+        let was_welcomed = slot.welcomed;
+        let evicted = slot.vacate();
         slot.newest = holder.member;
         slot.silent = false;
         slot.here = local;
         slot.reported = peer.filter(|_| slot.here.is_some());
-        slot.welcomed = false;
-        slot.sent_away = false;
-        slot.marker = None;
         if let Some((seat, old)) = evicted.zip(old) {
             if !was_welcomed {
                 // Changes of the other slot do not reach it any more, and its `welcome`, yet to come, will name who is there then.
@@ -372,11 +392,7 @@ impl<L: Clone> Room<L> {
         }
         slot.released = slot.newest.generation;
         slot.holder = None;
-        slot.here = None;
-        slot.reported = None;
-        slot.welcomed = false;
-        slot.sent_away = false;
-        slot.marker = None;
+        slot.vacate();
         self.notify(device.other(), effects);
         self.leave_short_cut(device.other(), effects);
         Left::Current
@@ -481,7 +497,7 @@ impl<L: Clone> Room<L> {
     }
 
     /// Which way `device`'s member sends.
-    pub fn route(&mut self, device: Device, connection: ConnectionId) -> Route<'_, L> {
+    pub fn route(&mut self, device: Device, connection: ConnectionId) -> Route<L> {
         let (mine, other) = match device {
             Device::Desktop => (&mut self.desktop, &self.mobile),
             Device::Mobile => (&mut self.mobile, &self.desktop),
@@ -496,7 +512,7 @@ impl<L: Clone> Room<L> {
             return Route::Wait;
         }
         if let Some(seat) = &other.here {
-            return Route::Here(seat);
+            return Route::Here(seat.clone());
         }
         if other.visible().is_none() {
             return Route::Absent;

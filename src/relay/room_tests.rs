@@ -50,7 +50,7 @@ fn away(room: &mut Room<u32>, device: Device, n: u32) -> Vec<Effect<u32>> {
     effects(|fx| room.on_claimed(device, holder(n, B, ""), fx))
 }
 
-fn route(room: &mut Room<u32>, device: Device, n: u32) -> Route<'_, u32> {
+fn route(room: &mut Room<u32>, device: Device, n: u32) -> Route<u32> {
     room.route(device, member(n).connection)
 }
 
@@ -60,8 +60,8 @@ fn two_devices_here_reach_each_other_in_memory() {
     assert_eq!(seat(&mut room, Desktop, 1, ""), []);
     assert_eq!(route(&mut room, Desktop, 1), Route::Absent);
     assert_eq!(seat(&mut room, Mobile, 2, ""), [peer(1, Mobile, 2, true)]);
-    assert_eq!(route(&mut room, Desktop, 1), Route::Here(&2));
-    assert_eq!(route(&mut room, Mobile, 2), Route::Here(&1));
+    assert_eq!(route(&mut room, Desktop, 1), Route::Here(2));
+    assert_eq!(route(&mut room, Mobile, 2), Route::Here(1));
     assert_eq!(room.occupancy(), Occupancy { desktop: true, mobile: true });
 }
 
@@ -72,10 +72,10 @@ fn newer_desktop_overwrites_the_older_one_whose_frames_end_there() {
     seat(&mut room, Desktop, 2, "tab");
     assert_eq!(seat(&mut room, Desktop, 3, "other"), [overwrite(2, 3, false), peer(1, Desktop, 3, true)]);
     assert_eq!(route(&mut room, Desktop, 2), Route::Overwritten);
-    assert_eq!(route(&mut room, Mobile, 1), Route::Here(&3));
+    assert_eq!(route(&mut room, Mobile, 1), Route::Here(3));
     let left = effects(|fx| assert_eq!(room.on_left(Desktop, member(2).connection, fx), Left::Overwritten));
     assert_eq!(left, []);
-    assert_eq!(route(&mut room, Mobile, 1), Route::Here(&3));
+    assert_eq!(route(&mut room, Mobile, 1), Route::Here(3));
 }
 
 #[test]
@@ -257,10 +257,10 @@ fn the_short_cut_opens_when_the_marker_has_come_back() {
     let fx = seat(&mut room, Desktop, 3, "");
     assert_eq!(fx, [peer(1, Desktop, 3, true), Effect::Mark { seat: 1, channel: Desktop, nonce: 1 }]);
     assert_eq!(route(&mut room, Mobile, 1), Route::Wait);
-    assert_eq!(route(&mut room, Desktop, 3), Route::Here(&1));
+    assert_eq!(route(&mut room, Desktop, 3), Route::Here(1));
     assert_eq!(effects(|fx| room.on_marker(Desktop, 9, fx)), []);
     assert_eq!(effects(|fx| room.on_marker(Desktop, 1, fx)), [Effect::Resume { seat: 1 }]);
-    assert_eq!(route(&mut room, Mobile, 1), Route::Here(&3));
+    assert_eq!(route(&mut room, Mobile, 1), Route::Here(3));
 }
 
 #[test]
@@ -271,7 +271,7 @@ fn a_lost_marker_and_a_peer_that_leaves_let_the_sender_go_on() {
     let _ = route(&mut room, Mobile, 1);
     seat(&mut room, Desktop, 3, "");
     assert_eq!(effects(|fx| room.on_marker_overdue(Mobile, fx)), [Effect::Resume { seat: 1 }]);
-    assert_eq!(route(&mut room, Mobile, 1), Route::Here(&3));
+    assert_eq!(route(&mut room, Mobile, 1), Route::Here(3));
 
     let mut room = Room::default();
     seat(&mut room, Mobile, 1, "");
@@ -291,7 +291,7 @@ fn a_frame_that_comes_after_its_marker_was_given_up_does_not_arrive_behind_later
     seat(&mut room, Mobile, 3, "");
     let resumed = effects(|fx| room.on_marker_overdue(Desktop, fx));
     assert_eq!(resumed, [Effect::Resume { seat: 1 }]);
-    assert_eq!(route(&mut room, Desktop, 1), Route::Here(&3));
+    assert_eq!(route(&mut room, Desktop, 1), Route::Here(3));
     let _ = effects(|fx| assert_eq!(room.accept(Mobile, member(1), fx), None));
     // Another one that sends from elsewhere is heard.
     let _ = effects(|fx| assert_eq!(room.accept(Mobile, member(4), fx), Some(&3)));

@@ -126,7 +126,6 @@ impl World {
         let room = &mut self.instances[at].room;
         match room.route(device, connection_id(seat)) {
             Route::Here(to) => {
-                let to = *to;
                 self.take(seat);
                 self.deliver(setup, at, seat, number, to);
             }

@@ -275,11 +275,11 @@ impl World {
     }
 
     /// Which way a connection could send now.
-    pub(crate) fn route(&self, setup: &Setup, seat: Seat) -> Route<'static, ()> {
+    pub(crate) fn route(&self, setup: &Setup, seat: Seat) -> Route<()> {
         let (device, instance) = setup.seats[usize::from(seat)];
         let mut room = self.instances[instance].room.clone();
         match room.route(device, connection_id(seat)) {
-            Route::Here(_) => Route::Here(&()),
+            Route::Here(_) => Route::Here(()),
             Route::Away(from) => Route::Away(from),
             Route::Absent => Route::Absent,
             Route::Wait => Route::Wait,
