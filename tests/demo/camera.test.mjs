@@ -10,9 +10,9 @@ import { fileURLToPath } from 'node:url'
 import { after, before, test } from 'node:test'
 import { eventually, startDemo } from '../interop/demo.mjs'
 import { startBrowser } from '../interop/webdriver.mjs'
+import { fit, SCREENSHOTS } from './fit.mjs'
 import { allStills, baseline, fakeCamera, writeFilm } from './film.mjs'
 
-const SCREENSHOTS = new URL('../../target/screenshots/', import.meta.url)
 const PACKAGES = fileURLToPath(new URL('node_modules', import.meta.url))
 
 let demo
@@ -34,11 +34,11 @@ const film = (name, stills, each) =>
   writeFilm(join(directory, `${name}.mjpeg`), stills.map((still) => pictures.get(still)), each)
 
 /** Both pages of a room in one browser whose camera plays this film; the phone uses its camera. */
-async function withCamera(user, film, run, args = fakeCamera(film)) {
+async function withCamera(user, film, run, args = fakeCamera(film), at = demo.http) {
   const browser = await startBrowser(args)
   try {
     const desktop = await browser.open(`${demo.http}/?device=desktop&user=${user}`)
-    const mobile = await browser.open(`${demo.http}/?device=mobile&user=${user}`)
+    const mobile = await browser.open(`${at}/?device=mobile&user=${user}`)
     await eventually('both pages together', 20_000, async () => {
       for (const tab of [desktop, mobile]) assert.equal((await browser.dataset(tab)).peer, 'connected')
     })
@@ -116,6 +116,11 @@ test('20 faces within 30 seconds, from a film of all stills; the picture leaves 
     // Nothing but this relay was asked for anything.
     const hosts = await browser.run(mobile, "return [...new Set(performance.getEntriesByType('resource').map(({ name }) => new URL(name).host))]")
     assert.deepEqual(hosts, [new URL(demo.http).host])
+    await fit(browser, mobile, 'camera', [[320, 640], [390, 844], [1280, 720]])
+    await eventually('tracking still, or again', 20_000, async () => {
+      await insist(browser, mobile)
+      assert.equal((await browser.dataset(mobile)).camera, 'tracking')
+    })
     await browser.run(mobile, "document.getElementById('camera').click()")
     assert.equal((await browser.dataset(mobile)).camera, 'off')
     assert.equal(await browser.run(mobile, "return document.getElementById('camera-video').srcObject"), null)
@@ -168,4 +173,32 @@ test('a camera that is refused, and none at all, each have their sentence', asyn
     await eventually('no camera', 20_000, async () => assert.equal((await browser.dataset(mobile)).camera, 'missing'))
     assert.match(await text(browser, mobile, 'camera-text'), /has no camera/)
   }, ['--use-fake-ui-for-media-stream', '--use-fake-device-for-media-stream=device-count=0'])
+})
+
+/** This machine under a name that no browser takes for itself, as a phone sees it. */
+const PHONE = 'demo.example'
+const asPhone = (url, scheme = 'http') => url.replace(/^http:\/\/[^:]+/, `${scheme}://${PHONE}`)
+const NAMES = `--host-resolver-rules=MAP ${PHONE} 127.0.0.1`
+
+test('a page without https says why it has no camera', async () => {
+  await withCamera('camera-insecure', null, async ({ browser, mobile }) => {
+    await eventually('the sentence', 20_000, async () => assert.equal((await browser.dataset(mobile)).camera, 'insecure'))
+    assert.match(await text(browser, mobile, 'camera-text'), /only to https pages and to localhost.*--tls/)
+  }, [...fakeCamera(), NAMES], asPhone(demo.http))
+})
+
+test('over the https of --tls a phone has its camera, and its room', async () => {
+  const plain = demo
+  demo = await startDemo(['--faces', PACKAGES, '--tls'])
+  try {
+    const args = [...fakeCamera(await film('https', ['03909'])), NAMES, '--ignore-certificate-errors']
+    await withCamera('camera-https', null, async ({ browser, desktop, mobile }) => {
+      await expectFaces(browser, mobile, 5)
+      const pose = await settled(browser, desktop)
+      assert.ok(pose.yaw > 0.4, `yaw ${pose.yaw}`)
+    }, args, asPhone(demo.http, 'https'))
+  } finally {
+    await demo.stop()
+    demo = plain
+  }
 })

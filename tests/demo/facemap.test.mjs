@@ -4,6 +4,7 @@ import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { LEAST_RATE, Pace, reasonOf, RUNNING, SENTENCES } from '../../src/demo/web/camera.js'
 import { eyeOpening, FaceMap, Glide, measureFace, mirror } from '../../src/demo/web/facemap.js'
+import { Share } from '../../src/demo/web/measure.js'
 import { calm, FIELDS } from '../../src/demo/web/pose.js'
 
 /** 68 points of a drawn face; lengths in distances between the eyes, before it is tilted, scaled and moved. */
@@ -193,4 +194,22 @@ test('a refusal of the browser has its reason', () => {
   ]) {
     assert.equal(reasonOf({ name }), reason)
   }
+})
+
+test('a slow network is one that few frames get through for seconds', () => {
+  const run = (through, lost, seconds) => {
+    const share = new Share()
+    let told = null
+    for (let now = 0; now <= seconds * 1_000; now += 500) told = share.add((through * now) / 1_000, (lost * now) / 1_000, now)
+    return told
+  }
+  assert.deepEqual(run(5, 25, 4), { done: 5, all: 30 })
+  assert.equal(run(5, 25, 2), null, 'not after two seconds')
+  assert.equal(run(55, 5, 10), null)
+  assert.equal(run(1, 2, 10), null, 'three frames a second are no stream')
+  const share = new Share()
+  for (let now = 0; now <= 10_000; now += 500) share.add(now / 100, now < 5_000 ? now / 50 : 100, now)
+  assert.equal(share.add(105, 100, 10_500), null, 'it is over')
+  share.clear()
+  assert.equal(share.add(0, 0, 11_000), null)
 })

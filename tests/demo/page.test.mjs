@@ -1,17 +1,12 @@
 // The demo's page is for everybody: WCAG 2.2 AA in all states, themes and widths, by click, key and voice.
 
 import assert from 'node:assert/strict'
-import { mkdir, readFile, writeFile } from 'node:fs/promises'
+import { mkdir, writeFile } from 'node:fs/promises'
 import { after, before, test } from 'node:test'
 import { eventually, startDemo } from '../interop/demo.mjs'
 import { startBrowser } from '../interop/webdriver.mjs'
+import { fit, resize, SCREENSHOTS } from './fit.mjs'
 
-const SCREENSHOTS = new URL('../../target/screenshots/', import.meta.url)
-const AXE = await readFile(new URL('node_modules/axe-core/axe.min.js', import.meta.url), 'utf8')
-const RULES = ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22aa', 'best-practice']
-// 320 x 256 is 1280 x 1024 at 400 % (WCAG 2.2, 1.4.10).
-const SIZES = [[320, 256], [320, 640], [390, 844], [768, 1024], [1280, 720], [1920, 1080]]
-const THEMES = ['light', 'dark']
 const ADMIN_TOKEN = 'operator-of-the-demo-tests'
 
 let demo
@@ -55,52 +50,6 @@ const visible = (tab, id) =>
   browser.run(tab, `const e = document.getElementById('${id}'); return e.checkVisibility ? e.checkVisibility() : e.offsetParent !== null`)
 const ownPose = async (tab) => JSON.parse((await browser.dataset(tab)).ownPose)
 
-async function resize(tab, [width, height], theme = 'light', forced = 'none') {
-  await browser.devtools(tab, 'Emulation.setDeviceMetricsOverride', { width, height, deviceScaleFactor: 1, mobile: false })
-  const features = [
-    { name: 'prefers-color-scheme', value: theme },
-    { name: 'forced-colors', value: forced },
-  ]
-  await browser.devtools(tab, 'Emulation.setEmulatedMedia', { features })
-}
-
-/** axe finds nothing, and cannot judge nothing but the drawn z's; nothing has to be scrolled sideways; faces are seen. */
-async function expectFitForAll(tab, state) {
-  for (const theme of THEMES) {
-    for (const size of SIZES) {
-      await resize(tab, size, theme)
-      const at = `${state}, ${theme}, ${size.join(' x ')}`
-      const result = await browser.runAsync(
-        tab,
-        `${AXE}
-         const done = arguments[arguments.length - 1]
-         const brief = (rules) => rules.map(({ id, nodes }) => ({ id, nodes: nodes.map((node) => node.target + ' ' + (node.any[0]?.message ?? '')) }))
-         axe.run(document, { runOnly: ${JSON.stringify(RULES)} }).then(({ violations, incomplete }) => {
-           const { height } = document.getElementById('peer-face').getBoundingClientRect()
-           const wide = [...document.querySelectorAll('button, a, p, dd, h2')].filter((e) => e.getBoundingClientRect().right > innerWidth + 0.5).map((e) => e.id || e.textContent)
-           done({ violations: brief(violations), incomplete: brief(incomplete), width: document.documentElement.scrollWidth, room: innerWidth, height, wide })
-         }, (error) => done({ error: String(error) }))`,
-      )
-      assert.equal(result.error, undefined)
-      assert.deepEqual(result.violations, [], at)
-      // axe does not judge colours where something lies behind or before a text: the drawn z's, and what a dialog or a
-      // window of 256 pixels has scrolled away. The same colours are judged elsewhere.
-      const unjudged = result.incomplete
-        .filter(({ id }) => id !== 'color-contrast' || size[1] > 256)
-        .map(({ id, nodes }) => ({ id, nodes: nodes.filter((node) => !/^#sleep|kbd|#help/.test(node)) }))
-        .filter(({ nodes }) => nodes.length > 0)
-      assert.deepEqual(unjudged, [], at)
-      assert.ok(result.width <= result.room, `${at}: ${result.width} wide`)
-      assert.deepEqual(result.wide, [], at)
-      assert.ok(result.height > 100, `${at}: the face is ${result.height} high`)
-      if (theme === 'light' || size[0] === 390) {
-        await writeFile(new URL(`page-${at.replaceAll(/[ ,]+/g, '-')}.png`, SCREENSHOTS), await browser.screenshot(tab))
-      }
-    }
-  }
-  await resize(tab, [1000, 700])
-}
-
 test('alone, and with help open', async () => {
   const desktop = await open('desktop', 'page-alone')
   await expectState(desktop, 'online', 'absent')
@@ -109,9 +58,9 @@ test('alone, and with help open', async () => {
   assert.match(await words(desktop, 'empty-text'), /another tab/)
   assert.match(await words(desktop, 'pair-text'), /No phone can reach/)
   assert.equal(await visible(desktop, 'qr'), false)
-  await expectFitForAll(desktop, 'alone')
+  await fit(browser, desktop, 'alone')
   await browser.run(desktop, "document.getElementById('help-open').click()")
-  await expectFitForAll(desktop, 'help')
+  await fit(browser, desktop, 'help')
   await browser.run(desktop, "document.querySelector('#help button').click()")
   assert.equal(await browser.run(desktop, "return document.getElementById('help').open"), false)
 })
@@ -120,9 +69,9 @@ test('together, on both devices', async () => {
   const { desktop, mobile } = await pair('page-together')
   assert.equal(await words(desktop, 'status'), 'Together with your phone')
   assert.equal(await words(mobile, 'status'), 'Together with your desktop')
-  await expectFitForAll(desktop, 'desktop')
-  await expectFitForAll(mobile, 'mobile')
-  await resize(desktop, [1280, 720], 'dark', 'active')
+  await fit(browser, desktop, 'desktop')
+  await fit(browser, mobile, 'mobile')
+  await resize(browser, desktop, [1280, 720], 'dark', 'active')
   await writeFile(new URL('page-forced-colors.png', SCREENSHOTS), await browser.screenshot(desktop))
 })
 
@@ -134,11 +83,11 @@ test('taken over: the words are true, and Escape leaves a page that can be used'
   await expectState(first, 'overwritten')
   assert.equal(await words(first, 'status'), 'Taken over by another tab')
   assert.doesNotMatch(await words(first, 'empty-text'), /reach|trying/)
-  await expectFitForAll(first, 'taken-over')
+  await fit(browser, first, 'taken-over')
   await browser.run(first, "document.getElementById('notice-close').click()")
   assert.equal(await words(first, 'retry'), 'Take over again')
   assert.equal(await visible(first, 'retry'), true)
-  await expectFitForAll(first, 'taken-over-closed')
+  await fit(browser, first, 'taken-over-closed')
   await browser.run(first, "document.getElementById('retry').click()")
   await expectState(first, 'online')
   await expectState(second, 'overwritten')
@@ -151,9 +100,9 @@ test('refused by an operator, and offline', async () => {
   const answer = await fetch(`${demo.admin}/v1/rooms/page-refused`, call)
   assert.ok(answer.ok, `${answer.status}`)
   await expectState(tab, 'refused')
-  assert.equal(await words(tab, 'status'), 'Not let in')
+  assert.equal(await words(tab, 'status'), 'Ended by an operator')
   assert.match(await words(tab, 'notice-text'), /operator/)
-  await expectFitForAll(tab, 'refused')
+  await fit(browser, tab, 'refused')
 
   const other = await startDemo()
   const lost = await open('mobile', 'page-offline', other)
@@ -163,7 +112,7 @@ test('refused by an operator, and offline', async () => {
   assert.equal(await words(lost, 'status'), 'Offline')
   assert.match(await words(lost, 'empty-text'), /does not answer/)
   assert.match(await words(lost, 'peer-tag'), /no news/)
-  await expectFitForAll(lost, 'offline')
+  await fit(browser, lost, 'offline')
 })
 
 test('live regions are quiet while faces stream, and while a page waits for its next try', async () => {

@@ -81,7 +81,7 @@ export class Camera {
   #config = null;
   #state = "off";
   #patient = false;
-  #run = null; // { stream, worker, map, glide, pace, lastFace, timer }
+  #run = null; // everything between a start and its end
 
   /** How many times a face was found. */
   faces = 0;
@@ -112,7 +112,7 @@ export class Camera {
     this.#patient ||= this.#state === "slow";
     this.#config = config;
     if (!window.isSecureContext || !navigator.mediaDevices) return this.#set("insecure");
-    const run = { stream: null, worker: null, map: new FaceMap(), glide: new Glide(), pace: new Pace(this.#patient), lastFace: null, timer: 0 };
+    const run = { stream: null, worker: null, map: new FaceMap(), glide: new Glide(), pace: new Pace(this.#patient), lastFace: null, timer: 0, isBusy: false, isFresh: false };
     this.#run = run;
     this.#set("asking");
     try {
@@ -145,9 +145,10 @@ export class Camera {
     if (message.type === "ready") {
       clearTimeout(run.timer);
       run.timer = setTimeout(() => this.#end("busy"), START_LIMIT_MS);
-      return this.#send(run);
+      return this.#watch(run);
     }
     clearTimeout(run.timer);
+    run.isBusy = false;
     const now = performance.now();
     if (!run.pace.add(now)) return this.#end("slow", { rate: Math.round(run.pace.rate()) });
     if (message.face) {
@@ -162,23 +163,35 @@ export class Camera {
     this.#send(run);
   }
 
-  /** The newest picture, once the last one was looked at: none ever waits. */
-  #send(run) {
-    const picture = () => {
+  /** Follows the camera's pictures, once the tracker waits for one. */
+  #watch(run) {
+    const next = () => {
       if (this.#run !== run) return;
-      const { videoWidth, videoHeight } = this.#video;
-      if (videoWidth === 0) return next();
-      const height = Math.round((WIDTH * videoHeight) / videoWidth);
-      run.canvas ??= document.createElement("canvas");
-      Object.assign(run.canvas, { width: WIDTH, height });
-      run.context ??= run.canvas.getContext("2d", { willReadFrequently: true });
-      run.context.drawImage(this.#video, 0, 0, WIDTH, height);
-      const { data } = run.context.getImageData(0, 0, WIDTH, height);
-      run.worker.postMessage({ type: "picture", pixels: data.buffer, width: WIDTH, height }, [data.buffer]);
+      run.isFresh = true;
+      this.#send(run);
+      watch();
     };
-    const next = () =>
-      this.#video.requestVideoFrameCallback ? this.#video.requestVideoFrameCallback(picture) : requestAnimationFrame(picture);
-    next();
+    const watch = () =>
+      this.#video.requestVideoFrameCallback ? this.#video.requestVideoFrameCallback(next) : requestAnimationFrame(next);
+    watch();
+  }
+
+  /** The newest picture, where the tracker waits and has not seen it: none ever queues. */
+  #send(run) {
+    const { videoWidth, videoHeight } = this.#video;
+    if (run.isBusy || !run.isFresh || videoWidth === 0) return;
+    const height = Math.round((WIDTH * videoHeight) / videoWidth);
+    if (!run.context) {
+      const canvas = document.createElement("canvas");
+      Object.assign(canvas, { width: WIDTH, height });
+      run.context = canvas.getContext("2d", { willReadFrequently: true });
+    }
+    // A phone that is turned has another picture.
+    if (run.context.canvas.height !== height) run.context.canvas.height = height;
+    run.context.drawImage(this.#video, 0, 0, WIDTH, height);
+    const { data } = run.context.getImageData(0, 0, WIDTH, height);
+    Object.assign(run, { isBusy: true, isFresh: false });
+    run.worker.postMessage({ type: "picture", pixels: data.buffer, width: WIDTH, height }, [data.buffer]);
   }
 
   #end(state, facts = {}) {

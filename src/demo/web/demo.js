@@ -22,7 +22,7 @@ import { Camera, RUNNING, SENTENCES } from "./camera.js";
 import { Face } from "./face.js";
 import { mirror } from "./facemap.js";
 import { EXPRESSIONS, HEAD, Input } from "./input.js";
-import { Delay, Rate, Sparkline } from "./measure.js";
+import { Delay, Rate, Share, Sparkline } from "./measure.js";
 import * as panel from "./panel.js";
 import { calm, decodePose, ease, encodePose, POSE_STREAM, ticks } from "./pose.js";
 import { fly, picture, REACTIONS } from "./reactions.js";
@@ -47,6 +47,8 @@ const delay = new Delay();
 const spark = new Sparkline($("spark"));
 const framesIn = new Rate();
 const framesOut = new Rate();
+const leaving = new Share();
+const arriving = new Share();
 
 let device = deviceHere();
 let relay;
@@ -54,6 +56,8 @@ let retryAt = null;
 let refreshing = false;
 /** The connection broke and is not back: each try in between is no news. */
 let isLost = false;
+/** An operator ended the connection: the page was not refused. */
+let isEnded = false;
 /** What the demo says about itself: { lan_url, tls_url, faces }. */
 let config = { lan_url: null, tls_url: null, faces: null };
 let paused = false;
@@ -64,6 +68,7 @@ let ownFace;
 let peerFace;
 let sequence = 0;
 let sentAt = 0;
+let sentCount = 0;
 
 /** The newest pose frame of the other device, with our clock's time of its arrival. */
 let received = null;
@@ -72,7 +77,7 @@ let skipped = 0;
 
 // ---- The relay ------------------------------------------------------------------------------------------------------
 
-const STATES = { connecting: "connecting", online: "online", waiting: "offline", closed: "offline", overwritten: "overwritten", refused: "refused" };
+const STATES = { connecting: "connecting", online: "online", waiting: "offline", closed: "offline", overwritten: "overwritten", refused: "refused", signed_out: "refused" };
 
 function play(as) {
   relay?.close();
@@ -107,6 +112,7 @@ function connect() {
 
 function showState(state, info = {}) {
   page.state = STATES[state];
+  isEnded = state === "refused" && info.code === "disconnected";
   isLost = page.state === "offline" || (isLost && page.state === "connecting");
   retryAt = state === "waiting" && info.retryInMs ? performance.now() + info.retryInMs : null;
   refreshing &&= state === "online";
@@ -118,7 +124,7 @@ function showState(state, info = {}) {
   showSession();
 }
 
-const shownState = () => (isLost ? "offline" : page.state);
+const shownState = () => (isLost ? "offline" : isEnded ? "ended" : page.state);
 
 function showEmpty() {
   panel.showEmpty({ state: shownState(), device, reachable: isReachable() });
@@ -130,6 +136,7 @@ function showStatus() {
 
 function showSession() {
   panel.showSession({ user, expiresAt: relay.expiresAt, refreshing, welcome: relay.welcome, backplane: relay.backplane });
+  panel.showPath(relay.path ?? null);
 }
 
 function onPeer(peer) {
@@ -137,6 +144,8 @@ function onPeer(peer) {
   // Another connection counts its frames from its own beginning, on its own clock.
   received = null;
   delay.clear();
+  leaving.clear();
+  arriving.clear();
   if (!relay) return;
   $("pair").open = !peer;
   showStatus();
@@ -210,7 +219,10 @@ function draw(now) {
   if (relay.peer && now - sentAt >= FRAME_MS) {
     sentAt = now;
     const time = ticks();
-    if (relay.frame(POSE_STREAM, encodePose(own, { live: live || seen !== null, sequence: sequence++, time, echo: received }))) framesOut.tick();
+    if (relay.frame(POSE_STREAM, encodePose(own, { live: live || seen !== null, sequence: sequence++, time, echo: received }))) {
+      framesOut.tick();
+      sentCount += 1;
+    }
   }
 
   if (paused) return;
@@ -231,7 +243,12 @@ function measure() {
   oneWay = roundTrip === null ? null : Math.max(0, roundTrip / 2);
   if (!paused) {
     spark.add(oneWay);
-    panel.showNumbers({ delay: oneWay, framesIn: framesIn.perSecond(), framesOut: framesOut.perSecond(), skipped, rtt: relay.rtt });
+    panel.showNumbers({ delay: oneWay, framesIn: framesIn.perSecond(), framesOut: framesOut.perSecond(), skipped, rtt: relay.rtt, ways: relay.delay });
+    // What the library took may be replaced by a newer frame before it leaves: it counts those.
+    const now = performance.now();
+    const up = leaving.add(sentCount - relay.dropped, relay.dropped, now);
+    const down = arriving.add(receivedCount, skipped, now);
+    panel.showNetwork({ up: relay.peer && up, down: relay.peer && down, device });
     panel.showFaceRate(RUNNING.has(camera.state) && camera.rate > 0 ? Math.round(camera.rate) : null);
   }
   page.faces = String(camera.faces);

@@ -15,6 +15,35 @@ export class Rate {
   }
 }
 
+/** Less than this share of the frames gets through: the network is slow. */
+const SLOW_SHARE = 0.7;
+/** Over this time, so that one hiccup says nothing. */
+const SHARE_MS = 3_000;
+/** Fewer frames a second than this are no stream. */
+const STREAM_RATE = 5;
+
+/** How many frames get through, of all that there were: from two counts that only grow. */
+export class Share {
+  #samples = [];
+
+  /** Another connection counts from its own beginning. */
+  clear() {
+    this.#samples = [];
+  }
+
+  /** `through` and `lost` since the beginning; frames a second of the last seconds when few get through, else null. */
+  add(through, lost, now) {
+    this.#samples.push({ through, lost, now });
+    while (this.#samples.length > 2 && now - this.#samples[1].now >= SHARE_MS) this.#samples.shift();
+    const first = this.#samples[0];
+    const seconds = (now - first.now) / 1_000;
+    if (seconds * 1_000 < SHARE_MS) return null;
+    const done = (through - first.through) / seconds;
+    const all = done + (lost - first.lost) / seconds;
+    return all >= STREAM_RATE && done / all < SLOW_SHARE ? { done: Math.round(done), all: Math.round(all) } : null;
+  }
+}
+
 /** Round trips to the other device and back, in milliseconds; shown is their median, so that one hiccup does not jump. */
 export class Delay {
   #recent = [];

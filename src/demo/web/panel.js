@@ -20,10 +20,11 @@ export function showStatus({ state, trying, peer, device, retryAt }) {
     offline: "Offline",
     overwritten: "Taken over by another tab",
     refused: "Not let in",
+    ended: "Ended by an operator",
   }[state]);
   // Outside of the live region: nobody wants to hear each second.
   write("countdown", trying ? "trying now" : state === "offline" && seconds > 0 ? `next try in ${seconds} s` : "");
-  const stopped = state === "overwritten" || state === "refused";
+  const stopped = ["overwritten", "refused", "ended"].includes(state);
   write("retry", state === "overwritten" ? takenOver(device).action : "Try now");
   $("retry").hidden = !stopped && (state !== "offline" || seconds < 2);
 }
@@ -46,6 +47,7 @@ export function showEmpty({ state, device, reachable }) {
     offline: ["Out of reach", "The relay does not answer. This page keeps trying."],
     overwritten: ["Another tab plays here", "This page has let go until you take over again."],
     refused: ["Not let in", "The relay does not accept this page."],
+    ended: ["The connection has ended", "An operator of the relay ended it."],
     online: device !== "desktop" ? ["Your desktop is asleep", "Open this room on your computer, and this face wakes up."]
       : reachable ? ["Your phone is asleep", "Scan the code with it, and this face wakes up."]
       : ["Your phone is asleep", "Play it in another tab, and this face wakes up."],
@@ -67,12 +69,33 @@ export function showInvitation({ device, link, reachable }) {
     : reachable ? "Scan it with a phone in the same network." : "No phone can reach this computer's address. Try a tab instead.";
 }
 
-export function showNumbers({ delay, framesIn, framesOut, skipped, rtt }) {
+/** `ways`: to the relay and from it, what the library estimates; null where it does not know. */
+export function showNumbers({ delay, framesIn, framesOut, skipped, rtt, ways }) {
   write("delay", milliseconds(delay));
   write("fps-in", String(framesIn));
   write("fps-out", String(framesOut));
   write("skipped", String(skipped));
   write("rtt", milliseconds(rtt));
+  for (const way of ["up", "down"]) {
+    $(`${way}-row`).hidden = (ways?.[way] ?? null) === null;
+    write(way, milliseconds(ways?.[way] ?? null));
+  }
+}
+
+/** A network that does not take all frames: each is { done, all } in frames a second, or null. */
+export function showNetwork({ up, down, device }) {
+  const text = [
+    up && `Your network is slow: ${up.done} of ${up.all} frames a second leave.`,
+    down && `Of your ${NAMES[otherDevice(device)]}, ${down.done} of ${down.all} frames a second arrive.`,
+  ].filter(Boolean).join(" ");
+  write("network", text);
+  $("network").hidden = text === "";
+}
+
+/** Whether frames go straight to the other device or through the relay; null where the library does not say. */
+export function showPath(path) {
+  $("path-row").hidden = path === null;
+  write("path", path === "direct" ? "straight to the other device" : "through the relay");
 }
 
 /** The camera's state (camera.js), its sentence, and how many faces it finds a second. */
@@ -117,8 +140,8 @@ export const takenOver = (device) => ({
 
 export const refused = ({ code, detail }) => ({
   kind: "refused",
-  title: "The relay said no",
-  text: { disconnected: "An operator ended this connection." }[code] ?? `It does not accept this page (${code}). ${detail ?? ""}`.trim(),
+  title: code === "disconnected" ? "The connection has ended" : "The relay said no",
+  text: code === "disconnected" ? "An operator ended it." : `It does not accept this page (${code}). ${detail ?? ""}`.trim(),
   action: "Try again",
 });
 
