@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use duorelay::config::{Machine, load};
 use libfuzzer_sys::fuzz_target;
 
-const MACHINE: Machine = Machine { terminal: false, cores: 2, ipv6: true };
+const MACHINE: Machine = Machine { terminal: false, cores: 2, ipv6: true, google: false };
 /// Stands inside of each secret, and nowhere else.
 const MARK: &str = "hunter2";
 

@@ -9,6 +9,7 @@ mod emulator;
 mod firebase;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+mod grant;
 mod jwks;
 mod keys;
 mod revocation;
@@ -117,8 +118,8 @@ impl Verifier {
             .revocation
             .map(|Revocation { service, pause }| {
                 let checker = match (service, &settings.issuer) {
-                    (IdentityService::Google(account), Issuer::Firebase { project_id, .. }) => {
-                        revocation::Checker::google(&account, project_id)
+                    (IdentityService::Google(credentials), Issuer::Firebase { project_id, .. }) => {
+                        revocation::Checker::google(&credentials, project_id)
                     }
                     (IdentityService::Emulator, Issuer::Emulator { project_id, host }) => {
                         revocation::Checker::emulator(host, project_id)

@@ -5,36 +5,26 @@
 //! is refused like a disabled one.
 
 use std::fmt;
-use std::time::Duration;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use reqwest::header::CONTENT_TYPE;
 use reqwest::{Client, StatusCode, Url};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Deserializer};
 use serde_json::json;
-use tokio::sync::{Mutex, Semaphore};
-use tokio::time::{Instant, timeout};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
+use super::AuthError;
 use super::calls::{self, CALL_TIME, CallError};
 use super::claims::Identity;
-use super::settings::ServiceAccount;
-use super::signer::Signer;
-use super::{AuthError, unix_now};
+use super::grant::Grant;
+use super::settings::Credentials;
 use crate::relay::refusal::Refusal;
 
 /// Lookups that are under way at once; those past it wait, within their own time limit.
 const LOOKUPS: usize = 64;
 /// Checks that are under way or wait; one past it is told at once that there is no answer.
 const CHECKS: usize = 4096;
-/// Lets one call look up users, and no more than that family of calls.
-const SCOPE: &str = "https://www.googleapis.com/auth/identitytoolkit";
-/// How long an assertion may be used, in seconds; Google allows an hour.
-const ASSERTION_SECONDS: u64 = 300;
-/// An access token is given up this long before its end.
-const ACCESS_MARGIN: Duration = Duration::from_secs(60);
-/// After a refused or failed grant, the pause before the next one.
-const GRANT_PAUSE: Duration = Duration::from_secs(1);
 
 /// What is escaped in a path segment; a project id has dashes.
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-');
@@ -64,12 +54,12 @@ enum Access {
 
 impl Checker {
     /// Asks Google about this project's users. The account may belong to another project that was given the role.
-    pub(super) fn google(account: &ServiceAccount, project_id: &str) -> Result<Self, AuthError> {
-        Self::google_at("https://identitytoolkit.googleapis.com", account, project_id)
+    pub(super) fn google(credentials: &Credentials, project_id: &str) -> Result<Self, AuthError> {
+        Self::google_at("https://identitytoolkit.googleapis.com", credentials, project_id)
     }
 
-    fn google_at(base: &str, account: &ServiceAccount, project_id: &str) -> Result<Self, AuthError> {
-        Self::new(base, project_id, Access::Granted(Box::new(Grant::new(account)?)))
+    fn google_at(base: &str, credentials: &Credentials, project_id: &str) -> Result<Self, AuthError> {
+        Self::new(base, project_id, Access::Granted(Box::new(Grant::new(credentials)?)))
     }
 
     /// Asks the emulator at `HOST:PORT`.
@@ -191,110 +181,6 @@ fn int64<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
     match Int64::deserialize(deserializer)? {
         Int64::Text(digits) => digits.parse().map_err(serde::de::Error::custom),
         Int64::Number(number) => Ok(number),
-    }
-}
-
-/// Access tokens for a service account: the JWT bearer grant (RFC 7523 section 2.1;
-/// <https://developers.google.com/identity/protocols/oauth2/service-account#authorizingrequests>).
-struct Grant {
-    client: Client,
-    token_uri: Url,
-    account: String,
-    signer: Signer,
-    /// Held while a grant is asked for: those who come meanwhile wait for that one.
-    granted: Mutex<Granted>,
-}
-
-enum Granted {
-    Nothing,
-    Token {
-        token: SecretString,
-        until: Instant,
-    },
-    /// So that those who waited do not each repeat what just failed.
-    Failed {
-        until: Instant,
-    },
-}
-
-#[derive(Deserialize)]
-struct TokenAnswer {
-    #[serde(deserialize_with = "secret")]
-    access_token: SecretString,
-    /// Seconds.
-    expires_in: u64,
-}
-
-fn secret<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SecretString, D::Error> {
-    String::deserialize(deserializer).map(SecretString::from)
-}
-
-impl Grant {
-    fn new(account: &ServiceAccount) -> Result<Self, AuthError> {
-        let token_uri =
-            calls::endpoint("the token_uri in GOOGLE_APPLICATION_CREDENTIALS", &account.token_uri)?;
-        let kid = account.private_key_id.clone();
-        Ok(Self {
-            client: calls::client(&token_uri)?,
-            token_uri,
-            account: account.client_email.clone(),
-            signer: Signer::from_pem(account.private_key.expose_secret(), kid)
-                .map_err(|_| AuthError::PrivateKey)?,
-            granted: Mutex::new(Granted::Nothing),
-        })
-    }
-
-    async fn token(&self) -> Result<SecretString, CallError> {
-        let mut granted = self.granted.lock().await;
-        match &*granted {
-            Granted::Token { token, until } if Instant::now() < *until => return Ok(token.clone()),
-            Granted::Failed { until } if Instant::now() < *until => {
-                return Err(CallError::Nonsense("no access token was granted a moment ago"));
-            }
-            Granted::Nothing | Granted::Token { .. } | Granted::Failed { .. } => {}
-        }
-        match self.ask().await {
-            Ok(answer) => {
-                let life = Duration::from_secs(answer.expires_in.min(24 * 3600));
-                let until = Instant::now() + life.saturating_sub(ACCESS_MARGIN);
-                *granted = Granted::Token { token: answer.access_token.clone(), until };
-                Ok(answer.access_token)
-            }
-            Err(error) => {
-                *granted = Granted::Failed { until: Instant::now() + GRANT_PAUSE };
-                Err(error)
-            }
-        }
-    }
-
-    /// Drops a token that was not accepted, unless another one has taken its place.
-    async fn forget(&self, refused: &SecretString) {
-        let mut granted = self.granted.lock().await;
-        if matches!(&*granted, Granted::Token { token, .. } if token.expose_secret() == refused.expose_secret())
-        {
-            *granted = Granted::Nothing;
-        }
-    }
-
-    async fn ask(&self) -> Result<TokenAnswer, CallError> {
-        let now = unix_now();
-        let assertion = self
-            .signer
-            .sign(&json!({
-                "iss": self.account,
-                "scope": SCOPE,
-                "aud": self.token_uri.as_str(),
-                "iat": now,
-                "exp": now + ASSERTION_SECONDS,
-            }))
-            .map_err(|_| CallError::Nonsense("the assertion could not be signed"))?;
-        // A JWT is made of characters that need no escaping in a form.
-        let form =
-            format!("grant_type=urn%3Aietf%3Aparams%3Aoauth%3Agrant-type%3Ajwt-bearer&assertion={assertion}");
-        let request = self.client.post(self.token_uri.clone()).body(form);
-        let response = request.header(CONTENT_TYPE, "application/x-www-form-urlencoded").send().await?;
-        serde_json::from_slice(&calls::body(response).await?)
-            .map_err(|_| CallError::Nonsense("not an access token"))
     }
 }
 

@@ -5,8 +5,15 @@ use base64::engine::general_purpose::STANDARD;
 use futures_util::future::join_all;
 use serde_json::Value;
 
+use std::time::Duration;
+
+use secrecy::ExposeSecret;
+use tokio::time::Instant;
+
 use super::*;
 use crate::auth::firebase;
+use crate::auth::settings::{ExternalAccount, ServiceAccount, SubjectToken, SubjectTokenSource};
+use crate::auth::signer::Signer;
 use crate::auth::testing::{Asked, NOW, PROJECT, Server, claims, ok, status};
 
 fn identity() -> Identity {
@@ -109,7 +116,11 @@ async fn a_check_takes_at_most_three_seconds() {
     assert!(begin.elapsed() <= CALL_TIME + Duration::from_millis(10), "{:?}", begin.elapsed());
 }
 
-fn account(server: &Server) -> ServiceAccount {
+fn account(server: &Server) -> Credentials {
+    Credentials::ServiceAccount(service_account(server))
+}
+
+fn service_account(server: &Server) -> ServiceAccount {
     let pair = KeyPair::generate(KeySize::Rsa2048).unwrap();
     let der: Pkcs8V1Der<'_> = pair.as_der().unwrap();
     let lines: Vec<String> = STANDARD
@@ -203,8 +214,9 @@ async fn the_assertion_is_signed_by_the_service_account() {
         ok(found(json!({})), 0)
     })
     .await;
-    let account = account(&server);
-    let checker = Checker::google_at(&server.url, &account, PROJECT).unwrap();
+    let account = service_account(&server);
+    let credentials = Credentials::ServiceAccount(account.clone());
+    let checker = Checker::google_at(&server.url, &credentials, PROJECT).unwrap();
     assert_eq!(checker.check(&identity()).await, Ok(()));
     let form = got.borrow_and_update().clone();
     let assertion = form
@@ -220,18 +232,18 @@ async fn the_assertion_is_signed_by_the_service_account() {
     let key = jsonwebtoken::DecodingKey::from_jwk(&jwks.keys[0]).unwrap();
     let token = jsonwebtoken::decode::<Value>(assertion, &key, &validation).unwrap();
     assert_eq!(token.header.kid.as_deref(), Some("key-7"));
-    assert_eq!(token.claims["scope"], SCOPE);
+    assert_eq!(token.claims["scope"], "https://www.googleapis.com/auth/identitytoolkit");
     assert_eq!(token.claims["exp"].as_u64().unwrap() - token.claims["iat"].as_u64().unwrap(), 300);
 }
 
 #[tokio::test]
 async fn a_wrong_service_account_stops_the_start() {
     let server = Server::start(|_| status(500)).await;
-    let good = account(&server);
+    let good = service_account(&server);
     let with = |change: &dyn Fn(&mut ServiceAccount)| {
         let mut account = good.clone();
         change(&mut account);
-        Checker::google(&account, PROJECT).err()
+        Checker::google(&Credentials::ServiceAccount(account), PROJECT).err()
     };
     assert!(with(&|_| ()).is_none());
     assert!(matches!(with(&|a| a.private_key = "x".into()), Some(AuthError::PrivateKey)));
@@ -243,4 +255,78 @@ async fn a_wrong_service_account_stops_the_start() {
         with(&|a| a.token_uri = "http://issuer.example/".into()),
         Some(AuthError::PlainHttp { .. })
     ));
+}
+
+#[tokio::test]
+async fn the_metadata_server_speaks_for_the_machine() {
+    let server = Server::start(|asked| match asked.path.as_str() {
+        "/computeMetadata/v1/instance/service-accounts/default/token" => ok(
+            json!({"access_token": "of-machine", "expires_in": 3600, "token_type": "Bearer"}).to_string(),
+            0,
+        ),
+        _ => {
+            assert_eq!(asked.authorization, "Bearer of-machine");
+            ok(found(json!({})), 0)
+        }
+    })
+    .await;
+    let host = server.url.trim_start_matches("http://").to_owned();
+    let checker = Checker::google_at(&server.url, &Credentials::Metadata { host }, PROJECT).unwrap();
+    assert_eq!(checker.check(&identity()).await, Ok(()));
+    assert_eq!(checker.check(&identity()).await, Ok(()));
+    assert_eq!(*server.asked.borrow(), 3, "one token for all lookups");
+}
+
+#[tokio::test]
+async fn a_workload_identity_is_exchanged_and_may_speak_for_a_service_account() {
+    let token_file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(token_file.path(), "of-pod\n").unwrap();
+    let path = token_file.path().to_str().unwrap().to_owned();
+    let sources = [
+        (SubjectTokenSource::File(path), None),
+        (
+            SubjectTokenSource::Url { url: "/subject".into(), headers: vec![("x-a".into(), "b".into())] },
+            Some("token"),
+        ),
+    ];
+    for (source, field) in sources {
+        for impersonates in [false, true] {
+            let server = Server::start(|asked| match asked.path.as_str() {
+                "/subject" => ok(json!({"token": "of-pod"}).to_string(), 0),
+                "/sts" => {
+                    assert!(asked.body.contains("subject_token=of-pod"), "{}", asked.body);
+                    assert!(asked.body.contains("audience=pool%2Fp"), "{}", asked.body);
+                    ok(json!({"access_token": "exchanged", "expires_in": 3600}).to_string(), 0)
+                }
+                "/impersonate" => {
+                    assert_eq!(asked.authorization, "Bearer exchanged");
+                    ok(
+                        json!({"accessToken": "of-account", "expireTime": "2030-01-01T00:00:00Z"})
+                            .to_string(),
+                        0,
+                    )
+                }
+                _ => match asked.authorization.as_str() {
+                    "Bearer exchanged" | "Bearer of-account" => ok(found(json!({})), 0),
+                    other => panic!("{other}"),
+                },
+            })
+            .await;
+            let source = match &source {
+                SubjectTokenSource::Url { url, headers } => {
+                    SubjectTokenSource::Url { url: format!("{}{url}", server.url), headers: headers.clone() }
+                }
+                SubjectTokenSource::File(path) => SubjectTokenSource::File(path.clone()),
+            };
+            let account = ExternalAccount {
+                audience: "pool/p".into(),
+                subject_token_type: "urn:ietf:params:oauth:token-type:jwt".into(),
+                token_url: format!("{}/sts", server.url),
+                impersonation_url: impersonates.then(|| format!("{}/impersonate", server.url)),
+                subject: SubjectToken { source, field: field.map(str::to_owned) },
+            };
+            let checker = Checker::google_at(&server.url, &Credentials::External(account), PROJECT).unwrap();
+            assert_eq!(checker.check(&identity()).await, Ok(()));
+        }
+    }
 }

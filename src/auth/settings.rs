@@ -54,10 +54,62 @@ pub struct Revocation {
 /// Who knows whether a session was revoked.
 #[derive(Debug, Clone)]
 pub enum IdentityService {
-    /// Google's Identity Toolkit, as this service account.
-    Google(ServiceAccount),
+    /// Google's Identity Toolkit, with these credentials.
+    Google(Credentials),
     /// The emulator in [`Issuer::Emulator`], which asks for no credentials.
     Emulator,
+}
+
+/// What Google's identity service is asked with.
+#[derive(Debug, Clone)]
+pub enum Credentials {
+    /// A service account's key.
+    ServiceAccount(ServiceAccount),
+    /// The metadata server of Google's platforms, which speaks for the account of the machine, pod or service.
+    Metadata {
+        /// `HOST` or `HOST:PORT`
+        host: String,
+    },
+    /// Workload identity federation: another platform says who this is.
+    External(ExternalAccount),
+}
+
+/// The parts of an `external_account` file that are needed (<https://google.aip.dev/auth/4117>).
+#[derive(Debug, Clone)]
+pub struct ExternalAccount {
+    /// `audience`
+    pub audience: String,
+    /// `subject_token_type`
+    pub subject_token_type: String,
+    /// `token_url`
+    pub token_url: String,
+    /// `service_account_impersonation_url`
+    pub impersonation_url: Option<String>,
+    /// `credential_source`
+    pub subject: SubjectToken,
+}
+
+/// The token by which another platform says who this is.
+#[derive(Debug, Clone)]
+pub struct SubjectToken {
+    /// Where it is.
+    pub source: SubjectTokenSource,
+    /// The field that holds it, where the source is JSON.
+    pub field: Option<String>,
+}
+
+/// Where a subject token is.
+#[derive(Debug, Clone)]
+pub enum SubjectTokenSource {
+    /// In a file, such as a projected token of Kubernetes.
+    File(String),
+    /// At a URL.
+    Url {
+        /// The URL.
+        url: String,
+        /// What the platform wants to see beside it.
+        headers: Vec<(String, String)>,
+    },
 }
 
 /// The parts of a service account's JSON file that are needed.

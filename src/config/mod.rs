@@ -5,6 +5,7 @@
 //! An empty value counts as not given; an empty flag so hides the variable.
 
 mod command_line;
+mod credentials;
 mod demo;
 pub(crate) mod parse;
 mod read;
@@ -196,6 +197,9 @@ pub enum Notice {
         "FIREBASE_AUTH_EMULATOR_HOST is set: unsigned tokens are accepted, so anyone can sign in as anyone"
     )]
     UnsignedTokens,
+    /// A credentials file that nothing is needed of.
+    #[error("GOOGLE_APPLICATION_CREDENTIALS is not used: {0}")]
+    UnusedCredentials(String),
 }
 
 fn did_you_mean(suggestion: &Option<&'static str>) -> String {
@@ -257,6 +261,8 @@ pub struct Machine {
     pub cores: usize,
     /// Sockets can be bound to IPv6 addresses.
     pub ipv6: bool,
+    /// It is Google's, and so has a metadata server.
+    pub google: bool,
 }
 
 impl Machine {
@@ -268,8 +274,20 @@ impl Machine {
             terminal: std::io::stdout().is_terminal(),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             ipv6: std::net::UdpSocket::bind("[::]:0").is_ok(),
+            google: is_googles(),
         }
     }
+}
+
+/// Cloud Run and App Engine say so by a variable, and a GKE node in its BIOS, as Google's own libraries look
+/// (<https://cloud.google.com/compute/docs/instances/detect-compute-engine>). A plain virtual machine is not asked: whoever
+/// wants its account sets `GCE_METADATA_HOST`.
+fn is_googles() -> bool {
+    let is_set = |name| std::env::var_os(name).is_some();
+    let product = || std::fs::read_to_string("/sys/class/dmi/id/product_name").unwrap_or_default();
+    is_set("K_SERVICE")
+        || is_set("GAE_SERVICE")
+        || (is_set("KUBERNETES_SERVICE_HOST") && product().starts_with("Google"))
 }
 
 /// Reads the command line (the program's name first) and the environment. `others` are commands beside the relay's own.

@@ -251,6 +251,14 @@ pub(crate) fn project_id(text: &str) -> Result<String, String> {
     }
 }
 
+/// `HOST` or `HOST:PORT`, as Google's own libraries want it.
+pub(crate) fn metadata_host(text: &str) -> Result<String, String> {
+    let wrong = || format!("must be HOST or HOST:PORT without a scheme, but is {text:?}");
+    let url = Url::parse(&format!("http://{text}")).map_err(|_| wrong())?;
+    let is_host = url.has_host() && (url.path(), url.query(), url.fragment()) == ("/", None, None);
+    if is_host && !text.ends_with('/') && !text.contains('@') { Ok(text.to_owned()) } else { Err(wrong()) }
+}
+
 /// `HOST:PORT`, as Firebase's own libraries want it.
 pub(crate) fn emulator_host(text: &str) -> Result<String, String> {
     let wrong = || format!("must be HOST:PORT without a scheme, such as 127.0.0.1:9099, but is {text:?}");

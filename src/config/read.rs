@@ -29,7 +29,7 @@ macro_rules! read {
 pub(super) fn serve(values: &mut Values, machine: Machine) -> Read<Config> {
     let mut config: Config = read!(Config {
         instance: instance(values, machine, redis),
-        auth: sign_in::read(values),
+        auth: sign_in::read(values, machine),
         enforce_expiry: values.value(&table::ENFORCE_EXPIRY, truth),
     })?;
     if let Issuer::Firebase { project_id, .. } | Issuer::Emulator { project_id, .. } = &config.auth.issuer {

@@ -1,33 +1,23 @@
 //! Whose tokens are accepted: one of Firebase, its emulator, and another OpenID Connect issuer.
 
-use std::fs;
 use std::time::Duration;
 
-use base64::Engine as _;
-use secrecy::SecretString;
-use serde::Deserialize;
-
-use super::parse::{DAY, emulator_host, http_url, number, project_id, truth, word};
+use super::parse::{DAY, emulator_host, http_url, metadata_host, number, project_id, truth, word};
 use super::values::{Read, Reported, Values};
-use super::{Notice, table};
-use crate::auth::settings::{IdentityService, Issuer, Revocation, ServiceAccount, Settings};
+use super::{Machine, Notice, credentials, table};
+use crate::auth::settings::{Credentials, IdentityService, Issuer, Revocation, Settings};
 
-/// A credentials file; what only revocation checks need is asked for only then.
-#[derive(Deserialize)]
-struct CredentialsFile {
-    project_id: Option<String>,
-    client_email: Option<String>,
-    private_key: Option<String>,
-    private_key_id: Option<String>,
-    token_uri: Option<String>,
-}
+/// The metadata server's name on all of Google's platforms.
+const METADATA_HOST: &str = "metadata.google.internal";
 
 const NOBODY: &str = "is missing, so nobody could sign in. Set it to your Firebase project's id, or \
      GOOGLE_APPLICATION_CREDENTIALS to a service account's file that has it, or DUORELAY_ISSUER, \
      DUORELAY_AUDIENCE and DUORELAY_JWKS_URL for another issuer; `duorelay demo` needs none of them";
 
-pub(super) fn read(values: &mut Values) -> Read<Settings> {
-    let file = values.optional(&table::CREDENTIALS, credentials_file);
+const NO_PROJECT: &str = "is missing, and the file of GOOGLE_APPLICATION_CREDENTIALS names no project";
+
+pub(super) fn read(values: &mut Values, machine: Machine) -> Read<Settings> {
+    let file = credentials_file(values);
     let project = values.optional(&table::FIREBASE_PROJECT_ID, project_id);
     let emulator = values.optional(&table::EMULATOR, emulator_host);
     let issuer = values.optional(&table::ISSUER, word);
@@ -36,9 +26,15 @@ pub(super) fn read(values: &mut Values) -> Read<Settings> {
     let check_revoked = values.value(&table::CHECK_REVOKED, truth);
     let pause = values.value(&table::REVOCATION_SECONDS, number(1..=DAY)).map(Duration::from_secs);
 
-    let conflicts = conflicts(values);
-    let service_account = match (&file, check_revoked) {
-        (Ok(Some(file)), Ok(true)) => service_account(values, file),
+    let metadata = values.optional(&table::METADATA_HOST, metadata_host);
+    let metadata = metadata.map(|host| host.or_else(|| machine.google.then(|| METADATA_HOST.to_owned())));
+
+    let conflicts = conflicts(values, matches!(metadata, Ok(Some(_))));
+    let credentials = match (&file, check_revoked) {
+        (Ok(Some(file)), Ok(true)) => credentials::credentials(values, file),
+        (Ok(None), Ok(true)) => {
+            metadata.and_then(|host| host.map(|host| Credentials::Metadata { host }).ok_or(Reported))
+        }
         _ => Err(Reported),
     };
     // Reported beside all other mistakes, not after them.
@@ -50,9 +46,15 @@ pub(super) fn read(values: &mut Values) -> Read<Settings> {
     }
     conflicts?;
     let (audience, jwks_url, project, file) = (audience?, jwks_url?, project?, file?);
-    // Without conflicts, whoever gave no issuer has a project: its own, or its credentials file's.
-    let project_id = project.or_else(|| file.and_then(|file| file.project_id)).ok_or(Reported);
-    let issuer = match (issuer?, emulator?) {
+    let project_id = project.or_else(|| file.and_then(|file| file.project_id));
+    let (issuer, emulator) = (issuer?, emulator?);
+    let project_id = match project_id {
+        Some(project_id) => Ok(project_id),
+        // Another issuer has an audience instead.
+        None if issuer.is_some() => Err(Reported),
+        None => Err(values.mistake(&table::FIREBASE_PROJECT_ID, NO_PROJECT)),
+    };
+    let issuer = match (issuer, emulator) {
         (Some(issuer), _) => Issuer::OpenId {
             issuer,
             audience: audience.ok_or(Reported)?,
@@ -68,15 +70,38 @@ pub(super) fn read(values: &mut Values) -> Read<Settings> {
         (false, _) => None,
         (true, Issuer::Emulator { .. }) => Some(IdentityService::Emulator),
         (true, Issuer::Firebase { .. } | Issuer::OpenId { .. }) => {
-            Some(IdentityService::Google(service_account?))
+            Some(IdentityService::Google(credentials?))
         }
     };
     let pause = pause?;
     Ok(Settings { issuer, revocation: service.map(|service| Revocation { service, pause }) })
 }
 
+/// The credentials file. It is needed for revocation checks, and for the project where that is not named; otherwise it may
+/// be of any kind, or missing: a platform or a developer's shell may set it for other programs.
+fn credentials_file(values: &mut Values) -> Read<Option<credentials::File>> {
+    let names = [&table::FIREBASE_PROJECT_ID, &table::ISSUER];
+    let is_named = names.iter().any(|setting| values.given(setting).is_some());
+    let checks_off = values.given(&table::CHECK_REVOKED).is_none_or(|text| truth(text) == Ok(false));
+    let Some(path) = values.given(&table::CREDENTIALS).map(str::to_owned) else {
+        return Ok(None);
+    };
+    match credentials::read(&path) {
+        Ok(file) if is_named && checks_off && !file.is_service_account() => {
+            values.notice(Notice::UnusedCredentials(format!("{path:?} is no service account's file")));
+            Ok(None)
+        }
+        Ok(file) => Ok(Some(file)),
+        Err(problem) if is_named && checks_off => {
+            values.notice(Notice::UnusedCredentials(problem));
+            Ok(None)
+        }
+        Err(problem) => Err(values.mistake(&table::CREDENTIALS, problem)),
+    }
+}
+
 /// Settings that are fine alone and wrong together.
-fn conflicts(values: &mut Values) -> Read<()> {
+fn conflicts(values: &mut Values, has_metadata: bool) -> Read<()> {
     let given = |setting| values.given(setting).is_some();
     let (project, file, emulator) =
         (given(&table::FIREBASE_PROJECT_ID), given(&table::CREDENTIALS), given(&table::EMULATOR));
@@ -105,9 +130,10 @@ fn conflicts(values: &mut Values) -> Read<()> {
             "works with Firebase only, not with DUORELAY_ISSUER",
         ),
         (
-            check_revoked && !issuer && !emulator && !file,
+            check_revoked && !issuer && !emulator && !file && !has_metadata,
             &table::CHECK_REVOKED,
-            "needs GOOGLE_APPLICATION_CREDENTIALS, a service account's file, to ask Google with",
+            "needs GOOGLE_APPLICATION_CREDENTIALS, a service account's or a workload identity's file, or one of Google's \
+             platforms (GCE_METADATA_HOST elsewhere), to ask Google with",
         ),
     ];
     let mut conflicts = Ok(());
@@ -115,54 +141,4 @@ fn conflicts(values: &mut Values) -> Read<()> {
         conflicts = Err(values.mistake(setting, problem));
     }
     conflicts
-}
-
-/// Reads the file; no problem repeats what is in it.
-fn credentials_file(path: &str) -> Result<CredentialsFile, String> {
-    let text = fs::read_to_string(path).map_err(|error| format!("{path:?} cannot be read: {error}"))?;
-    let file: CredentialsFile = serde_json::from_str(&text).map_err(|error| {
-        format!(
-            "{path:?} is not a service account's JSON file (line {}, column {})",
-            error.line(),
-            error.column()
-        )
-    })?;
-    match file.project_id.as_deref().map(project_id) {
-        None => Err(format!("{path:?} is not a service account's file: it has no project_id")),
-        Some(Err(problem)) => Err(format!("the project_id in {path:?} {problem}")),
-        Some(Ok(_)) => Ok(file),
-    }
-}
-
-fn service_account(values: &mut Values, file: &CredentialsFile) -> Read<ServiceAccount> {
-    let mut field = |name: &str, value: Option<&String>| {
-        value.filter(|value| !value.is_empty()).cloned().ok_or_else(|| {
-            let problem = format!("the file has no {name}, which DUORELAY_CHECK_REVOKED needs");
-            values.mistake(&table::CREDENTIALS, problem)
-        })
-    };
-    let project_id = field("project_id", file.project_id.as_ref());
-    let client_email = field("client_email", file.client_email.as_ref());
-    let private_key = field("private_key", file.private_key.as_ref()).and_then(|key| {
-        let problem = "the file's private_key is not an RSA key in PEM (PKCS #8)";
-        if is_rsa_key(&key) { Ok(key) } else { Err(values.mistake(&table::CREDENTIALS, problem)) }
-    });
-    let token_uri = http_url(file.token_uri.as_deref().unwrap_or("https://oauth2.googleapis.com/token"))
-        .map_err(|problem| values.mistake(&table::CREDENTIALS, format!("the file's token_uri {problem}")));
-    Ok(ServiceAccount {
-        project_id: project_id?,
-        client_email: client_email?,
-        private_key: SecretString::from(private_key?),
-        private_key_id: file.private_key_id.clone(),
-        token_uri: token_uri?,
-    })
-}
-
-fn is_rsa_key(pem: &str) -> bool {
-    let base64 = pem.trim().strip_prefix("-----BEGIN PRIVATE KEY-----");
-    let base64 = base64.and_then(|rest| rest.strip_suffix("-----END PRIVATE KEY-----"));
-    let base64: String = base64.unwrap_or_default().split_whitespace().collect();
-    base64::engine::general_purpose::STANDARD
-        .decode(base64)
-        .is_ok_and(|der| aws_lc_rs::rsa::KeyPair::from_pkcs8(&der).is_ok())
 }

@@ -91,6 +91,7 @@ settings! {
 
     FIREBASE_PROJECT_ID = (SignIn, "FIREBASE_PROJECT_ID", "firebase-project-id", "ID", Words("the credentials file's"), "Whose users may sign in");
     CREDENTIALS = (SignIn, "GOOGLE_APPLICATION_CREDENTIALS", "google-application-credentials", "FILE", Nothing, "Service account's file, to check revocation");
+    METADATA_HOST = (SignIn, "GCE_METADATA_HOST", "gce-metadata-host", "HOST", Words("Google's there"), "Its metadata server, in place of a file");
     EMULATOR = (SignIn, "FIREBASE_AUTH_EMULATOR_HOST", "firebase-auth-emulator-host", "HOST:PORT", Nothing, "Accept this emulator's unsigned tokens");
     ISSUER = (SignIn, "DUORELAY_ISSUER", "issuer", "ISS", Words("Firebase's"), "Another OpenID Connect issuer");
     AUDIENCE = (SignIn, "DUORELAY_AUDIENCE", "audience", "AUD", Words("Firebase's"), "Its tokens' audience");

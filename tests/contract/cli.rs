@@ -203,6 +203,41 @@ fn revocation_checks_need_credentials() {
     assert!(text(&output.stderr).contains("GOOGLE_APPLICATION_CREDENTIALS"), "{}", text(&output.stderr));
 }
 
+#[tokio::test]
+async fn credentials_of_another_kind_are_warned_of_and_unused_with_checks_off() {
+    let directory = tempfile::tempdir().unwrap();
+    let issuer = Issuer::start();
+    let external = r#"{"type": "external_account", "audience": "a", "credential_source": {"file": "/x"}}"#;
+    let user = r#"{"type": "authorized_user", "client_id": "c", "refresh_token": "very-secret"}"#;
+    for (name, content) in [("external", Some(external)), ("user", Some(user)), ("missing", None)] {
+        let path = directory.path().join(name);
+        if let Some(content) = content {
+            std::fs::write(&path, content).unwrap();
+        }
+        let config = Config::new(&issuer).set("GOOGLE_APPLICATION_CREDENTIALS", path.display());
+        let relay = config.start().await;
+        relay.v1_desktop("ann").await;
+        let log = relay.log();
+        let warned = |line: &&str| line.contains("WARN") && line.contains("GOOGLE_APPLICATION_CREDENTIALS");
+        assert_eq!(log.lines().filter(warned).count(), 1, "{name}: {log}");
+        assert!(!log.contains("very-secret"), "{log}");
+    }
+}
+
+#[tokio::test]
+async fn with_a_metadata_server_revocation_checks_need_no_file() {
+    let issuer = Issuer::start();
+    let relay = Config::new(&issuer)
+        .set("DUORELAY_CHECK_REVOKED", "true")
+        .set("GCE_METADATA_HOST", issuer.host())
+        .start()
+        .await;
+    // Its token is asked for; Google itself is out of reach of this test.
+    let refused = relay.handshake().bearer(&Token::firebase("ann").sign()).refused().await;
+    assert!(matches!(refused.status, 403 | 503), "{refused:?}");
+    assert_eq!(issuer.machine_tokens(), 1);
+}
+
 #[test]
 fn the_emulator_is_refused_beside_a_production_credential_file() {
     let directory = tempfile::tempdir().unwrap();

@@ -228,6 +228,7 @@ struct Shared {
     answer: Mutex<Answer>,
     fetches: AtomicUsize,
     lookups: AtomicUsize,
+    machine_tokens: AtomicUsize,
     stopped: AtomicBool,
 }
 
@@ -254,6 +255,7 @@ impl Issuer {
             answer: Mutex::new(answer),
             fetches: AtomicUsize::new(0),
             lookups: AtomicUsize::new(0),
+            machine_tokens: AtomicUsize::new(0),
             stopped: AtomicBool::new(false),
         });
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
@@ -284,6 +286,11 @@ impl Issuer {
     /// How often the identity service was asked.
     pub fn lookups(&self) -> usize {
         self.shared.lookups.load(Ordering::SeqCst)
+    }
+
+    /// How often it was asked for an access token as a metadata server.
+    pub fn machine_tokens(&self) -> usize {
+        self.shared.machine_tokens.load(Ordering::SeqCst)
     }
 
     /// Lists these keys from now on.
@@ -352,8 +359,15 @@ fn serve(stream: io::Result<TcpStream>, shared: &Shared) -> io::Result<()> {
     if is_lookup {
         shared.lookups.fetch_add(1, Ordering::SeqCst);
     }
+    let is_machine = request.starts_with("GET /computeMetadata/v1/instance/service-accounts/default/token ")
+        && request.to_lowercase().contains("metadata-flavor: google");
+    if is_machine {
+        shared.machine_tokens.fetch_add(1, Ordering::SeqCst);
+    }
     std::thread::sleep(answer.delay);
-    let body = if is_lookup {
+    let body = if is_machine {
+        json!({"access_token": "of-machine", "expires_in": 3600, "token_type": "Bearer"})
+    } else if is_lookup {
         let asked: Value = serde_json::from_slice(&asked)?;
         let mut account = answer.account.clone();
         account["localId"] = asked["localId"][0].clone();

@@ -20,7 +20,8 @@ fn variables_are_those_of_the_contract_and_of_opentelemetry_and_google() {
         DUORELAY_QUEUE_BYTES DUORELAY_MESSAGES_PER_SECOND DUORELAY_BYTES_PER_SECOND DUORELAY_HANDSHAKES_PER_SECOND_PER_IP DUORELAY_WORKERS \
         DUORELAY_HEARTBEAT_SECONDS DUORELAY_LEASE_SECONDS DUORELAY_DRAIN_DELAY_SECONDS DUORELAY_DRAIN_SECONDS \
         DUORELAY_MAX_LIFETIME_SECONDS LOG_FORMAT RUST_LOG";
-    let of_others = ["GOOGLE_CLOUD_PROJECT", "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_SERVICE_NAME"];
+    let of_others =
+        ["GCE_METADATA_HOST", "GOOGLE_CLOUD_PROJECT", "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_SERVICE_NAME"];
     let mut wanted: Vec<&str> = of_the_contract.split_whitespace().chain(of_others).collect();
     let mut ours: Vec<&str> = ALL.iter().map(|setting| setting.variable).collect();
     wanted.sort_unstable();

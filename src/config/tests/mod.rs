@@ -13,7 +13,7 @@ use super::table::ALL;
 use super::*;
 use crate::auth::settings::Issuer;
 
-const MACHINE: Machine = Machine { terminal: false, cores: 6, ipv6: true };
+const MACHINE: Machine = Machine { terminal: false, cores: 6, ipv6: true, google: false };
 const PROJECT: (&str, &str) = ("FIREBASE_PROJECT_ID", "my-project");
 
 fn load_on(machine: Machine, arguments: &[&str], environment: &[(&str, &str)]) -> Result<Launch, Stop> {

@@ -1,7 +1,7 @@
 //! Whose tokens are accepted.
 
 use super::*;
-use crate::auth::settings::IdentityService;
+use crate::auth::settings::{Credentials, IdentityService, SubjectTokenSource};
 
 #[test]
 fn nobody_to_sign_in_is_a_mistake_that_helps() {
@@ -34,11 +34,97 @@ fn a_bad_credentials_file_is_a_mistake_that_repeats_nothing_of_it() {
     {
         let file = file(content);
         let path = file.path().to_str().unwrap();
-        let line = mistake("GOOGLE_APPLICATION_CREDENTIALS", path);
+        let mut lines = mistakes(&[], &[("GOOGLE_APPLICATION_CREDENTIALS", path)]);
+        let line = lines.remove(0);
         assert!(line.starts_with("GOOGLE_APPLICATION_CREDENTIALS: ") && line.contains(path), "{line}");
         assert!(!line.contains("hunter2"), "{line}");
     }
-    assert!(mistake("GOOGLE_APPLICATION_CREDENTIALS", "/does/not/exist").contains("cannot be read"));
+    let lines = mistakes(&[], &[("GOOGLE_APPLICATION_CREDENTIALS", "/does/not/exist")]);
+    assert!(lines[0].contains("cannot be read"), "{lines:?}");
+}
+
+/// Workload identity federation by a projected token.
+const EXTERNAL: &str = r#"{
+    "type": "external_account", "audience": "//iam.googleapis.com/pools/p", "token_url": "https://sts.googleapis.com/v1/token",
+    "subject_token_type": "urn:ietf:params:oauth:token-type:jwt", "credential_source": {"file": "/var/run/token"}
+}"#;
+
+#[test]
+fn credentials_of_another_kind_are_unused_where_nothing_is_needed_of_them() {
+    let authorized_user = r#"{"type": "authorized_user", "client_id": "x", "refresh_token": "hunter2"}"#;
+    for content in [EXTERNAL, authorized_user, r#"{"type": "impersonated_service_account"}"#] {
+        let file = file(content);
+        let credentials = ("GOOGLE_APPLICATION_CREDENTIALS", file.path().to_str().unwrap());
+        let launch = launch(&[], &[PROJECT, credentials]);
+        assert!(matches!(&launch.notices[..], [Notice::UnusedCredentials(_)]), "{:?}", launch.notices);
+        let Command::Serve(config) = launch.command else { panic!() };
+        assert!(config.auth.revocation.is_none());
+        // Without a project of its own it cannot stand in for one that is not named.
+        let lines = mistakes(&[], &[credentials]);
+        assert!(lines.len() == 1 && lines[0].starts_with("FIREBASE_PROJECT_ID:"), "{lines:?}");
+    }
+    for content in ["hunter2", "[]", r#"{"type": "service_account"}"#] {
+        let file = file(content);
+        let credentials = ("GOOGLE_APPLICATION_CREDENTIALS", file.path().to_str().unwrap());
+        let notices = launch(&[], &[PROJECT, credentials]).notices;
+        assert!(matches!(&notices[..], [Notice::UnusedCredentials(_)]), "{notices:?}");
+        assert!(!notices[0].to_string().contains("hunter2"));
+    }
+    let notices = launch(&[], &[PROJECT, ("GOOGLE_APPLICATION_CREDENTIALS", "/does/not/exist")]).notices;
+    assert!(notices[0].to_string().contains("is not used"), "{notices:?}");
+}
+
+#[test]
+fn revocation_checks_ask_with_a_workloads_identity() {
+    let file = file(EXTERNAL);
+    let credentials = ("GOOGLE_APPLICATION_CREDENTIALS", file.path().to_str().unwrap());
+    let config = config(&[credentials, ("DUORELAY_CHECK_REVOKED", "true")]);
+    let service = config.auth.revocation.unwrap().service;
+    let IdentityService::Google(Credentials::External(account)) = service else { panic!("{service:?}") };
+    assert_eq!(account.audience, "//iam.googleapis.com/pools/p");
+    assert!(matches!(account.subject.source, SubjectTokenSource::File(path) if path == "/var/run/token"));
+}
+
+#[test]
+fn credentials_that_cannot_check_revocation_are_a_mistake_with_checks_on() {
+    for (content, word) in [
+        (r#"{"type": "authorized_user", "refresh_token": "hunter2"}"#, "external_account"),
+        (
+            r#"{"type": "external_account", "credential_source": {"environment_id": "aws1"}}"#,
+            "credential_source",
+        ),
+        (&EXTERNAL.replace("https://sts", "http://sts"), "token_url"),
+        (&EXTERNAL.replace(r#""file""#, r#""format": {"type": "json"}, "file""#), "credential_source"),
+    ] {
+        let file = file(content);
+        let credentials = ("GOOGLE_APPLICATION_CREDENTIALS", file.path().to_str().unwrap());
+        let lines = mistakes(&[], &[PROJECT, credentials, ("DUORELAY_CHECK_REVOKED", "true")]);
+        assert!(lines.iter().any(|line| line.contains(word)), "{word}: {lines:?}");
+        assert!(lines.iter().all(|line| !line.contains("hunter2")), "{lines:?}");
+    }
+    let missing = ("GOOGLE_APPLICATION_CREDENTIALS", "/does/not/exist");
+    let lines = mistakes(&[], &[PROJECT, missing, ("DUORELAY_CHECK_REVOKED", "true")]);
+    assert!(lines.len() == 1 && lines[0].contains("cannot be read"), "{lines:?}");
+}
+
+#[test]
+fn without_a_file_googles_platforms_have_their_metadata_server() {
+    let check = ("DUORELAY_CHECK_REVOKED", "true");
+    let host_of = |machine: Machine, environment: &[(&str, &str)]| {
+        let Command::Serve(config) = load_on(machine, &[], environment).unwrap().command else { panic!() };
+        match config.auth.revocation.unwrap().service {
+            IdentityService::Google(Credentials::Metadata { host }) => host,
+            other => panic!("{other:?}"),
+        }
+    };
+    let google = Machine { google: true, ..MACHINE };
+    assert_eq!(host_of(google, &[PROJECT, check]), "metadata.google.internal");
+    let elsewhere = ("GCE_METADATA_HOST", "127.0.0.1:8080");
+    assert_eq!(host_of(google, &[PROJECT, check, elsewhere]), "127.0.0.1:8080");
+    assert_eq!(host_of(MACHINE, &[PROJECT, check, elsewhere]), "127.0.0.1:8080");
+    for bad in ["http://metadata", "metadata/x", "a b", "u@metadata", "metadata:x"] {
+        assert!(mistake("GCE_METADATA_HOST", bad).contains("HOST"), "{bad}");
+    }
 }
 
 #[test]
@@ -50,7 +136,7 @@ fn revocation_checks_take_the_whole_service_account() {
     ]);
     let revocation = config.auth.revocation.unwrap();
     assert_eq!(revocation.pause, Duration::from_secs(180));
-    let IdentityService::Google(account) = revocation.service else { panic!() };
+    let IdentityService::Google(Credentials::ServiceAccount(account)) = revocation.service else { panic!() };
     assert_eq!(account.project_id, "from-file");
     assert_eq!(account.client_email, "relay@from-file.iam.gserviceaccount.com");
     assert_eq!(account.private_key_id.as_deref(), Some("key-1"));

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use super::*;
 use crate::config::{Command, Machine, Stop, load};
 
-const MACHINE: Machine = Machine { terminal: false, cores: 1, ipv6: false };
+const MACHINE: Machine = Machine { terminal: false, cores: 1, ipv6: false, google: false };
 
 fn load_on(arguments: &[&str]) -> Result<LoadOptions, Stop> {
     let arguments = ["duorelay", "loadtest"].iter().chain(arguments).map(OsString::from);
