@@ -3,10 +3,14 @@
 // What the stills show was read off them by eye: where the head is turned and tilted, what the mouth and the eyes do.
 
 import assert from 'node:assert/strict'
-import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises'
+import { execFile } from 'node:child_process'
+import { once } from 'node:events'
+import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
+import { createServer } from 'node:https'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
+import { promisify } from 'node:util'
 import { after, before, test } from 'node:test'
 import { eventually, startDemo } from '../interop/demo.mjs'
 import { startBrowser } from '../interop/webdriver.mjs'
@@ -200,5 +204,50 @@ test('over the https of --tls a phone has its camera, and its room', async () =>
   } finally {
     await demo.stop()
     demo = plain
+  }
+})
+
+/** What cdn.jsdelivr.net would serve: the packages' files as they are, except what `change` makes of one. */
+async function startCdn(change = (_, bytes) => bytes) {
+  const [key, cert] = ['key', 'cert'].map((name) => join(directory, `cdn-${name}.pem`))
+  const subject = ['-subj', '/CN=cdn.jsdelivr.net', '-days', '2']
+  const made = ['req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes', '-keyout', key, '-out', cert]
+  await promisify(execFile)('openssl', [...made, ...subject])
+  const asked = []
+  const server = createServer({ key: await readFile(key), cert: await readFile(cert) }, async ({ url }, response) => {
+    asked.push(url)
+    const path = /^\/npm\/(@[a-z]+\/[a-z-]+)@[0-9.]+\/([a-z0-9_./-]+)$/.exec(url)
+    const bytes = path && (await readFile(join(PACKAGES, path[1], path[2])).catch(() => null))
+    response.writeHead(bytes ? 200 : 404, { 'access-control-allow-origin': '*' })
+    response.end(bytes ? change(url, bytes) : '')
+  })
+  server.listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  const rule = `--host-resolver-rules=MAP cdn.jsdelivr.net:443 127.0.0.1:${server.address().port}`
+  return { asked, args: [rule, '--ignore-certificate-errors'], stop: () => server.closeAllConnections() ?? server.close() }
+}
+
+test('the tracker comes from the CDN at the click, each file by its hash, and one that differs is not run', async () => {
+  const local = demo
+  demo = await startDemo()
+  const cdn = await startCdn()
+  const tampered = await startCdn((url, bytes) => (url.endsWith('.wasm') ? Buffer.concat([bytes, Buffer.from([0])]) : bytes))
+  try {
+    const camera = fakeCamera(await film('cdn', ['03909']))
+    assert.deepEqual(cdn.asked, [])
+    await withCamera('camera-cdn', null, async ({ browser, mobile }) => {
+      await expectFaces(browser, mobile, 5)
+    }, [...camera, ...cdn.args])
+    assert.equal(new Set(cdn.asked).size, 8, cdn.asked.join(' '))
+    await withCamera('camera-tampered', null, async ({ browser, mobile }) => {
+      await eventually('a refusal of the file', 30_000, async () => assert.equal((await browser.dataset(mobile)).camera, 'unloadable'))
+      assert.match(await text(browser, mobile, 'camera-text'), /could not be loaded from cdn\.jsdelivr\.net/)
+    }, [...camera, ...tampered.args])
+    assert.ok(tampered.asked.some((url) => url.endsWith('.wasm')))
+  } finally {
+    cdn.stop()
+    tampered.stop()
+    await demo.stop()
+    demo = local
   }
 })
