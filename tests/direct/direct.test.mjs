@@ -5,148 +5,27 @@ import assert from 'node:assert/strict'
 import { after, before, test } from 'node:test'
 import { eventually, startDemo } from '../interop/demo.mjs'
 import { startBrowser } from '../interop/webdriver.mjs'
-
-/** The longest silence of a stream that an event may cost, with what a busy machine adds to the 300 ms of the contract. */
-const SILENCE = Number(process.env.SILENCE_MS ?? 600)
+import { both, onDirect, Page, WEBRTC } from './pages.mjs'
 
 let demo
 let browser
 let users = 0
 before(async () => {
   demo = await startDemo()
-  browser = await startBrowser(['--disable-features=WebRtcHideLocalIpsWithMdns', '--allow-loopback-in-peer-connection'])
+  browser = await startBrowser(WEBRTC)
 })
 after(async () => {
   await browser?.stop()
   await demo?.stop()
 })
 
-/** Runs in a page: a client that sends 30 numbered frames a second, and notes what comes. */
-function page(options) {
-  Object.assign(window, { got: [], paths: [], states: [], connections: [], problems: [], delays: [] })
-  class Connection extends RTCPeerConnection {
-    constructor(configuration) {
-      super({ ...configuration, ...options.configuration })
-      window.connections.push(this)
-    }
-  }
-  const token = async () => {
-    const body = JSON.stringify({ user: options.user })
-    const response = await fetch('/demo/token', { method: 'POST', headers: { 'content-type': 'application/json' }, body })
-    return (await response.json()).token
-  }
-  import(`${location.origin}/duorelay.js`)
-    .then(({ duorelay }) => {
-      const { device, client, direct } = options
-      const relay = duorelay({ url: '/ws', device, client, direct, RTCPeerConnection: Connection, getToken: token })
-      window.relay = relay
-      relay.on('state', (state) => window.states.push(state))
-      relay.on('path', (path, because) => window.paths.push([path, because]))
-      relay.on('delay', (delay) => window.delays.push(delay))
-      relay.on('error', (error) => window.problems.push(error))
-      relay.on('frame', (stream, bytes) => {
-        window.got.push([stream, new DataView(bytes.buffer, bytes.byteOffset).getUint32(0), performance.now()])
-      })
-      let number = options.from ?? 0
-      window.sends = setInterval(() => {
-        const bytes = new Uint8Array(300)
-        new DataView(bytes.buffer).setUint32(0, (number += 1))
-        relay.frame(1, bytes)
-        window.sent = number
-      }, 33)
-    })
-    .catch((cause) => window.problems.push(String(cause)))
-}
-
-class Page {
-  constructor(handle) {
-    this.handle = handle
-  }
-
-  static async open({ http = demo.http, ...options }) {
-    // A page of the relay's without a script of its own.
-    const opened = new Page(await browser.open(`${http}/duorelay.d.ts`))
-    await opened.start(options)
-    return opened
-  }
-
-  async start(options) {
-    this.options = { direct: true, client: `${options.device}-${options.user}`, ...options }
-    await this.run(`(${page})(${JSON.stringify(this.options)})`)
-  }
-
-  run(script) {
-    return browser.run(this.handle, script)
-  }
-
-  /** Loads the page anew; its frames go on above the numbers that it has sent until then. */
-  async reload() {
-    const from = (await this.run('return window.sent')) + 1_000
-    await this.run('location.reload()')
-    await eventually('the page to be loaded again', 10_000, async () => assert.equal(await this.run('return window.relay === undefined && document.readyState'), 'complete'))
-    await this.start({ ...this.options, from })
-  }
-
-  path() {
-    return this.run('return window.relay?.path')
-  }
-
-  async onPath(path) {
-    await eventually(`the ${path} path`, 20_000, async () => assert.equal(await this.path(), path, await this.trouble()))
-  }
-
-  trouble() {
-    return this.run('return JSON.stringify({ paths: window.paths, states: window.states, problems: window.problems })')
-  }
-
-  /** Waits until so many more frames have come. */
-  async more(frames) {
-    const before = await this.run('return window.got.length')
-    await eventually(`${frames} more frames`, 15_000, async () => {
-      const now = await this.run('return window.got.length')
-      assert.ok(now >= before + frames, `${now - before}: ${await this.trouble()}`)
-    })
-  }
-
-  /** Every frame newer than the one before, and no silence longer than `SILENCE` after the first. */
-  async check(silence = SILENCE) {
-    const got = await this.run('return window.got')
-    let longest = 0
-    for (let index = 1; index < got.length; index += 1) {
-      const [[, number, at], [, before, beforeAt]] = [got[index], got[index - 1]]
-      assert.ok(number > before, `${number} after ${before}: ${await this.trouble()}`)
-      longest = Math.max(longest, at - beforeAt)
-    }
-    assert.ok(longest <= silence, `silent for ${longest} ms: ${await this.trouble()}`)
-    return longest
-  }
-
-  async clear() {
-    await this.run('window.got = []')
-  }
-
-  close() {
-    return this.run('window.relay.close(); clearInterval(window.sends)')
-  }
-}
-
 /** Both devices of a new user, on the direct path. */
 async function pair(more = {}) {
   const user = `direct-${++users}`
-  const { http } = more
-  const desktop = await Page.open({ http, device: 'desktop', user, ...more.desktop })
-  const mobile = await Page.open({ http, device: 'mobile', user, ...more.mobile })
+  const { http = demo.http } = more
+  const desktop = await Page.open(browser, http, { device: 'desktop', user, ...more.desktop })
+  const mobile = await Page.open(browser, http, { device: 'mobile', user, ...more.mobile })
   return { user, desktop, mobile, pages: [desktop, mobile] }
-}
-
-async function both({ pages }, work) {
-  for (const each of pages) await work(each)
-}
-
-async function onDirect(two) {
-  await both(two, (each) => each.onPath('direct'))
-  await both(two, (each) => each.more(10))
-  await both(two, (each) => each.clear())
 }
 
 test('two pages stream straight across, and tell the delay of both paths', async (t) => {
@@ -201,7 +80,7 @@ test('an overwritten page reaches nobody by either path', async () => {
   const two = await pair()
   await onDirect(two)
   // Another tab: another client takes the slot.
-  const third = await Page.open({ device: 'desktop', user: two.user, client: 'another-tab', from: 1_000_000 })
+  const third = await Page.open(browser, demo.http, { device: 'desktop', user: two.user, client: 'another-tab', from: 1_000_000 })
   await eventually('the first tab to hear of it', 10_000, async () =>
     assert.equal(await two.desktop.run('return window.relay.state'), 'overwritten'))
   await two.mobile.more(20)
@@ -274,4 +153,33 @@ test('one page has it off: both stay on the relay', async () => {
     assert.deepEqual(await two.mobile.run('return window.problems'), [])
     await both(two, (each) => each.close())
   }
+})
+
+test('the relay does not know `signal`: both stay on it', async () => {
+  const older = await startDemo(['--direct', 'false'])
+  try {
+    const two = await pair({ http: older.http })
+    await both(two, (each) => each.more(30))
+    await both(two, async (each) => assert.equal(await each.path(), 'relay'))
+    await both(two, async (each) => assert.deepEqual(await each.run('return window.problems'), []))
+    await both(two, (each) => each.close())
+  } finally {
+    await older.stop()
+  }
+})
+
+test('the relay counts the pair, and sees none of its frames', async () => {
+  const metric = async (name) => {
+    const text = await (await fetch(`${demo.admin}/metrics`)).text()
+    const lines = text.split('\n').filter((line) => line.startsWith(name))
+    return lines.reduce((sum, line) => sum + Number(line.split(' ').at(-1)), 0)
+  }
+  const pairs = await metric('duorelay_direct_paths_total')
+  const two = await pair()
+  await onDirect(two)
+  assert.equal((await metric('duorelay_direct_paths_total')) - pairs, 1)
+  const before = await metric('duorelay_frames_total{lane="volatile"')
+  await both(two, (each) => each.more(60))
+  assert.equal(await metric('duorelay_frames_total{lane="volatile"'), before)
+  await both(two, (each) => each.close())
 })

@@ -31,16 +31,16 @@ export async function eventually(what, ms, attempt) {
   }
 }
 
-/** A running demo: `{http, admin, ws, token(user), stop()}`; with these arguments beside its ports. */
-export async function startDemo(more = []) {
+/** A running demo: `{http, admin, ws, token(user), stop()}`; with these arguments beside its ports, on this address. */
+export async function startDemo(more = [], host = '127.0.0.1') {
   if (RUNNING) return client(RUNNING, async () => {}, () => '')
   const [port, adminPort] = [await freePort(), await freePort()]
-  const args = ['demo', '--listen', `127.0.0.1:${port}`, '--admin-listen', `127.0.0.1:${adminPort}`, ...more]
+  const args = ['demo', '--listen', `${host}:${port}`, '--admin-listen', `127.0.0.1:${adminPort}`, ...more]
   const child = spawn(BINARY, args, { env: { PATH: process.env.PATH }, stdio: ['ignore', 'pipe', 'pipe'] })
   let log = ''
   for (const pipe of [child.stdout, child.stderr]) pipe.setEncoding('utf8').on('data', (text) => (log += text))
   const ended = once(child, 'exit')
-  const http = `http://127.0.0.1:${port}`
+  const http = `http://${host}:${port}`
   const stop = async () => {
     child.kill('SIGKILL')
     await ended

@@ -6,12 +6,17 @@ import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 
-/** Starts chromedriver and one headless Chromium with a profile of its own, and with these arguments beside the usual ones. */
-export async function startBrowser(more = []) {
+/**
+ * Starts chromedriver and one headless Chromium with a profile of its own, and with these arguments beside the usual ones.
+ * `place` is a network namespace and its address: both run there.
+ */
+export async function startBrowser(more = [], place) {
   const profile = await mkdtemp(join(tmpdir(), 'duorelay-chromium-'))
-  const driver = spawn(process.env.CHROMEDRIVER ?? 'chromedriver', ['--port=0'], {
-    stdio: ['ignore', 'pipe', 'inherit'],
-  })
+  const program = process.env.CHROMEDRIVER ?? 'chromedriver'
+  const command = place
+    ? ['ip', 'netns', 'exec', place.name, program, '--port=9515', '--allowed-ips', '--allowed-origins=*']
+    : [program, '--port=0']
+  const driver = spawn(command[0], command.slice(1), { stdio: ['ignore', 'pipe', 'inherit'] })
   const ended = once(driver, 'exit')
   const stop = async () => {
     driver.kill('SIGKILL')
@@ -21,7 +26,7 @@ export async function startBrowser(more = []) {
   try {
     const port = await announcedPort(driver)
     const call = async (method, path, body) => {
-      const response = await fetch(`http://127.0.0.1:${port}${path}`, {
+      const response = await fetch(`http://${place?.address ?? '127.0.0.1'}:${port}${path}`, {
         method,
         body: body === undefined ? undefined : JSON.stringify(body),
         signal: AbortSignal.timeout(60_000),
