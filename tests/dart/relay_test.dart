@@ -236,11 +236,19 @@ final class Traffic {
   final Client _from;
   final Client _to;
   final List<int> _arrived = [];
+  final Set<int> _acked = {};
+  final List<String> _refused = [];
   late final Timer _timer;
   int _sent = 0;
 
   void _send() {
-    if (_sent.isEven) {
+    if (_sent % 20 == 0) {
+      final number = _sent;
+      unawaited(_from.relay.sendAcked(number).then(
+        (_) => _acked.add(number),
+        onError: (Object error) => _refused.add('$number: $error'),
+      ));
+    } else if (_sent.isEven) {
       _from.relay.send(_sent);
     } else {
       _from.relay.sendFrame(0x80, Uint8List(4)..buffer.asByteData().setUint32(0, _sent));
@@ -253,10 +261,12 @@ final class Traffic {
     return eventually('traffic to go on', () => _arrived.length > enough);
   }
 
-  /// Everything has arrived, once and in order.
+  /// Everything has arrived, once and in order, and was acknowledged.
   Future<void> check() async {
     _timer.cancel();
     await eventually('the last of $_sent', () => _arrived.contains(_sent - 1));
     equal(_arrived, List.generate(_sent, (number) => number), 'arrived');
+    await eventually('the last acknowledgement', () => _acked.length + _refused.length == (_sent + 19) ~/ 20);
+    equal(_refused, const <String>[], 'acknowledgements that failed');
   }
 }
