@@ -200,6 +200,51 @@ void ruleTests() {
       check(socket.said('reports').any((message) => message['every_ms'] == 100), 'a faster pace is asked for');
     });
 
+    test('a message that nobody listens to is not acknowledged', () async {
+      final world = World();
+      final relay = DuoRelay.within(world, Uri.parse('wss://relay.test/ws'),
+          getToken: ({required forceRefresh}) => 'token', client: 'tab');
+      afterwards(relay.close);
+      await world.settle();
+      final socket = world.sockets.single..welcome();
+      socket.say({'type': 'message', 'from': 'desktop', 'data': 1, 'id': 'a', 'ack': true});
+      equal(socket.said('ack').length, 0);
+      final heard = relay.messages.listen((_) {});
+      socket.say({'type': 'message', 'from': 'desktop', 'data': 2, 'id': 'b', 'ack': true});
+      equal(socket.said('ack').map((message) => message['id']).toList(), ['b']);
+      await heard.cancel();
+    });
+
+    test('a fresh token is asked for once, after the session ended with its token', () async {
+      final given = Given();
+      (await given.online()).close(4003);
+      await given.world.pass(1000);
+      (await given.online()).close(1006);
+      await given.world.pass(1000);
+      equal(given.forced, [false, true, false]);
+
+      final stopped = Given();
+      (await stopped.online()).close(4003);
+      stopped.relay.signedOut();
+      stopped.relay.connect();
+      await stopped.world.settle();
+      equal(stopped.forced, [false, false], 'another user may come');
+    });
+
+    test('a pace that no relay may ask for is bounded', () async {
+      final given = Given();
+      final socket = await given.online();
+      await given.world.pass(2000);
+      socket.say({'type': 'reports', 'every_ms': 0});
+      final before = socket.said('received').length;
+      for (var frame = 0; frame < 100; frame += 1) {
+        socket.bytes([1, frame]);
+        await given.world.pass(10);
+      }
+      final reports = socket.said('received').length - before;
+      check(reports > 10 && reports <= 21, '$reports reports in a second');
+    });
+
     test('drained() waits for half of the queue, and fails when the connection stops', () async {
       final given = Given(queueBytes: 1000);
       final socket = await given.online();
