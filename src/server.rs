@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use axum::Router;
-use secrecy::ExposeSecret as _;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{MissedTickBehavior, sleep};
 use tracing::{info, warn};
@@ -16,7 +15,7 @@ use uuid::Uuid;
 use crate::auth::{AuthError, Verifier};
 use crate::backplane::memory::Memory;
 use crate::backplane::readiness::Readiness;
-use crate::backplane::redis::{self, Redis, RedisError, RedisSettings};
+use crate::backplane::redis::{self, Access, Checked, Redis, RedisError, RedisSettings, Shared, Template};
 use crate::backplane::{Backplane, InstanceInfo, Sink};
 use crate::config::{self, Config};
 use crate::edge::Edge;
@@ -61,6 +60,8 @@ const GOODBYE_LIMIT: Duration = Duration::from_millis(1200);
 const STOP_LIMIT: Duration = Duration::from_millis(600);
 /// How often a drain looks whether anybody is left.
 const DRAIN_TICK: Duration = Duration::from_millis(50);
+/// How often a Redis that was not there at the start is checked.
+const RECHECK: Duration = Duration::from_secs(1);
 /// How often the gate forgets addresses.
 const SWEEP: Duration = Duration::from_secs(60);
 
@@ -86,9 +87,9 @@ pub async fn agree(instance: &config::Instance, name: &str, proposal: String) ->
     let Some(settings) = &instance.redis else {
         return Ok(proposal);
     };
-    let fred = redis::config(settings.url.expose_secret())?;
+    let template = Template::new(Access::open(settings.source.clone(), &settings.tls)?);
     let key = format!("{}:{name}", settings.prefix);
-    Ok(redis::agree(&fred, &key, proposal).await?)
+    Ok(redis::agree(&template, &key, proposal).await?)
 }
 
 /// What the demo adds to a relay.
@@ -109,11 +110,12 @@ pub async fn serve(
     metrics: Arc<Metrics>,
     page: Option<Page>,
 ) -> Result<(), ServerError> {
-    let Config { instance: settings, enforce_expiry, auth: _ } = config;
+    let Config { instance: settings, enforce_expiry, auth } = config;
     let bind = |address| listen::bind(address).map_err(|source| ServerError::Listen { address, source });
     let (public_port, admin_port) = (bind(settings.listen)?, bind(settings.admin_listen)?);
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hang_up = signal(SignalKind::hangup())?;
 
     let files = open_files::raise_limit();
     // The demo is for a few devices, and its first lines for people who have never seen it.
@@ -145,7 +147,8 @@ pub async fn serve(
             ..me.clone()
         })
     };
-    let (backplane, readiness) = backplane(&settings, instance, announce, &metrics).await?;
+    let owner = auth.issuer.fingerprint();
+    let (backplane, readiness, unchecked) = backplane(&settings, owner, instance, announce, &metrics).await?;
     let worker = WorkerSettings {
         hub: HubSettings {
             instance,
@@ -205,6 +208,9 @@ pub async fn serve(
 
     let hurry = tokio::select! {
         _ = terminate.recv() => false,
+        // What a terminal or a supervisor sends that goes away.
+        _ = hang_up.recv() => false,
+        mistake = mistake_of(unchecked) => return Err(mistake.into()),
         // Somebody at a terminal: there is no balancer that has to notice first.
         _ = interrupt.recv() => true,
     };
@@ -250,23 +256,25 @@ fn warn_of_too_few_files(max_connections: Option<u32>, files: Option<u64>) {
 /// How workers make their share of the backplane, and when it is ready.
 async fn backplane(
     config: &config::Instance,
+    owner: String,
     instance: InstanceId,
     announce: redis::Announce,
     metrics: &Arc<Metrics>,
-) -> Result<(Arc<MakeBackplane>, Readiness), ServerError> {
+) -> Result<(Arc<MakeBackplane>, Readiness, Option<RedisSettings>), ServerError> {
     let Some(settings) = &config.redis else {
-        metrics.backplane_up.set(1);
+        metrics.backplane_up.set(1.0);
         let lease_ms = u64::try_from(config.times.lease.as_millis()).unwrap_or(u64::MAX);
         let make =
             move |_, sink: Sink| -> Rc<dyn Backplane> { Rc::new(Memory::default()).attach(sink, lease_ms) };
-        return Ok((Arc::new(make), Readiness::always()));
+        return Ok((Arc::new(make), Readiness::always(), None));
     };
-    let fred = redis::config(settings.url.expose_secret())?;
-    redis::check(&fred).await?;
+    let template = Template::new(Access::open(settings.source.clone(), &settings.tls)?);
     let readiness = Readiness::new(config.workers);
     let settings = RedisSettings {
-        template: redis::template(&fred)?,
+        shared: Shared::new(&template, config.workers, Arc::clone(metrics)),
+        template,
         prefix: settings.prefix.clone(),
+        owner,
         lease: config.times.lease,
         queue_bytes: config.limits.queue_bytes,
         instance,
@@ -274,9 +282,31 @@ async fn backplane(
         readiness: readiness.clone(),
         metrics: Arc::clone(metrics),
     };
+    let unchecked = match redis::check(&settings).await? {
+        Checked::Well => None,
+        Checked::Wait => Some(settings.clone()),
+    };
     let make =
         move |worker, sink: Sink| -> Rc<dyn Backplane> { Redis::start(settings.clone(), worker, sink) };
-    Ok((Arc::new(make), readiness))
+    Ok((Arc::new(make), readiness, unchecked))
+}
+
+/// A Redis that was not there at the start is checked once it is: a mistake ends the instance, as it would have at the
+/// start. Once an instance was ready, it never ends because of Redis.
+async fn mistake_of(unchecked: Option<RedisSettings>) -> RedisError {
+    let mut pauses = tokio::time::interval(RECHECK);
+    pauses.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    pauses.tick().await;
+    while let Some(settings) = &unchecked {
+        pauses.tick().await;
+        match redis::check(settings).await {
+            Ok(Checked::Wait) if !settings.readiness.is_ready() => {}
+            Ok(Checked::Well | Checked::Wait) => break,
+            Err(mistake) if !settings.readiness.is_ready() => return mistake,
+            Err(_) => break,
+        }
+    }
+    std::future::pending().await
 }
 
 /// Leaves without a gap: not ready at once; handshakes until balancers have noticed; then sockets come

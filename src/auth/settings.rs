@@ -42,6 +42,21 @@ pub enum Issuer {
     },
 }
 
+impl Issuer {
+    /// Tells apart whose tokens are accepted, in 32 hexadecimal digits. The emulator's users are not those of the project
+    /// whose name it bears: anybody signs their tokens.
+    #[must_use]
+    pub fn fingerprint(&self) -> String {
+        let parts = match self {
+            Self::Firebase { project_id, .. } => ["firebase", project_id, ""],
+            Self::Emulator { project_id, .. } => ["emulator", project_id, ""],
+            Self::OpenId { issuer, audience, .. } => ["openid", issuer, audience],
+        };
+        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, parts.join("\0").as_bytes());
+        digest.as_ref().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
 /// How and how often it is asked whether a session was revoked.
 #[derive(Debug, Clone)]
 pub struct Revocation {

@@ -235,20 +235,26 @@ impl Connectivity {
 
     /// The connection has ended, or could not be made.
     pub fn on_disconnected(&mut self, now: Instant, cause: Cause, words: &str) {
-        self.is_connected = false;
-        self.is_whole = false;
+        self.on_closed();
         match cause {
-            Cause::Silent | Cause::Unreachable | Cause::Other => {
-                self.failure = Some((Cause::Unreachable, words.to_owned()));
-            }
+            Cause::Silent | Cause::Unreachable => self.failure = Some((cause, words.to_owned())),
+            Cause::Other => self.failure = Some((Cause::Unreachable, words.to_owned())),
             _ => self.on_refused(now, cause, words),
         }
+    }
+
+    /// The connection was ended, to be made anew.
+    pub fn on_closed(&mut self) {
+        self.is_connected = false;
+        self.is_whole = false;
     }
 
     /// Everything that is wanted is subscribed on the present connection (again).
     pub fn on_whole(&mut self) {
         if !self.is_whole {
             self.is_whole = true;
+            // A probe from before has no way back.
+            self.probed = None;
             // The first time there was nothing to lose.
             self.gap = self.is_up;
         }
@@ -282,6 +288,11 @@ impl Connectivity {
             _ => now,
         };
         self.refusal = Some(Refusal { cause, words: words.to_owned(), since });
+    }
+
+    /// The way is not needed any more: the trouble that the log knows.
+    pub fn forget_trouble(&mut self) -> Option<Cause> {
+        self.trouble.take()
     }
 
     /// True while messages cross.
@@ -485,7 +496,7 @@ mod tests {
         way.answer();
         assert_eq!(way.due(), [], "not everything is subscribed");
         way.it.on_whole();
-        assert_eq!(way.due(), [Action::Up]);
+        assert_eq!(way.due(), [Action::Probe, Action::Up]);
         assert!(way.it.is_ready(way.now) && way.it.may_claim() && way.it.may_publish());
     }
 
@@ -642,10 +653,7 @@ mod tests {
     }
 
     #[test]
-    fn every_cause_has_a_name_of_its_own() {
-        let mut names: Vec<_> = Cause::ALL.iter().map(|cause| cause.as_str()).collect();
-        names.sort_unstable();
-        names.dedup();
-        assert_eq!(names.len(), Cause::ALL.len());
+    fn every_cause_has_a_metric_of_its_own() {
+        assert_eq!(Cause::ALL.map(Cause::as_str), crate::metrics::TROUBLES);
     }
 }

@@ -19,6 +19,7 @@
 //! - **Every call ends** within [`CALL_LIMIT`], and no queue grows without a bound.
 
 pub mod connectivity;
+pub mod journal;
 pub mod memory;
 pub mod readiness;
 pub mod redis;
@@ -126,7 +127,7 @@ pub struct Lost {
 pub enum LostMessage {
     /// A frame of this reliable stream.
     Frame(StreamId),
-    /// A `send`, with its `id` if it had one.
+    /// A `send` or a `signal`, with its `id` if it had one.
     Send(Option<String>),
     /// A classic message.
     Text,
@@ -223,6 +224,11 @@ pub trait Backplane {
 
     /// True while other instances can be reached for this user.
     fn is_up(&self, _user: &UserId) -> bool {
+        true
+    }
+
+    /// True while a claim for this user can succeed, as far as is known.
+    fn may_claim(&self, _user: &UserId) -> bool {
         true
     }
 

@@ -17,6 +17,7 @@ mod values;
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::ArgMatches;
@@ -79,10 +80,40 @@ impl Instance {
 /// The Redis backplane.
 #[derive(Debug, Clone)]
 pub struct Redis {
-    /// `redis[s]://`, `redis[s]-cluster://` or `redis[s]-sentinel://`, with its password.
-    pub url: SecretString,
+    /// Where the URL comes from: `redis[s]://`, `redis[s]-cluster://` or `redis[s]-sentinel://`, with its password.
+    pub source: RedisSource,
+    /// Certificates for connections to Redis alone.
+    pub tls: RedisTls,
     /// The start of all keys and channels.
     pub prefix: String,
+}
+
+/// Where Redis's URL comes from.
+#[derive(Debug, Clone)]
+pub enum RedisSource {
+    /// `REDIS_URL`.
+    Url(SecretString),
+    /// `REDIS_URL_FILE`: read again at each connection, so that the password may change.
+    File(PathBuf),
+}
+
+/// PEM files for connections to Redis alone.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RedisTls {
+    /// Roots beside the system's.
+    pub ca: Option<PathBuf>,
+    /// A client certificate, with what it was signed by.
+    pub cert: Option<PathBuf>,
+    /// Its key.
+    pub key: Option<PathBuf>,
+}
+
+/// A Redis URL that names a server.
+///
+/// # Errors
+/// What is wrong, without any part of the URL, because of the password.
+pub fn check_redis_url(text: &str) -> Result<SecretString, String> {
+    parse::redis_url(text)
 }
 
 /// What clients are offered beyond the first version of the protocol.

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::parse::{
@@ -10,7 +11,9 @@ use super::parse::{
 };
 use super::table::{self, Setting};
 use super::values::{Read, Values};
-use super::{Config, Features, HealthCheck, Instance, Limits, Machine, Redis, Times, sign_in};
+use super::{
+    Config, Features, HealthCheck, Instance, Limits, Machine, Redis, RedisSource, RedisTls, Times, sign_in,
+};
 use crate::auth::settings::Issuer;
 use crate::telemetry::{LogFormat, Settings, TraceSettings};
 
@@ -46,7 +49,11 @@ pub(super) fn demo(values: &mut Values, machine: Machine) -> Read<Instance> {
             return Ok(None);
         }
         let url = values.optional(&table::REDIS_URL, redis_url)?;
-        Ok(url.map(|url| Redis { url, prefix: DEMO_PREFIX.to_owned() }))
+        Ok(url.map(|url| Redis {
+            source: RedisSource::Url(url),
+            tls: RedisTls::default(),
+            prefix: DEMO_PREFIX.to_owned(),
+        }))
     })
 }
 
@@ -158,6 +165,27 @@ fn times(values: &mut Values) -> Read<Times> {
 
 fn redis(values: &mut Values) -> Read<Option<Redis>> {
     let url = values.optional(&table::REDIS_URL, redis_url);
-    let prefix = values.value(&table::REDIS_PREFIX, redis_prefix)?;
-    Ok(url?.map(|url| Redis { url, prefix }))
+    let mut file = |setting| values.optional(setting, |text| Ok(PathBuf::from(text)));
+    let url_file = file(&table::REDIS_URL_FILE);
+    let tls: Read<RedisTls> = read!(RedisTls {
+        ca: file(&table::REDIS_CA),
+        cert: file(&table::REDIS_CERT),
+        key: file(&table::REDIS_KEY),
+    });
+    let prefix = values.value(&table::REDIS_PREFIX, redis_prefix);
+    let (url, url_file, tls, prefix) = (url?, url_file?, tls?, prefix?);
+    let source = match (url, url_file) {
+        (Some(_), Some(_)) => {
+            let problem = "must not be set beside REDIS_URL: one of them names the server";
+            return Err(values.mistake(&table::REDIS_URL_FILE, problem));
+        }
+        (Some(url), None) => RedisSource::Url(url),
+        (None, Some(file)) => RedisSource::File(file),
+        (None, None) if tls == RedisTls::default() => return Ok(None),
+        (None, None) => {
+            let problem = "has no use without a Redis (REDIS_URL), as every certificate for it";
+            return Err(values.mistake(&table::REDIS_CA, problem));
+        }
+    };
+    Ok(Some(Redis { source, tls, prefix }))
 }

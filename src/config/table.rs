@@ -101,6 +101,10 @@ settings! {
     ENFORCE_EXPIRY = (SignIn, "DUORELAY_ENFORCE_EXPIRY", "enforce-expiry", "BOOL", Value("true"), "Close when the token expires");
 
     REDIS_URL = (Backplane, "REDIS_URL", "redis-url", "URL", Words("in memory"), "redis://, redis-cluster:// or redis-sentinel://");
+    REDIS_URL_FILE = (Backplane, "REDIS_URL_FILE", "redis-url-file", "FILE", Nothing, "A file with the URL, read at each connection");
+    REDIS_CA = (Backplane, "DUORELAY_REDIS_CA", "redis-ca", "FILE", Words("the system's"), "More roots for Redis's certificate (PEM)");
+    REDIS_CERT = (Backplane, "DUORELAY_REDIS_CERT", "redis-cert", "FILE", Nothing, "A client certificate for Redis (PEM)");
+    REDIS_KEY = (Backplane, "DUORELAY_REDIS_KEY", "redis-key", "FILE", Nothing, "Its key (PEM)");
     REDIS_PREFIX = (Backplane, "DUORELAY_REDIS_PREFIX", "redis-prefix", "PREFIX", Value("duo"), "Start of all keys and channels");
 
     ALLOWED_ORIGINS = (Clients, "DUORELAY_ALLOWED_ORIGINS", "allowed-origins", "ORIGINS", Words("any"), "Origins whose pages may connect");

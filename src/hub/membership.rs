@@ -32,7 +32,7 @@ impl Hub {
         joining: Joining,
         connection: ConnectionId,
     ) -> Result<Rc<Seat>, Refusal> {
-        if !self.backplane.is_up(&joining.user) {
+        if !self.backplane.may_claim(&joining.user) {
             // Nothing was asked for, so that there is nothing to give back: while Redis is away each release would wait.
             self.metrics.claimed(ClaimResult::BackplaneUnavailable);
             return Err(Refusal::BackplaneUnavailable);

@@ -53,6 +53,25 @@ const ERRORS: &[&str] = &[
     "user_disabled",
 ];
 
+/// Why the backplane does not do what a handshake needs.
+pub const TROUBLES: [&str; 15] = [
+    "silent",
+    "unreachable",
+    "readonly",
+    "oom",
+    "noreplicas",
+    "misconf",
+    "loading",
+    "masterdown",
+    "clusterdown",
+    "busy",
+    "password",
+    "noperm",
+    "undelivered",
+    "owner",
+    "other",
+];
+
 /// One worker's part of a gauge that is the sum of all workers' parts.
 #[derive(Debug)]
 pub struct WorkerGauge {
@@ -160,8 +179,9 @@ pub struct Metrics {
     pub draining: Gauge,
     /// 1 while nobody new is let in, because the control group's memory is nearly used.
     pub memory_short: Gauge,
-    /// 1 while the backplane answers all workers.
-    pub backplane_up: Gauge,
+    /// The part of the slots that the backplane serves for all workers: 0 or 1, except on a cluster.
+    pub backplane_up: Gauge<f64, AtomicU64>,
+    backplane_troubles: [(&'static str, Gauge); TROUBLES.len()],
     /// Round trip of the last message that this instance published to itself.
     pub backplane_probe_seconds: Gauge<f64, AtomicU64>,
     /// Bytes that wait for the backplane, or for its answer.
@@ -192,6 +212,8 @@ impl Default for Metrics {
             "queue",
             "What waits for sockets (outbox), of sockets (incoming), and for the backplane or its answer (backplane)",
         );
+        let troubles: Family<LabelSet, Gauge> =
+            new.one("backplane_trouble", "Nodes of the backplane that do not do what a handshake needs");
         let by_way = |family: &Family<LabelSet, Counter>| {
             ["volatile", "reliable"].map(|lane| {
                 By::new(|path: Path| {
@@ -255,7 +277,12 @@ impl Default for Metrics {
             draining: new.one("draining", "1 from the beginning of a drain"),
             memory_short: new
                 .one("memory_short", "1 while nobody new is let in, because memory is nearly used"),
-            backplane_up: new.one("backplane_up", "1 while the backplane answers"),
+            backplane_up: new.one(
+                "backplane_up",
+                "1 while the backplane answers; on a cluster the part of the slots that is served",
+            ),
+            backplane_troubles: TROUBLES
+                .map(|cause| (cause, troubles.get_or_create_owned(&vec![("cause", cause)]))),
             backplane_probe_seconds: new
                 .seconds("backplane_probe", "Round trip of the last probe through the backplane"),
             backplane_queue_bytes: queue_bytes.get_or_create_owned(&vec![("queue", "backplane")]),
@@ -271,6 +298,13 @@ impl Default for Metrics {
 }
 
 impl Metrics {
+    /// How many nodes of the backplane have this trouble, one of [`TROUBLES`].
+    pub fn backplane_trouble(&self, cause: &str, nodes: usize) {
+        if let Some((_, gauge)) = self.backplane_troubles.iter().find(|(known, _)| *known == cause) {
+            gauge.set(i64::try_from(nodes).unwrap_or(i64::MAX));
+        }
+    }
+
     /// Everything, as text.
     #[must_use]
     pub fn encode(&self, format: Format) -> String {

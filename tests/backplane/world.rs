@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use duorelay::backplane::memory::Memory;
 use duorelay::backplane::readiness::Readiness;
-use duorelay::backplane::redis::{Redis, RedisSettings, config, template};
+use duorelay::backplane::redis::{Access, Redis, RedisSettings, Shared, Template};
 use duorelay::backplane::{Backplane, Event, InstanceInfo, Lost, Published, Renewal, Sink};
+use duorelay::config::{RedisSource, RedisTls};
 use duorelay::metrics::Metrics;
 use duorelay::relay::envelope::Envelope;
 use duorelay::relay::ids::{Attempt, ClientId, ConnectionId, Device, Generation, InstanceId, Member, UserId};
@@ -106,7 +107,11 @@ impl World {
     pub async fn attach_with_lease(&self, lease: Duration) -> Worker {
         let worker = self.attach_at_once(lease);
         if !matches!(self, Self::Memory(_)) {
-            worker.until(|heard| matches!(heard, Heard::Up)).await;
+            // A cluster's nodes come up one by one; so many users have slots on all of them.
+            let all: Vec<_> = (0..64).map(|number| user(&format!("user-{number}"))).collect();
+            while !all.iter().all(|user| worker.backplane.is_up(user)) {
+                worker.until(|heard| matches!(heard, Heard::Up)).await;
+            }
         }
         worker
     }
@@ -130,9 +135,13 @@ impl World {
                     started_at: 1,
                     draining: false,
                 };
+                let source = RedisSource::Url(url.clone().into());
+                let template = Template::new(Access::open(source, &RedisTls::default()).unwrap());
                 let settings = RedisSettings {
-                    template: template(&config(url).unwrap()).unwrap(),
+                    shared: Shared::new(&template, 1, Arc::clone(&metrics)),
+                    template,
                     prefix: prefix.clone(),
+                    owner: "test".into(),
                     lease,
                     queue_bytes: QUEUE_BYTES,
                     instance,

@@ -1,5 +1,6 @@
 //! fred, set up for a live service: its defaults queue without bound, wait for ever, and lose messages.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use fred::clients::Client;
@@ -7,16 +8,17 @@ use fred::error::{Error, ErrorKind};
 use fred::interfaces::{ClientLike as _, KeysInterface as _};
 use fred::socket2::TcpKeepalive;
 use fred::types::config::{
-    ClusterDiscoveryPolicy, Config, ConnectionConfig, PerformanceConfig, ReconnectPolicy, ServerConfig,
-    TcpConfig, UnresponsiveConfig,
+    Config, ConnectionConfig, PerformanceConfig, Server, ServerConfig, TcpConfig, UnresponsiveConfig,
 };
-use fred::types::{Builder, RespVersion, SetOptions};
-use tracing::warn;
+use fred::types::{Builder, SetOptions};
+use tokio::time::timeout;
 
+use super::access::Access;
 use crate::backplane::CALL_LIMIT;
+use crate::backplane::connectivity::Cause;
 
 /// How long a connection attempt may take.
-const CONNECT_LIMIT: Duration = Duration::from_secs(2);
+pub(super) const CONNECT_LIMIT: Duration = Duration::from_secs(2);
 /// A server that answers nothing for this long is gone.
 const UNRESPONSIVE: Duration = Duration::from_secs(2);
 /// Commands that may wait in one client.
@@ -28,185 +30,190 @@ const MESSAGES: usize = 8 * 1024;
 /// megabytes for a subscriber.
 const NO_MESSAGES: usize = 32;
 
-/// Why the backplane cannot be used at all: no retry will help.
+/// Why the backplane cannot be used at all: no retry helps.
 #[derive(Debug, thiserror::Error)]
 pub enum RedisError {
-    /// The URL is not one.
-    #[error("REDIS_URL is not usable: {0}")]
-    Url(String),
-    /// The server refuses us.
-    #[error("Redis refuses the connection (user, password or permissions in REDIS_URL): {0}")]
-    Refused(String),
-    /// There is no agreement without it.
+    /// The URL, or a file that belongs to it, is not usable.
+    #[error("{0}")]
+    Setting(String),
+    /// The server refuses what an instance needs.
+    #[error("{0}")]
+    Mistake(String),
+    /// There is no agreement without Redis.
     #[error("Redis cannot be asked what others have chosen: {0}")]
     Away(String),
 }
 
-/// What a URL asks for.
-///
-/// # Errors
-/// [`RedisError::Url`]
-pub fn config(url: &str) -> Result<Config, RedisError> {
-    let mut config = Config::from_url(url).map_err(|error| {
-        // fred quotes the part that it does not understand, which may hold a password.
-        let what = error.details().split(": ").next().unwrap_or_default();
-        RedisError::Url(what.to_owned())
-    })?;
-    // RESP3: a subscribed connection still takes PING and SSUBSCRIBE.
-    config.version = RespVersion::RESP3;
-    config.fail_fast = false;
-    if let ServerConfig::Clustered { policy, .. } = &mut config.server {
-        // Any node that is known can tell of a failover: the one in the URL may be the one that failed.
-        *policy = ClusterDiscoveryPolicy::UseCache;
-    }
-    Ok(config)
-}
-
-fn builder(config: &Config) -> Builder {
-    let mut builder = Builder::from_config(config.clone());
-    builder
-        .set_connection_config(ConnectionConfig {
-            connection_timeout: CONNECT_LIMIT,
-            internal_command_timeout: CONNECT_LIMIT,
-            // A command that was sent when the connection broke may have been carried out: asking again is
-            // decided where it is known to be harmless.
-            max_command_attempts: 1,
-            // Nor is it fred that follows a cluster's redirections: after an ASK it takes the next answer on the
-            // connection for that to its ASKING, whatever is under way, and a MOVED publish could overtake another.
-            max_redirections: 0,
-            max_command_buffer_len: COMMANDS,
-            reconnect_on_auth_error: true,
-            unresponsive: UnresponsiveConfig {
-                max_timeout: Some(UNRESPONSIVE),
-                interval: Duration::from_millis(500),
-            },
-            tcp: TcpConfig {
-                nodelay: Some(true),
-                keepalive: Some(TcpKeepalive::new().with_time(Duration::from_secs(10))),
-                user_timeout: Some(Duration::from_secs(5)),
-                ..TcpConfig::default()
-            },
-            ..ConnectionConfig::default()
-        })
-        .set_performance_config(PerformanceConfig {
-            default_command_timeout: CALL_LIMIT,
-            broadcast_channel_capacity: NO_MESSAGES,
-            ..PerformanceConfig::default()
-        });
-    builder
-}
-
-/// What a worker's clients are made after.
+/// What every connection is made after.
 #[derive(Clone)]
-pub struct Template {
-    client: Client,
-    commands_only: Client,
-}
+pub struct Template(Arc<Access>);
 
 impl Template {
-    /// A worker's clients, for commands and for what is subscribed. Both are one connection where Redis is one server:
-    /// what is published, claimed and subscribed then has one order, and what comes back comes in one read. On a
-    /// cluster they are two, because fred takes the answers of other commands for that to an SSUBSCRIBE.
-    pub(super) fn clients(&self) -> (Client, Client) {
-        let subscriber = self.client.clone_new();
-        let commands =
-            if subscriber.is_clustered() { self.commands_only.clone_new() } else { subscriber.clone() };
-        (commands, subscriber)
+    /// Connections to what `access` names.
+    #[must_use]
+    pub fn new(access: Access) -> Self {
+        Self(Arc::new(access))
+    }
+
+    /// True for a cluster.
+    pub(super) fn is_cluster(&self) -> bool {
+        self.0.config.server.is_clustered()
+    }
+
+    /// The database; pub/sub knows none, so that names of channels tell it.
+    pub(super) fn database(&self) -> u8 {
+        self.0.config.database.unwrap_or(0)
+    }
+
+    /// How the log names where the URL comes from.
+    pub(super) fn variable(&self) -> &'static str {
+        self.0.variable()
+    }
+
+    /// True when the password may change while the process runs.
+    pub(super) fn has_file(&self) -> bool {
+        self.0.has_file()
+    }
+
+    /// A cluster's nodes that the URL names.
+    pub(super) fn seeds(&self) -> Vec<Server> {
+        self.0.config.server.hosts()
+    }
+
+    /// A client that connects once, with the user and the password as they are now, and ends at its first error: to one
+    /// node of a cluster, or to the server that the URL names. `hears` says whether it is subscribed to much.
+    ///
+    /// # Errors
+    /// When the file with the URL cannot be read, or fred does not accept it.
+    pub(super) fn client(&self, node: Option<&Server>, hears: bool) -> Result<Client, Error> {
+        let mut config: Config = self.0.config()?;
+        if let Some(server) = node {
+            config.server = ServerConfig::Centralized { server: server.clone() };
+        }
+        config.fail_fast = true;
+        let capacity = if hears { MESSAGES } else { NO_MESSAGES };
+        let mut builder = Builder::from_config(config);
+        builder.set_connection_config(connection()).set_performance_config(PerformanceConfig {
+            default_command_timeout: CALL_LIMIT,
+            broadcast_channel_capacity: capacity,
+            ..PerformanceConfig::default()
+        });
+        builder.build()
     }
 }
 
-/// Clients that reconnect for ever once they are connected; commands meanwhile end by their time limit.
-///
-/// # Errors
-/// [`RedisError::Url`] when fred does not accept the configuration.
-pub fn template(config: &Config) -> Result<Template, RedisError> {
-    let build = |messages| {
-        let mut builder = builder(config);
-        let mut policy = ReconnectPolicy::new_exponential(0, 50, 1000, 2);
-        policy.set_jitter(100);
-        builder.with_performance_config(|performance| performance.broadcast_channel_capacity = messages);
-        let client = builder.set_policy(policy).build();
-        client.map_err(|error| RedisError::Url(error.details().to_owned()))
-    };
-    Ok(Template { client: build(MESSAGES)?, commands_only: build(NO_MESSAGES)? })
+fn connection() -> ConnectionConfig {
+    ConnectionConfig {
+        connection_timeout: CONNECT_LIMIT,
+        internal_command_timeout: CONNECT_LIMIT,
+        // A command that was sent when the connection broke may have been carried out: asking again is
+        // decided where it is known to be harmless.
+        max_command_attempts: 1,
+        // Nor is it fred that follows a cluster's redirections: a MOVED publish could overtake another.
+        max_redirections: 0,
+        max_command_buffer_len: COMMANDS,
+        reconnect_on_auth_error: true,
+        // A node is asked whether it serves by the probe: one that does not yet is no reason to refuse the connection.
+        disable_cluster_health_check: true,
+        unresponsive: UnresponsiveConfig {
+            max_timeout: Some(UNRESPONSIVE),
+            interval: Duration::from_millis(500),
+        },
+        tcp: TcpConfig {
+            nodelay: Some(true),
+            keepalive: Some(TcpKeepalive::new().with_time(Duration::from_secs(10))),
+            user_timeout: Some(Duration::from_secs(5)),
+            ..TcpConfig::default()
+        },
+        ..ConnectionConfig::default()
+    }
 }
 
-/// Connects once. A server that is not there (yet) is no error: an instance starts without Redis and waits.
-///
-/// # Errors
-/// [`RedisError`] when the server refuses us, which no waiting changes.
-pub async fn check(config: &Config) -> Result<(), RedisError> {
-    let config = Config { fail_fast: true, ..config.clone() };
-    let client = builder(&config).build().map_err(|error| RedisError::Url(error.details().to_owned()))?;
-    let connected = tokio::time::timeout(CONNECT_LIMIT + CALL_LIMIT, async {
-        client.init().await?;
-        client.ping::<String>(None).await
+/// Lets a client go that was used once.
+pub(super) async fn close(client: &Client) {
+    // Best effort: its work is done.
+    let _ = timeout(CALL_LIMIT, client.quit()).await;
+}
+
+/// Why something failed, and Redis's own words, fit for the log.
+pub(super) fn cause_of(error: &Error) -> (Cause, String) {
+    let words = error.details();
+    // Redis's words begin with a code in capitals; everything else is what fred or the system says.
+    let is_redis = words.trim_start_matches('-').split(' ').next().is_some_and(|code| {
+        !code.is_empty() && code.chars().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit())
     });
-    let result = connected.await;
-    // Best effort: the check is over.
-    let _ = tokio::time::timeout(CALL_LIMIT, client.quit()).await;
-    match result {
-        Ok(Ok(_)) => Ok(()),
-        Ok(Err(error)) if is_refusal(&error) => Err(RedisError::Refused(error.details().to_owned())),
-        Ok(Err(error)) => {
-            warn!(%error, "Redis cannot be reached yet; this instance is not ready until it can");
-            Ok(())
-        }
-        Err(_) => {
-            warn!("Redis does not answer yet; this instance is not ready until it does");
-            Ok(())
-        }
-    }
+    let cause = match error.kind() {
+        ErrorKind::Timeout => Cause::Silent,
+        ErrorKind::IO if words.starts_with("Unresponsive") => Cause::Silent,
+        ErrorKind::Parse | ErrorKind::Config => Cause::Other,
+        _ if is_redis => Cause::of(words),
+        _ => Cause::Unreachable,
+    };
+    (cause, printable(error.details()))
 }
 
-/// Between two questions to a cluster whose slots are moving.
-const REDIRECTED: Duration = Duration::from_millis(50);
-
-/// Asks again while a cluster answers that the slot is elsewhere: nothing has been carried out then. fred has read
-/// the cluster's state anew before it says so.
-///
-/// # Errors
-/// What `ask` says at last.
-pub(super) async fn redirected<T>(ask: impl AsyncFn() -> Result<T, Error>) -> Result<T, Error> {
-    let deadline = tokio::time::Instant::now() + CALL_LIMIT;
-    loop {
-        match ask().await {
-            Err(error) if is_redirection(&error) && tokio::time::Instant::now() < deadline => {
-                tokio::time::sleep(REDIRECTED).await;
+/// Words that the log may hold: no names of keys, which hold users, and no more than a line.
+fn printable(words: &str) -> String {
+    const LENGTH: usize = 200;
+    let mut text = String::new();
+    let mut is_hidden = false;
+    for c in words.chars().take(LENGTH) {
+        match c {
+            '{' => {
+                is_hidden = true;
+                text.push('{');
             }
-            answer => return answer,
+            '}' => {
+                is_hidden = false;
+                text.push('}');
+            }
+            _ if is_hidden => {}
+            c if c.is_control() => text.push(' '),
+            c => text.push(c),
         }
     }
-}
-
-/// What becomes of MOVED and ASK when no redirection is followed.
-pub(super) fn is_redirection(error: &Error) -> bool {
-    matches!(error.kind(), ErrorKind::Routing) && error.details().starts_with("Too many redirections")
+    text
 }
 
 /// What the instances with this Redis agree on as `key`: the proposal of the first that asked.
 ///
 /// # Errors
 /// [`RedisError`] when Redis cannot be asked.
-pub async fn agree(config: &Config, key: &str, proposal: String) -> Result<String, RedisError> {
-    let config = Config { fail_fast: true, ..config.clone() };
-    let away = |error: Error| RedisError::Away(error.details().to_owned());
-    let client = builder(&config).build().map_err(away)?;
-    let asked = tokio::time::timeout(CONNECT_LIMIT + CALL_LIMIT, async {
+pub async fn agree(template: &Template, key: &str, proposal: String) -> Result<String, RedisError> {
+    let away = |error: Error| RedisError::Away(printable(error.details()));
+    let client = template.client(None, false).map_err(away)?;
+    let asked = timeout(CONNECT_LIMIT + CALL_LIMIT, async {
         client.init().await?;
         let () = client.set(key, proposal, None, Some(SetOptions::NX), false).await?;
         client.get(key).await
     });
     let result = asked.await;
-    // Best effort: the answer is here.
-    let _ = tokio::time::timeout(CALL_LIMIT, client.quit()).await;
+    close(&client).await;
     result.map_err(|_| RedisError::Away("no answer in time".to_owned()))?.map_err(away)
 }
 
-fn is_refusal(error: &Error) -> bool {
-    let details = error.details();
-    matches!(error.kind(), ErrorKind::Auth)
-        || ["WRONGPASS", "NOAUTH", "NOPERM", "ERR invalid password", "ERR AUTH"]
-            .iter()
-            .any(|code| details.contains(code))
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_log_holds_no_names_of_keys() {
+        let words = "NOPERM No permissions to access the 'duo:{ann@example.com}:desktop' key\r\n";
+        assert_eq!(printable(words), "NOPERM No permissions to access the 'duo:{}:desktop' key  ");
+        assert!(printable(&"x".repeat(1000)).len() <= 200);
+    }
+
+    #[test]
+    fn what_no_server_said_is_no_refusal() {
+        let of = |kind, words: &'static str| cause_of(&Error::new(kind, words)).0;
+        assert_eq!(of(ErrorKind::Timeout, "Request timed out."), Cause::Silent);
+        assert_eq!(of(ErrorKind::IO, "Connection refused"), Cause::Unreachable);
+        assert_eq!(of(ErrorKind::Sentinel, "Failed to connect to all sentinel nodes."), Cause::Unreachable);
+        assert_eq!(of(ErrorKind::IO, "Unresponsive connection."), Cause::Silent);
+        assert_eq!(of(ErrorKind::Unknown, "channel closed"), Cause::Unreachable);
+        assert_eq!(of(ErrorKind::Canceled, "no connection to Redis"), Cause::Unreachable);
+        assert_eq!(of(ErrorKind::Sentinel, "WRONGPASS invalid"), Cause::Password);
+        assert_eq!(of(ErrorKind::Unknown, "-OOM command not allowed"), Cause::OutOfMemory);
+        assert_eq!(of(ErrorKind::Unknown, "OOM command not allowed"), Cause::OutOfMemory);
+    }
 }

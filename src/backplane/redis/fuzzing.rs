@@ -17,7 +17,7 @@ pub fn slot(text: &str) -> Option<Option<Lease>> {
 /// The instances that are known after this announcement, and the announcement of each.
 #[must_use]
 pub fn announced(bytes: &[u8]) -> Vec<(InstanceInfo, Vec<u8>)> {
-    let presence = presence::Presence::default();
+    let mut presence = presence::Presence::default();
     presence.on_announcement(bytes, Instant::now());
     presence.list().into_iter().map(|info| (info.clone(), presence::announce(&info).to_vec())).collect()
 }

@@ -12,35 +12,45 @@ const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_');
 #[derive(Debug, Clone)]
 pub(super) struct Names {
     prefix: String,
+    /// The end of each channel. Pub/sub knows no databases: on any but the first one, the channel names it.
+    database: String,
+}
+
+/// A key and a channel on which one worker proves the way to one node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ProbeNames {
+    /// What the probe writes.
+    pub(super) key: String,
+    /// What the probe publishes on.
+    pub(super) channel: String,
 }
 
 impl Names {
-    /// Names that begin with `prefix`.
+    /// Names that begin with `prefix`, in this database.
     #[must_use]
-    pub(super) fn new(prefix: &str) -> Self {
-        Self { prefix: prefix.to_owned() }
+    pub(super) fn new(prefix: &str, database: u8) -> Self {
+        let database = if database == 0 { String::new() } else { format!("@{database}") };
+        Self { prefix: prefix.to_owned(), database }
     }
 
     /// The hash of a room.
     #[must_use]
     pub(super) fn room(&self, user: &UserId) -> String {
-        self.with(user, "")
+        self.with(user, "", "")
     }
 
     /// The channel of a device.
     #[must_use]
     pub(super) fn channel(&self, user: &UserId, device: Device) -> String {
-        self.with(
-            user,
-            match device {
-                Device::Desktop => ":desktop",
-                Device::Mobile => ":mobile",
-            },
-        )
+        let end = match device {
+            Device::Desktop => ":desktop",
+            Device::Mobile => ":mobile",
+        };
+        self.with(user, end, &self.database)
     }
 
     /// One allocation and no formatting: a name is made for each frame that is published.
-    fn with(&self, user: &UserId, end: &str) -> String {
+    fn with(&self, user: &UserId, end: &str, database: &str) -> String {
         let mut name = String::with_capacity(self.prefix.len() + user.qualified().len() + 16);
         name.push_str(&self.prefix);
         name.push_str(":{");
@@ -52,25 +62,40 @@ impl Names {
         name.extend(utf8_percent_encode(user.uid(), ENCODED));
         name.push('}');
         name.push_str(end);
+        name.push_str(database);
         name
     }
 
     /// The channel on which instances announce themselves. A uid is never without braces.
     #[must_use]
     pub(super) fn instances(&self) -> String {
-        format!("{}:instances", self.prefix)
+        format!("{}:instances{}", self.prefix, self.database)
     }
 
-    /// The channel on which publishers tell of channels on which nobody has heard them.
+    /// The channel on which publishers report channels on which nobody has heard them, to every instance.
     #[must_use]
     pub(super) fn unheard(&self) -> String {
-        format!("{}:unheard", self.prefix)
+        format!("{}:unheard{}", self.prefix, self.database)
     }
 
-    /// The channel on which one worker hears itself.
+    /// The same, to one instance. Instances of the first version do not listen here.
     #[must_use]
-    pub(super) fn probe(&self, instance: InstanceId, worker: usize) -> String {
-        format!("{}:probe:{instance}:{worker}", self.prefix)
+    pub(super) fn unheard_by(&self, instance: InstanceId) -> String {
+        format!("{}:unheard:{instance}{}", self.prefix, self.database)
+    }
+
+    /// The key that says whose prefix this is.
+    #[must_use]
+    pub(super) fn owner(&self) -> String {
+        format!("{}:owner", self.prefix)
+    }
+
+    /// What `who` proves a way with. No encoded uid holds a `!`. Different numbers are in different slots of a cluster.
+    #[must_use]
+    pub(super) fn probe(&self, who: &str, number: u32) -> ProbeNames {
+        let key = format!("{}:{{!{who}:{number}}}", self.prefix);
+        let channel = format!("{key}:probe{}", self.database);
+        ProbeNames { key, channel }
     }
 }
 
@@ -80,7 +105,7 @@ mod tests {
 
     #[test]
     fn a_uid_is_encoded_into_one_hash_tag() {
-        let names = Names::new("duo");
+        let names = Names::new("duo", 0);
         let user = UserId::new("a{b}:*\né-_9").unwrap();
         assert_eq!(names.room(&user), "duo:{a%7Bb%7D%3A%2A%0A%C3%A9-_9}");
         assert_eq!(names.channel(&user, Device::Mobile), "duo:{a%7Bb%7D%3A%2A%0A%C3%A9-_9}:mobile");
@@ -88,7 +113,7 @@ mod tests {
 
     #[test]
     fn no_two_users_share_a_name() {
-        let names = Names::new("duo");
+        let names = Names::new("duo", 0);
         let table = [
             (UserId::new("a/b").unwrap(), "duo:{a%2Fb}"),
             (UserId::of_tenant("a", "b").unwrap(), "duo:{a/b}"),
@@ -98,5 +123,17 @@ mod tests {
         for (user, name) in table {
             assert_eq!(names.room(&user), name);
         }
+    }
+
+    #[test]
+    fn channels_name_a_database_and_keys_need_not() {
+        let names = Names::new("duo", 3);
+        let user = UserId::new("ann").unwrap();
+        assert_eq!(names.room(&user), "duo:{ann}");
+        assert_eq!(names.channel(&user, Device::Mobile), "duo:{ann}:mobile@3");
+        assert_eq!(names.instances(), "duo:instances@3");
+        assert_eq!(names.unheard(), "duo:unheard@3");
+        assert_eq!(names.probe("me", 0).channel, "duo:{!me:0}:probe@3");
+        assert_eq!(names.owner(), "duo:owner");
     }
 }

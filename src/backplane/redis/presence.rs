@@ -1,8 +1,7 @@
 //! Which instances are there: each announces itself every second, and one that is silent for some time
-//! counts as gone.
+//! counts as gone. All workers of a process share what one of them has heard.
 
-use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -32,60 +31,76 @@ pub(super) fn announce(info: &InstanceInfo) -> Bytes {
 struct Seen {
     info: Option<InstanceInfo>,
     last: Instant,
-    silent: bool,
 }
 
-/// What has been heard of other instances.
+/// What has been heard of instances.
 #[derive(Default)]
-pub(super) struct Presence(RefCell<HashMap<InstanceId, Seen>>);
+pub(super) struct Presence {
+    seen: HashMap<InstanceId, Seen>,
+    /// Those that were silent when nobody could be heard any more: they stay so.
+    silent: HashSet<InstanceId>,
+    /// Announcements can be heard.
+    hears: bool,
+}
 
 impl Presence {
-    /// An announcement came; returns an instance that was silent until now.
-    pub(super) fn on_announcement(&self, bytes: &[u8], now: Instant) -> Option<InstanceId> {
-        let Announcement(instance, connections, version, started_at, draining) =
-            rmp_serde::from_slice(bytes).ok()?;
+    /// An announcement came.
+    pub(super) fn on_announcement(&mut self, bytes: &[u8], now: Instant) {
+        let Ok(Announcement(instance, connections, version, started_at, draining)) =
+            rmp_serde::from_slice(bytes)
+        else {
+            return;
+        };
         let instance = InstanceId(instance);
         let info = Some(InstanceInfo { instance, connections, version, started_at, draining });
-        let before = self.0.borrow_mut().insert(instance, Seen { info, last: now, silent: false });
-        before.is_some_and(|seen| seen.silent).then_some(instance)
+        self.seen.insert(instance, Seen { info, last: now });
+        self.silent.remove(&instance);
     }
 
     /// A slot names this instance: if it is never heard of, it will count as silent.
-    pub(super) fn note(&self, instance: InstanceId, now: Instant) {
+    pub(super) fn note(&mut self, instance: InstanceId, now: Instant) {
         if instance != InstanceId::UNKNOWN {
-            self.0.borrow_mut().entry(instance).or_insert(Seen { info: None, last: now, silent: false });
+            self.seen.entry(instance).or_insert(Seen { info: None, last: now });
         }
     }
 
-    /// Nobody could be heard until now: silence is counted from here.
-    pub(super) fn start_over(&self, now: Instant) {
-        for seen in self.0.borrow_mut().values_mut().filter(|seen| !seen.silent) {
-            seen.last = now;
+    /// Announcements can be heard from now on, or cannot: then nobody becomes silent. Silence is counted anew after
+    /// such a break.
+    pub(super) fn set_hears(&mut self, hears: bool, now: Instant) {
+        if hears && !self.hears {
+            for (instance, seen) in &mut self.seen {
+                if !self.silent.contains(instance) {
+                    seen.last = now;
+                }
+            }
+        } else if !hears && self.hears {
+            self.sweep(now);
         }
+        self.hears = hears;
     }
 
-    /// The instances that have become silent.
-    pub(super) fn sweep(&self, now: Instant) -> Vec<InstanceId> {
-        let mut seen = self.0.borrow_mut();
-        seen.retain(|_, seen| now.duration_since(seen.last) < FORGET_AFTER);
-        let mut silent = Vec::new();
-        for (instance, seen) in seen.iter_mut() {
-            if !seen.silent && now.duration_since(seen.last) >= SILENT_AFTER {
-                seen.silent = true;
-                silent.push(*instance);
+    fn sweep(&mut self, now: Instant) {
+        self.seen.retain(|_, seen| now.duration_since(seen.last) < FORGET_AFTER);
+        self.silent.retain(|instance| self.seen.contains_key(instance));
+        for (instance, seen) in &self.seen {
+            if now.duration_since(seen.last) >= SILENT_AFTER {
+                self.silent.insert(*instance);
             }
         }
-        silent
     }
 
-    /// True for an instance that has become silent.
-    pub(super) fn is_silent(&self, instance: InstanceId) -> bool {
-        self.0.borrow().get(&instance).is_some_and(|seen| seen.silent)
+    /// The instances that are silent.
+    pub(super) fn silent(&mut self, now: Instant) -> &HashSet<InstanceId> {
+        if self.hears {
+            self.sweep(now);
+        }
+        &self.silent
     }
 
     /// Those that are there.
     pub(super) fn list(&self) -> Vec<InstanceInfo> {
-        self.0.borrow().values().filter(|seen| !seen.silent).filter_map(|seen| seen.info.clone()).collect()
+        let there = self.seen.iter().filter(|(instance, _)| !self.silent.contains(instance));
+        there.filter_map(|(_, seen)| seen.info.clone()).collect()
     }
 }
 
@@ -93,34 +108,72 @@ impl Presence {
 mod tests {
     use super::*;
 
+    fn instance() -> InstanceId {
+        InstanceId(Uuid::from_u128(7))
+    }
+
+    fn announcement() -> (InstanceInfo, Bytes) {
+        let info = InstanceInfo {
+            instance: instance(),
+            connections: 3,
+            version: "1".into(),
+            started_at: 9,
+            draining: false,
+        };
+        let bytes = announce(&info);
+        (info, bytes)
+    }
+
     #[test]
     fn an_instance_is_silent_after_five_seconds_and_heard_again() {
-        let (presence, start) = (Presence::default(), Instant::now());
-        let instance = InstanceId(Uuid::from_u128(7));
-        let info =
-            InstanceInfo { instance, connections: 3, version: "1".into(), started_at: 9, draining: false };
-        assert_eq!(presence.on_announcement(&announce(&info), start), None);
-        assert_eq!(presence.list(), std::slice::from_ref(&info));
-        assert!(presence.sweep(start + SILENT_AFTER - Duration::from_millis(1)).is_empty());
-        assert_eq!(presence.sweep(start + SILENT_AFTER), [instance]);
-        assert!(presence.is_silent(instance) && presence.list().is_empty());
-        let later = start + SILENT_AFTER;
-        assert_eq!(presence.on_announcement(&announce(&info), later), Some(instance));
-        assert!(!presence.is_silent(instance));
+        let (mut presence, start) = (Presence::default(), Instant::now());
+        presence.set_hears(true, start);
+        let (info, bytes) = announcement();
+        presence.on_announcement(&bytes, start);
+        assert_eq!(presence.list(), [info]);
+        assert!(presence.silent(start + SILENT_AFTER - Duration::from_millis(1)).is_empty());
+        assert!(presence.silent(start + SILENT_AFTER).contains(&instance()));
+        assert!(presence.list().is_empty());
+        presence.on_announcement(&bytes, start + SILENT_AFTER);
+        assert!(presence.silent(start + SILENT_AFTER).is_empty());
     }
 
     #[test]
     fn silence_is_counted_anew_after_a_break() {
-        let (presence, start) = (Presence::default(), Instant::now());
-        let instance = InstanceId(Uuid::from_u128(7));
-        presence.note(instance, start);
-        presence.start_over(start + Duration::from_secs(60));
-        assert!(presence.sweep(start + Duration::from_secs(62)).is_empty());
-        assert_eq!(presence.sweep(start + Duration::from_secs(65)), [instance]);
+        let (mut presence, start) = (Presence::default(), Instant::now());
+        let after = |seconds| start + Duration::from_secs(seconds);
+        presence.note(instance(), start);
+        assert!(presence.silent(after(60)).is_empty(), "nobody can be heard");
+        presence.set_hears(true, after(60));
+        assert!(presence.silent(after(62)).is_empty());
+        assert!(presence.silent(after(65)).contains(&instance()));
+        presence.set_hears(false, after(66));
+        presence.set_hears(true, after(90));
+        assert!(presence.silent(after(91)).contains(&instance()), "a break makes nobody come back");
+    }
+
+    #[test]
+    fn a_break_that_begins_in_time_makes_nobody_silent() {
+        let (mut presence, start) = (Presence::default(), Instant::now());
+        presence.set_hears(true, start);
+        presence.note(instance(), start);
+        presence.set_hears(false, start + Duration::from_secs(4));
+        assert!(presence.silent(start + Duration::from_secs(20)).is_empty());
+    }
+
+    #[test]
+    fn the_long_silent_are_forgotten() {
+        let (mut presence, start) = (Presence::default(), Instant::now());
+        presence.set_hears(true, start);
+        presence.note(instance(), start);
+        assert!(presence.silent(start + SILENT_AFTER).contains(&instance()));
+        assert!(presence.silent(start + FORGET_AFTER).is_empty());
     }
 
     #[test]
     fn no_bytes_break_it() {
-        assert_eq!(Presence::default().on_announcement(b"\xff\x00nonsense", Instant::now()), None);
+        let mut presence = Presence::default();
+        presence.on_announcement(b"\xff\x00nonsense", Instant::now());
+        assert!(presence.list().is_empty());
     }
 }

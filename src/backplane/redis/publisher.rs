@@ -2,7 +2,7 @@
 //! never stale.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,18 +16,16 @@ use fred::types::config::Options;
 use tokio::sync::oneshot;
 use tracing::debug;
 
-use super::client::is_redirection;
+use super::scripts::unconnected;
 use crate::backplane::{Barrier, Published, STALE};
 use crate::metrics::{Dropped, Metrics, PublishResult};
-use crate::relay::ids::StreamId;
+use crate::relay::ids::{Device, StreamId, UserId};
 use crate::relay::outbox::{Outbox, Outgoing, Pushed};
 
 /// Publishes that are under way at the same time.
 const IN_FLIGHT: usize = 2048;
 /// Bytes that are under way at the same time.
 const IN_FLIGHT_BYTES: usize = 8 * 1024 * 1024;
-/// Most channels reported as unheard per second.
-const UNHEARD: usize = 1024;
 /// A publish without an answer for this long: Redis stands still, and what follows waits here, where newer
 /// frames replace older ones, and not in the kernel.
 const STALLED: Duration = Duration::from_millis(200);
@@ -38,23 +36,39 @@ const WAITING_BYTES: usize = 64 * 1024 * 1024;
 /// Channels that wait for Redis, each with what waits.
 #[derive(Default)]
 struct Waiting {
-    channels: HashMap<Str, Outbox>,
+    channels: HashMap<Str, Queue>,
     order: VecDeque<Str>,
     bytes: usize,
     /// Behind what waits for a channel.
     barriers: HashMap<Str, Vec<oneshot::Sender<()>>>,
 }
 
-/// Channels that nobody has heard: to be reported, and reported lately.
-#[derive(Default)]
-struct Unheard {
-    news: Vec<Str>,
-    reported: HashSet<Str>,
+/// A publish that has left.
+pub(super) struct Departed {
+    /// The receiver.
+    pub(super) user: UserId,
+    /// The receiver's device.
+    pub(super) device: Device,
+    /// Its channel.
+    pub(super) channel: Str,
+    /// What was published.
+    pub(super) envelope: Bytes,
 }
 
-/// One worker's publisher.
+/// What waits for one channel.
+struct Queue {
+    user: UserId,
+    device: Device,
+    outbox: Outbox,
+}
+
+/// Takes each publish that nobody has heard, or that has failed.
+pub(super) type OnLost = Box<dyn Fn(&Departed, Option<&Error>)>;
+
+/// What one worker publishes through one node.
 pub(super) struct Publisher {
-    client: WithOptions<Client>,
+    /// The present connection.
+    client: RefCell<Option<Rc<WithOptions<Client>>>>,
     sharded: bool,
     /// What may wait for one channel.
     queue_bytes: usize,
@@ -66,8 +80,7 @@ pub(super) struct Publisher {
     /// Each told when all numbers below its own have arrived.
     barriers: RefCell<VecDeque<(u64, oneshot::Sender<()>)>>,
     waiting: RefCell<Waiting>,
-    /// Channels on which a publish has reached nobody.
-    unheard: RefCell<Unheard>,
+    on_lost: OnLost,
     is_up: Cell<bool>,
     /// A publish got no answer at all. Nothing leaves until a probe is back: what is written to a Redis that
     /// stands still is lost or arrives stale.
@@ -75,12 +88,10 @@ pub(super) struct Publisher {
 }
 
 impl Publisher {
-    /// A publisher that waits until it is told that Redis is there.
-    pub(super) fn new(client: Client, sharded: bool, queue_bytes: usize, metrics: Arc<Metrics>) -> Rc<Self> {
-        // Never a second try: it could arrive twice, or late.
-        let options = Options { timeout: Some(STALE), max_attempts: Some(1), ..Options::default() };
+    /// A publisher that waits until there is a connection and Redis serves.
+    pub(super) fn new(sharded: bool, queue_bytes: usize, metrics: Arc<Metrics>, on_lost: OnLost) -> Rc<Self> {
         Rc::new(Self {
-            client: client.with_options(&options),
+            client: RefCell::default(),
             sharded,
             queue_bytes,
             metrics,
@@ -89,16 +100,24 @@ impl Publisher {
             in_flight_bytes: Cell::default(),
             barriers: RefCell::default(),
             waiting: RefCell::default(),
-            unheard: RefCell::default(),
+            on_lost,
             is_up: Cell::new(false),
             is_stuck: Cell::new(false),
         })
     }
 
-    /// Redis is there, or not.
+    /// There is a connection, or none.
+    pub(super) fn set_client(&self, client: Option<Client>) {
+        // Never a second try: it could arrive twice, or late.
+        let options = Options { timeout: Some(STALE), max_attempts: Some(1), ..Options::default() };
+        *self.client.borrow_mut() = client.map(|client| Rc::new(client.with_options(&options)));
+    }
+
+    /// What is published reaches other instances, or does not.
     pub(super) fn set_up(self: &Rc<Self>, is_up: bool) {
-        self.is_up.set(is_up);
-        self.drain();
+        if self.is_up.replace(is_up) != is_up {
+            self.drain();
+        }
     }
 
     /// A probe is back: Redis answers.
@@ -111,6 +130,7 @@ impl Publisher {
     /// Publishes on a channel; `stream` is that of a volatile frame.
     pub(super) fn publish(
         self: &Rc<Self>,
+        to: (&UserId, Device),
         channel: String,
         envelope: Bytes,
         stream: Option<StreamId>,
@@ -119,7 +139,8 @@ impl Publisher {
         let mut waiting = self.waiting.borrow_mut();
         if waiting.order.is_empty() && self.may_send(Instant::now()) {
             drop(waiting);
-            self.send(channel.into(), envelope);
+            let (user, device) = to;
+            self.send(Departed { user: user.clone(), device, channel: channel.into(), envelope });
             return Published::Queued;
         }
         if waiting.bytes + envelope.len() > WAITING_BYTES {
@@ -130,7 +151,13 @@ impl Publisher {
         if !waiting.channels.contains_key(&channel) {
             waiting.order.push_back(channel.clone());
         }
-        let outbox = waiting.channels.entry(channel).or_default();
+        let (user, device) = to;
+        let queue = waiting.channels.entry(channel).or_insert_with(|| Queue {
+            user: user.clone(),
+            device,
+            outbox: Outbox::default(),
+        });
+        let outbox = &mut queue.outbox;
         let before = outbox.waiting_bytes();
         let published = match stream {
             Some(stream) => {
@@ -173,7 +200,8 @@ impl Publisher {
     fn may_send(&self, now: Instant) -> bool {
         let in_flight = self.in_flight.borrow();
         let is_stalled = in_flight.front().is_some_and(|(_, left)| now.duration_since(*left) > STALLED);
-        self.is_up.get()
+        self.client.borrow().is_some()
+            && self.is_up.get()
             && !self.is_stuck.get()
             && !is_stalled
             && in_flight.len() < IN_FLIGHT
@@ -191,11 +219,12 @@ impl Publisher {
             let Some(channel) = waiting.order.front().cloned() else {
                 return;
             };
-            let outbox = waiting.channels.entry(channel.clone()).or_default();
-            let before = outbox.waiting_bytes();
-            let due = outbox.pop();
-            let gone = before - outbox.waiting_bytes();
-            waiting.bytes -= gone;
+            let due = waiting.channels.get_mut(&channel).and_then(|queue| {
+                let before = queue.outbox.waiting_bytes();
+                let due = queue.outbox.pop()?;
+                let gone = before - queue.outbox.waiting_bytes();
+                Some((due, gone, queue.user.clone(), queue.device))
+            });
             match due {
                 None => {
                     waiting.order.pop_front();
@@ -206,42 +235,46 @@ impl Publisher {
                     self.barriers.borrow_mut().extend(behind.into_iter().map(|done| (next, done)));
                     self.release_barriers();
                 }
-                Some(due) => {
+                Some((due, gone, user, device)) => {
+                    waiting.bytes -= gone;
                     drop(waiting);
                     if due.since.is_some_and(|since| now.duration_since(since) > STALE) {
                         self.metrics.dropped(Dropped::Backplane, 1);
                         continue;
                     }
-                    self.send(channel, due.bytes);
+                    self.send(Departed { user, device, channel, envelope: due.bytes });
                 }
             }
         }
     }
 
-    fn send(self: &Rc<Self>, channel: Str, envelope: Bytes) {
+    fn send(self: &Rc<Self>, departed: Departed) {
+        let Some(client) = self.client.borrow().clone() else {
+            return self.on_failed(&departed, None);
+        };
         let number = self.next.get();
         self.next.set(number + 1);
-        let bytes = envelope.len();
+        let bytes = departed.envelope.len();
         self.in_flight.borrow_mut().push_back((number, Instant::now()));
         self.in_flight_bytes.set(self.in_flight_bytes.get() + bytes);
         let publisher = Rc::clone(self);
         // Tasks of this thread begin in the order in which they were spawned, and a command takes its place in
         // fred's queue when it is first polled: the order of a channel is kept.
         tokio::task::spawn_local(async move {
-            let client = &publisher.client;
+            let (channel, envelope) = (departed.channel.clone(), departed.envelope.clone());
             let heard = if publisher.sharded {
-                client.spublish::<u64, _, _>(channel.clone(), envelope).await
+                client.spublish::<u64, _, _>(channel, envelope).await
             } else {
-                client.publish::<u64, _, _>(channel.clone(), envelope).await
+                client.publish::<u64, _, _>(channel, envelope).await
             };
             let result = match heard {
                 Ok(0) => {
-                    publisher.on_unheard(channel);
+                    (publisher.on_lost)(&departed, None);
                     PublishResult::Unheard
                 }
                 Ok(_) => PublishResult::Heard,
                 Err(error) => {
-                    publisher.on_failed(channel, &error);
+                    publisher.on_failed(&departed, Some(error));
                     PublishResult::Failed
                 }
             };
@@ -250,34 +283,14 @@ impl Publisher {
         });
     }
 
-    fn on_failed(&self, channel: Str, error: &Error) {
+    fn on_failed(&self, departed: &Departed, error: Option<Error>) {
         self.metrics.dropped(Dropped::Backplane, 1);
+        let error = error.unwrap_or_else(unconnected);
         if matches!(error.kind(), ErrorKind::Timeout) {
             self.is_stuck.set(true);
         }
-        if is_redirection(error) {
-            self.on_unheard(channel);
-        }
         debug!(%error, "a publish failed");
-    }
-
-    /// Nobody was subscribed. Either the peer has just left, or its instance has lost the subscription without
-    /// knowing, as it does when a cluster's slot moves: this worker reports it.
-    fn on_unheard(&self, channel: Str) {
-        let mut unheard = self.unheard.borrow_mut();
-        if unheard.reported.len() < UNHEARD && unheard.reported.insert(channel.clone()) {
-            unheard.news.push(channel);
-        }
-    }
-
-    /// The channels that nobody has heard since this was asked, each once until [`Self::forget_unheard`].
-    pub(super) fn take_unheard(&self) -> Vec<Str> {
-        std::mem::take(&mut self.unheard.borrow_mut().news)
-    }
-
-    /// Channels that are still unheard may be reported again.
-    pub(super) fn forget_unheard(&self) {
-        self.unheard.borrow_mut().reported.clear();
+        (self.on_lost)(departed, Some(&error));
     }
 
     fn arrived(self: &Rc<Self>, number: u64, bytes: usize) {

@@ -1,18 +1,24 @@
 //! Claim, renew, release and look as Lua scripts: each is atomic, and publishes what it changed, so that
 //! a channel's order is the room's order.
 
+use bytes::Bytes;
 use fred::clients::Client;
 use fred::error::{Error, ErrorKind};
-use fred::types::Value;
+use fred::interfaces::{ClientLike as _, LuaInterface as _};
 use fred::types::scripts::Script;
+use fred::types::{CustomCommand, Value};
+use futures_util::future::join;
 use uuid::Uuid;
 
-use super::client::redirected;
-use super::names::Names;
+use super::names::{Names, ProbeNames};
+use super::nodes::{Node, Nodes};
 use crate::backplane::RoomSnapshot;
 use crate::relay::envelope::{Envelope, claimed_prefix, released_prefix};
 use crate::relay::ids::{Attempt, ClientId, ConnectionId, Device, Generation, InstanceId, Member, UserId};
 use crate::relay::record::{Claim, ClaimOutcome, Claimed, Holder, Lease, Renewed};
+
+/// How long a probe's key lives.
+const PROBE_LIVES_MS: u32 = 60_000;
 
 /// The scripts, and how they publish.
 #[derive(Debug, Clone)]
@@ -24,6 +30,8 @@ pub(super) struct Scripts {
     renew: Script,
     release: Script,
     room: Script,
+    probe: Script,
+    owner: Script,
 }
 
 impl Scripts {
@@ -38,6 +46,8 @@ impl Scripts {
             renew: Script::from_lua(concat!(include_str!("prelude.lua"), include_str!("renew.lua"))),
             release: Script::from_lua(include_str!("release.lua")),
             room: Script::from_lua(concat!(include_str!("prelude.lua"), include_str!("room.lua"))),
+            probe: Script::from_lua(include_str!("probe.lua")),
+            owner: Script::from_lua(include_str!("owner.lua")),
         }
     }
 
@@ -46,14 +56,61 @@ impl Scripts {
         Device::ALL.map(|device| self.names.channel(user, device).into())
     }
 
+    /// Runs a script where the room is, and asks again while a cluster says that its slot is elsewhere: nothing has been
+    /// carried out then.
     async fn run(
         &self,
         script: &Script,
-        client: &Client,
-        keys: Vec<String>,
+        nodes: &Nodes,
+        user: &UserId,
         arguments: Vec<Value>,
     ) -> Result<Value, Error> {
-        redirected(async || script.evalsha_with_reload(client, keys.clone(), arguments.clone()).await).await
+        let key = self.names.room(user);
+        let slot = nodes.slot(&key);
+        nodes
+            .redirected(slot, async |node: &Node, is_asking| {
+                let client = node.commands.client().ok_or_else(unconnected)?;
+                call(&client, script, &key, &arguments, is_asking).await
+            })
+            .await
+    }
+
+    /// Carries out on `client` what a handshake needs, on a key of our own. Redis's words when it refuses to write.
+    ///
+    /// # Errors
+    /// What Redis or fred says.
+    pub(super) async fn probe(
+        &self,
+        client: &Client,
+        names: &ProbeNames,
+        payload: Bytes,
+    ) -> Result<Result<(), String>, Error> {
+        let arguments =
+            [Value::Bytes(payload), self.publish.into(), names.channel.clone().into(), PROBE_LIVES_MS.into()];
+        let (is_written, rest) = numbered(call(client, &self.probe, &names.key, &arguments, false).await?)?;
+        if is_written == 1 {
+            return Ok(Ok(()));
+        }
+        Ok(Err(rest.first().and_then(Value::as_str).unwrap_or_default().to_string()))
+    }
+
+    /// Runs a script by its text, as after a restart of Redis.
+    ///
+    /// # Errors
+    /// What Redis or fred says.
+    pub(super) async fn by_text(&self, client: &Client, key: &str) -> Result<(), Error> {
+        client.eval::<Value, _, _, _>("return {1}", key, Vec::<Value>::new()).await.map(|_| ())
+    }
+
+    /// Takes the prefix for this fleet, or keeps it; false when it is another fleet's.
+    ///
+    /// # Errors
+    /// What Redis or fred says.
+    pub(super) async fn own(&self, client: &Client, owner: &str) -> Result<bool, Error> {
+        let arguments = [owner.into(), (self.lease_ms * 3).to_string().into()];
+        let (is_ours, _) =
+            numbered(call(client, &self.owner, &self.names.owner(), &arguments, false).await?)?;
+        Ok(is_ours == 1)
     }
 
     /// See [`crate::relay::record::Record::claim`].
@@ -62,7 +119,7 @@ impl Scripts {
     /// What Redis or fred says.
     pub(super) async fn claim(
         &self,
-        client: &Client,
+        nodes: &Nodes,
         user: &UserId,
         claim: &Claim,
     ) -> Result<ClaimOutcome, Error> {
@@ -82,7 +139,7 @@ impl Scripts {
             mobile,
             number_or_nothing(claim.attempt),
         ];
-        let answer = self.run(&self.claim, client, vec![self.names.room(user)], arguments).await?;
+        let answer = self.run(&self.claim, nodes, user, arguments).await?;
         match numbered(answer)? {
             (0, rest) => {
                 let retry_after_ms = rest.first().and_then(Value::as_u64).ok_or_else(unreadable)?;
@@ -109,7 +166,7 @@ impl Scripts {
     /// What Redis or fred says.
     pub(super) async fn renew(
         &self,
-        client: &Client,
+        nodes: &Nodes,
         user: &UserId,
         device: Device,
         mine: &Holder,
@@ -130,7 +187,7 @@ impl Scripts {
             mobile,
             number_or_nothing(attempt),
         ];
-        let answer = self.run(&self.renew, client, vec![self.names.room(user)], arguments).await?;
+        let answer = self.run(&self.renew, nodes, user, arguments).await?;
         match numbered(answer)? {
             (0, rest) => match rest.as_slice() {
                 [connection, generation, lease] => {
@@ -157,7 +214,7 @@ impl Scripts {
     /// What Redis or fred says.
     pub(super) async fn release(
         &self,
-        client: &Client,
+        nodes: &Nodes,
         user: &UserId,
         device: Device,
         connection: ConnectionId,
@@ -171,16 +228,15 @@ impl Scripts {
             desktop,
             mobile,
         ];
-        self.run(&self.release, client, vec![self.names.room(user)], arguments).await.map(|_| ())
+        self.run(&self.release, nodes, user, arguments).await.map(|_| ())
     }
 
     /// Who holds the slots; leases in milliseconds from now.
     ///
     /// # Errors
     /// What Redis or fred says.
-    pub(super) async fn room(&self, client: &Client, user: &UserId) -> Result<RoomSnapshot, Error> {
-        let keys = vec![self.names.room(user)];
-        let answer = self.run(&self.room, client, keys, Vec::new()).await?;
+    pub(super) async fn room(&self, nodes: &Nodes, user: &UserId) -> Result<RoomSnapshot, Error> {
+        let answer = self.run(&self.room, nodes, user, Vec::new()).await?;
         let (now, rest) = numbered(answer)?;
         let [desktop, mobile, desktop_attempt, mobile_attempt] = rest.as_slice() else {
             return Err(unreadable());
@@ -207,6 +263,44 @@ fn attempt_of(connection: ConnectionId, field: &Value) -> Option<Attempt> {
     let (whose, attempt) =
         field.as_str()?.split_once(' ').map(|(whose, it)| (whose.to_owned(), Attempt::parse(it)))?;
     attempt.filter(|_| whose == connection.to_string())
+}
+
+/// Calls a script by its SHA. A server that does not know it (it has restarted, or its scripts were flushed) gets its
+/// text, in one step: between loading and calling it could be flushed again.
+pub(super) async fn call(
+    client: &Client,
+    script: &Script,
+    key: &str,
+    arguments: &[Value],
+    is_asking: bool,
+) -> Result<Value, Error> {
+    let by_sha = client.evalsha(script.sha1().clone(), key, arguments.to_vec());
+    let answer = if is_asking { after_asking(client, by_sha).await } else { by_sha.await };
+    match answer {
+        Err(error) if error.details().starts_with("NOSCRIPT") => {
+            let Some(text) = script.lua() else { return Err(error) };
+            let by_text = client.eval(text.clone(), key, arguments.to_vec());
+            if is_asking { after_asking(client, by_text).await } else { by_text.await }
+        }
+        answer => answer,
+    }
+}
+
+/// A node that takes a slot over answers for it only right behind an ASKING. Both take their places in fred's queue in
+/// this order, when they are first polled.
+async fn after_asking(
+    client: &Client,
+    command: impl Future<Output = Result<Value, Error>>,
+) -> Result<Value, Error> {
+    let asking = client.custom::<Value, Value>(CustomCommand::new_static("ASKING", None, false), Vec::new());
+    let (asked, answer) = join(asking, command).await;
+    asked?;
+    answer
+}
+
+/// There is no connection to the node.
+pub(super) fn unconnected() -> Error {
+    Error::new(ErrorKind::Canceled, "no connection to Redis")
 }
 
 fn unreadable() -> Error {

@@ -106,8 +106,8 @@ fn announcements_keep_their_bytes() {
     let bytes = announce(&info);
     let started_at = format!("{:016x}", info.started_at);
     assert_eq!(hex(&bytes), format!("95{}ce00011170a5302e312e30cf{started_at}c3", id(INSTANCE)));
-    let presence = Presence::default();
-    assert_eq!(presence.on_announcement(&bytes, std::time::Instant::now()), None);
+    let mut presence = Presence::default();
+    presence.on_announcement(&bytes, std::time::Instant::now());
     assert_eq!(presence.list(), [info]);
 }
 
@@ -133,7 +133,7 @@ fn slots_keep_their_text() {
 
 #[test]
 fn names_stay() {
-    let names = Names::new("duo");
+    let names = Names::new("duo", 0);
     let user = |uid| UserId::new(uid).unwrap();
     assert_eq!(names.room(&user("ann")), "duo:{ann}");
     assert_eq!(names.channel(&user("ann"), Device::Desktop), "duo:{ann}:desktop");

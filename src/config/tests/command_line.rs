@@ -14,7 +14,7 @@ fn flags_are_named_after_their_variables() {
 #[test]
 fn variables_are_those_of_the_contract_and_of_opentelemetry_and_google() {
     let of_the_contract = "PORT DUORELAY_LISTEN DUORELAY_ADMIN_LISTEN DUORELAY_ADMIN_TOKEN REDIS_URL \
-        DUORELAY_REDIS_PREFIX FIREBASE_PROJECT_ID GOOGLE_APPLICATION_CREDENTIALS FIREBASE_AUTH_EMULATOR_HOST \
+        DUORELAY_REDIS_PREFIX REDIS_URL_FILE DUORELAY_REDIS_CA DUORELAY_REDIS_CERT DUORELAY_REDIS_KEY FIREBASE_PROJECT_ID GOOGLE_APPLICATION_CREDENTIALS FIREBASE_AUTH_EMULATOR_HOST \
         DUORELAY_ISSUER DUORELAY_AUDIENCE DUORELAY_JWKS_URL DUORELAY_CHECK_REVOKED DUORELAY_REVOCATION_SECONDS DUORELAY_ENFORCE_EXPIRY \
         DUORELAY_ALLOWED_ORIGINS DUORELAY_PACING DUORELAY_DIRECT DUORELAY_STUN_URLS DUORELAY_TRUSTED_PROXIES DUORELAY_MAX_CONNECTIONS DUORELAY_MESSAGE_BYTES \
         DUORELAY_QUEUE_BYTES DUORELAY_MESSAGES_PER_SECOND DUORELAY_BYTES_PER_SECOND DUORELAY_HANDSHAKES_PER_SECOND_PER_IP DUORELAY_WORKERS \
@@ -117,7 +117,7 @@ fn demo_joins_others_only_by_its_flag_and_under_its_own_prefix() {
     let environment = [("REDIS_URL", "redis://real"), ("DUORELAY_REDIS_PREFIX", "duo")];
     assert!(demo(&[], &environment).redis.is_none());
     let redis = demo(&["--redis-url=redis://demo"], &environment).redis.unwrap();
-    assert_eq!(redis.url.expose_secret(), "redis://demo");
+    assert_eq!(url(&redis), "redis://demo");
     assert_eq!(redis.prefix, "duo-demo");
     assert_eq!(
         mistakes(&["demo", "--redis-url=http://x"], &[]),

@@ -1,0 +1,154 @@
+//! What the log and the metrics say about troubles with Redis: for a whole process, one line when a trouble begins and
+//! one when it ends, whatever number of workers meets it, and at most one beginning a minute for one cause.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tracing::{info, warn};
+
+use super::connectivity::Cause;
+use crate::metrics::Metrics;
+
+/// The shortest time between two lines about one cause.
+const ONCE_IN: Duration = Duration::from_secs(60);
+
+/// What is logged at an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Line {
+    Yes,
+    No,
+}
+
+/// Which troubles there are, and which of them the log knows.
+#[derive(Debug, Default)]
+struct Troubles {
+    /// How many workers have this trouble with this node.
+    present: HashMap<(u16, Cause), usize>,
+    logged: HashSet<(u16, Cause)>,
+    last: HashMap<Cause, Instant>,
+}
+
+impl Troubles {
+    fn may_log(&mut self, cause: Cause, now: Instant) -> bool {
+        let is_due = self.last.get(&cause).is_none_or(|last| now.duration_since(*last) >= ONCE_IN);
+        if is_due {
+            self.last.insert(cause, now);
+        }
+        is_due
+    }
+
+    fn begin(&mut self, node: u16, cause: Cause, now: Instant) -> Line {
+        let workers = self.present.entry((node, cause)).or_default();
+        *workers += 1;
+        if *workers == 1 && self.may_log(cause, now) {
+            self.logged.insert((node, cause));
+            return Line::Yes;
+        }
+        Line::No
+    }
+
+    fn end(&mut self, node: u16, cause: Cause) -> Line {
+        match self.present.get_mut(&(node, cause)) {
+            Some(workers) if *workers > 1 => {
+                *workers -= 1;
+                Line::No
+            }
+            Some(_) => {
+                self.present.remove(&(node, cause));
+                if self.logged.remove(&(node, cause)) { Line::Yes } else { Line::No }
+            }
+            None => Line::No,
+        }
+    }
+
+    fn note(&mut self, cause: Cause, now: Instant) -> Line {
+        let is_known = self.present.keys().any(|(_, present)| *present == cause);
+        if !is_known && self.may_log(cause, now) { Line::Yes } else { Line::No }
+    }
+
+    /// How many nodes have this trouble.
+    fn nodes(&self, cause: Cause) -> usize {
+        self.present.keys().filter(|(_, present)| *present == cause).count()
+    }
+}
+
+/// A process's troubles with Redis.
+#[derive(Debug, Clone)]
+pub struct Journal(Arc<(Mutex<Troubles>, Arc<Metrics>)>);
+
+impl Journal {
+    /// No trouble yet.
+    #[must_use]
+    pub fn new(metrics: Arc<Metrics>) -> Self {
+        Self(Arc::new((Mutex::default(), metrics)))
+    }
+
+    fn with<T>(&self, cause: Cause, act: impl FnOnce(&mut Troubles) -> T) -> T {
+        let (troubles, metrics) = &*self.0;
+        let mut troubles = troubles.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = act(&mut troubles);
+        metrics.backplane_trouble(cause.as_str(), troubles.nodes(cause));
+        result
+    }
+
+    /// A worker's trouble with a node begins; `words` are Redis's own, `place` is the node's address.
+    pub fn begin(&self, node: u16, place: Option<&str>, cause: Cause, words: &str) {
+        if self.with(cause, |troubles| troubles.begin(node, cause, Instant::now())) == Line::Yes {
+            let place = place.unwrap_or_default();
+            warn!(cause = cause.as_str(), node, place, "the backplane is in trouble: {words}");
+        }
+    }
+
+    /// It has ended.
+    pub fn end(&self, node: u16, place: Option<&str>, cause: Cause) {
+        if self.with(cause, |troubles| troubles.end(node, cause)) == Line::Yes {
+            let place = place.unwrap_or_default();
+            info!(cause = cause.as_str(), node, place, "the backplane's trouble has ended");
+        }
+    }
+
+    /// Something failed once, which says nothing about the next time.
+    pub fn note(&self, what: &str, cause: Cause, words: &str) {
+        if self.with(cause, |troubles| troubles.note(cause, Instant::now())) == Line::Yes {
+            warn!(cause = cause.as_str(), "{what}: {words}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn workers_share_two_lines() {
+        let (mut troubles, now) = (Troubles::default(), Instant::now());
+        assert_eq!(troubles.begin(0, Cause::ReadOnly, now), Line::Yes);
+        assert_eq!(troubles.begin(0, Cause::ReadOnly, now), Line::No);
+        assert_eq!(troubles.nodes(Cause::ReadOnly), 1);
+        assert_eq!(troubles.end(0, Cause::ReadOnly), Line::No);
+        assert_eq!(troubles.end(0, Cause::ReadOnly), Line::Yes);
+        assert_eq!(troubles.end(0, Cause::ReadOnly), Line::No);
+        assert_eq!(troubles.nodes(Cause::ReadOnly), 0);
+    }
+
+    #[test]
+    fn a_cause_begins_once_a_minute() {
+        let (mut troubles, now) = (Troubles::default(), Instant::now());
+        assert_eq!(troubles.begin(0, Cause::Loading, now), Line::Yes);
+        assert_eq!(troubles.end(0, Cause::Loading), Line::Yes);
+        assert_eq!(troubles.begin(0, Cause::Loading, now + ONCE_IN / 2), Line::No);
+        assert_eq!(troubles.end(0, Cause::Loading), Line::No);
+        assert_eq!(troubles.begin(1, Cause::OutOfMemory, now), Line::Yes, "another cause");
+        assert_eq!(troubles.begin(0, Cause::Loading, now + ONCE_IN), Line::Yes);
+    }
+
+    #[test]
+    fn what_is_known_is_not_noted() {
+        let (mut troubles, now) = (Troubles::default(), Instant::now());
+        assert_eq!(troubles.note(Cause::Other, now), Line::Yes);
+        assert_eq!(troubles.note(Cause::Other, now + ONCE_IN / 2), Line::No);
+        assert_eq!(troubles.begin(0, Cause::OutOfMemory, now), Line::Yes);
+        assert_eq!(troubles.note(Cause::OutOfMemory, now + ONCE_IN), Line::No);
+    }
+}

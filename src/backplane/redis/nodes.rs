@@ -1,0 +1,328 @@
+//! The servers that this worker is connected to: one, or the nodes of a cluster, and which node serves which slot.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use fred::error::{Error, ErrorKind};
+use fred::types::config::Server;
+use fred::util::redis_keyslot;
+use tokio::sync::Notify;
+
+use super::client::Template;
+use super::link::Link;
+use super::names::{Names, ProbeNames};
+use super::publisher::Publisher;
+use super::topology::{SLOTS, SlotMap, Topology};
+use crate::backplane::CALL_LIMIT;
+use crate::backplane::connectivity::Connectivity;
+
+/// Between two questions to a cluster whose slots are moving.
+const REDIRECTED: Duration = Duration::from_millis(50);
+/// A slot that nobody serves.
+const NOBODY: u16 = u16::MAX;
+
+/// One server, or one node of a cluster: the connections to it and how it is.
+pub(super) struct Node {
+    /// Its index, the same in all workers of the process.
+    pub(super) number: u16,
+    /// A node of a cluster; none for a server alone, whose address Sentinel may change.
+    pub(super) server: Option<Server>,
+    /// The connection for commands.
+    pub(super) commands: Rc<Link>,
+    /// The connection for subscriptions. It is the same one, except on a cluster: there fred takes the answers of other
+    /// commands for that to an SSUBSCRIBE.
+    pub(super) subscriber: Rc<Link>,
+    /// What leaves for this node.
+    pub(super) publisher: Rc<Publisher>,
+    /// Whether it works.
+    pub(super) health: RefCell<Connectivity>,
+    /// What its probes use.
+    pub(super) probe: RefCell<ProbeNames>,
+    /// The epoch of the subscriber in which everything was subscribed.
+    pub(super) whole: Cell<u64>,
+    /// Notified when subscriptions have to be made (again).
+    pub(super) lost: Notify,
+    /// Idle channels are being given back.
+    pub(super) is_unsubscribing: Cell<bool>,
+    /// A probe is under way.
+    pub(super) is_probing: Cell<bool>,
+    /// Its tasks, which end with it.
+    pub(super) tasks: RefCell<Vec<AbortOnDrop>>,
+}
+
+/// A task that ends when it is not needed any more.
+pub(super) struct AbortOnDrop(pub(super) tokio::task::JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Node {
+    /// A node without connections.
+    pub(super) fn new(
+        number: u16,
+        server: Option<Server>,
+        template: &Template,
+        publisher: Rc<Publisher>,
+        probe: ProbeNames,
+    ) -> Rc<Self> {
+        let subscriber = Rc::new(Link::new(template.clone(), server.clone(), true));
+        let commands = match &server {
+            Some(_) => Rc::new(Link::new(template.clone(), server.clone(), false)),
+            None => Rc::clone(&subscriber),
+        };
+        Rc::new(Self {
+            number,
+            server,
+            commands,
+            subscriber,
+            publisher,
+            health: RefCell::new(Connectivity::new(Instant::now())),
+            probe: RefCell::new(probe),
+            whole: Cell::new(0),
+            lost: Notify::new(),
+            is_unsubscribing: Cell::new(false),
+            is_probing: Cell::new(false),
+            tasks: RefCell::default(),
+        })
+    }
+
+    /// Its address in the log.
+    pub(super) fn place(&self) -> Option<String> {
+        self.server.as_ref().map(ToString::to_string)
+    }
+}
+
+/// What a node of a cluster answers when the slot is not its own (Redis cluster specification, "Redirection").
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Redirection {
+    /// The slot has moved.
+    Moved(Server),
+    /// The slot is moving, and this key has moved.
+    Ask(Server),
+    /// The slot is moving: later.
+    TryAgain,
+}
+
+impl Redirection {
+    /// What an error says about the way of a command that was not carried out.
+    pub(super) fn of(error: &Error) -> Option<Self> {
+        let mut words = error.details().split(' ');
+        let kind = words.next()?;
+        let server = |mut words: std::str::Split<'_, char>| {
+            let (host, port) = words.nth(1)?.rsplit_once(':')?;
+            Some(Server::new(host, port.parse().ok()?))
+        };
+        match kind {
+            "MOVED" => server(words).map(Self::Moved),
+            "ASK" => server(words).map(Self::Ask),
+            "TRYAGAIN" => Some(Self::TryAgain),
+            _ => None,
+        }
+    }
+
+    /// A node that does not know its own address leaves it out: it is the one that was asked.
+    fn seen_from(self, node: &Node) -> Self {
+        let fill = |server: Server| match &node.server {
+            Some(asked) if server.host.is_empty() => Server::new(asked.host.to_string(), server.port),
+            _ => server,
+        };
+        match self {
+            Self::Moved(server) => Self::Moved(fill(server)),
+            Self::Ask(server) => Self::Ask(fill(server)),
+            Self::TryAgain => Self::TryAgain,
+        }
+    }
+}
+
+/// The nodes that a worker knows.
+pub(super) struct Nodes {
+    list: RefCell<Vec<Rc<Node>>>,
+    /// The number of the node of each slot; empty where there is one server.
+    table: RefCell<Vec<u16>>,
+    /// What the process knows of its cluster.
+    topology: Option<Topology>,
+}
+
+impl Nodes {
+    /// One server.
+    pub(super) fn one(node: Rc<Node>) -> Self {
+        Self { list: RefCell::new(vec![node]), table: RefCell::default(), topology: None }
+    }
+
+    /// A cluster of which nothing is known yet.
+    pub(super) fn cluster(topology: Topology) -> Self {
+        Self { list: RefCell::default(), table: RefCell::new(vec![NOBODY; SLOTS]), topology: Some(topology) }
+    }
+
+    /// Sharded pub/sub, as on a cluster.
+    pub(super) fn is_cluster(&self) -> bool {
+        self.topology.is_some()
+    }
+
+    /// The slot of a key or channel; a server alone has one.
+    pub(super) fn slot(&self, name: &str) -> u16 {
+        if self.is_cluster() { redis_keyslot(name.as_bytes()) } else { 0 }
+    }
+
+    /// How many slots there are.
+    pub(super) fn slots(&self) -> usize {
+        if self.is_cluster() { SLOTS } else { 1 }
+    }
+
+    /// The node that serves a slot.
+    pub(super) fn of_slot(&self, slot: u16) -> Option<Rc<Node>> {
+        let list = self.list.borrow();
+        if !self.is_cluster() {
+            return list.first().cloned();
+        }
+        let number = self.number_of(slot)?;
+        list.iter().find(|node| node.number == number).cloned()
+    }
+
+    /// The number of the node that serves a slot.
+    pub(super) fn number_of(&self, slot: u16) -> Option<u16> {
+        if !self.is_cluster() {
+            return Some(0);
+        }
+        self.table.borrow().get(usize::from(slot)).copied().filter(|number| *number != NOBODY)
+    }
+
+    /// How many slots the node of this number serves.
+    pub(super) fn count_of(&self, number: u16) -> u32 {
+        let count = self.table.borrow().iter().filter(|node| **node == number).count();
+        u32::try_from(count).unwrap_or(0)
+    }
+
+    /// All nodes.
+    pub(super) fn all(&self) -> Vec<Rc<Node>> {
+        self.list.borrow().clone()
+    }
+
+    /// The node of this number.
+    pub(super) fn numbered(&self, number: u16) -> Option<Rc<Node>> {
+        self.list.borrow().iter().find(|node| node.number == number).cloned()
+    }
+
+    /// Takes over a map of the cluster: `make` connects to a node that is new here. Nodes that serve no slot any more
+    /// are returned.
+    pub(super) fn apply(&self, map: &SlotMap, make: impl Fn(u16, &Server) -> Rc<Node>) -> Vec<Rc<Node>> {
+        let mut table = vec![NOBODY; SLOTS];
+        for range in &map.ranges {
+            for slot in range.slots.clone() {
+                if let Some(entry) = table.get_mut(usize::from(slot)) {
+                    *entry = range.node;
+                }
+            }
+        }
+        let wanted = map.serving();
+        for (number, server) in &wanted {
+            if self.numbered(*number).is_none() {
+                let node = make(*number, server);
+                self.list.borrow_mut().push(node);
+            }
+        }
+        *self.table.borrow_mut() = table;
+        let mut list = self.list.borrow_mut();
+        let (kept, gone) =
+            list.drain(..).partition(|node| wanted.iter().any(|(number, _)| *number == node.number));
+        *list = kept;
+        gone
+    }
+
+    /// A node says that a slot has moved: it is believed until the cluster is read anew, which this asks for.
+    pub(super) fn learn(&self, slot: u16, server: &Server) {
+        let Some(topology) = &self.topology else { return };
+        let known =
+            self.list.borrow().iter().find(|node| node.server.as_ref() == Some(server)).map(|it| it.number);
+        if let (Some(number), Some(entry)) = (known, self.table.borrow_mut().get_mut(usize::from(slot))) {
+            *entry = number;
+        }
+        topology.look();
+    }
+
+    /// Asks the node of a slot, and again while the cluster answers that the slot is elsewhere, for a limited time.
+    ///
+    /// # Errors
+    /// What `ask` says at last.
+    pub(super) async fn redirected<T>(
+        &self,
+        slot: u16,
+        ask: impl AsyncFn(&Node, bool) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let deadline = tokio::time::Instant::now() + CALL_LIMIT;
+        let mut asked_at = None;
+        loop {
+            let node = match asked_at.take() {
+                Some(server) => self.at(&server),
+                None => None,
+            };
+            let is_asking = node.is_some();
+            let Some(node) = node.or_else(|| self.of_slot(slot)) else {
+                return Err(Error::new(ErrorKind::Canceled, "no node serves this slot"));
+            };
+            let error = match ask(&node, is_asking).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => error,
+            };
+            let Some(redirection) = Redirection::of(&error).filter(|_| self.is_cluster()) else {
+                return Err(error);
+            };
+            if tokio::time::Instant::now() >= deadline {
+                return Err(error);
+            }
+            match redirection.seen_from(&node) {
+                Redirection::Ask(server) if !is_asking && self.at(&server).is_some() => {
+                    asked_at = Some(server);
+                    continue;
+                }
+                Redirection::Moved(server) => {
+                    let before = self.number_of(slot);
+                    self.learn(slot, &server);
+                    if self.number_of(slot) != before {
+                        continue;
+                    }
+                }
+                Redirection::Ask(_) | Redirection::TryAgain => {}
+            }
+            tokio::time::sleep(REDIRECTED).await;
+        }
+    }
+
+    fn at(&self, server: &Server) -> Option<Rc<Node>> {
+        self.list.borrow().iter().find(|node| node.server.as_ref() == Some(server)).cloned()
+    }
+
+    /// Names for the probes of a node: in a slot that it serves, if there is one.
+    pub(super) fn probe_names(&self, names: &Names, who: &str, number: u16) -> ProbeNames {
+        let serves = |probe: &ProbeNames| self.number_of(self.slot(&probe.key)) == Some(number);
+        // A node with few of the slots is found after some thousand names; one with none never is.
+        let tries = if self.is_cluster() { 4 * 16_384 } else { 1 };
+        let found = (0..tries).map(|try_| names.probe(who, try_)).find(serves);
+        found.unwrap_or_else(|| names.probe(who, 0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn redirections_are_read_as_redis_writes_them() {
+        let of = |words: &str| Redirection::of(&Error::new(ErrorKind::Cluster, words.to_owned()));
+        let server = Server::new("127.0.0.1", 7001);
+        assert_eq!(of("MOVED 12182 127.0.0.1:7001"), Some(Redirection::Moved(server.clone())));
+        assert_eq!(of("ASK 12182 127.0.0.1:7001"), Some(Redirection::Ask(server)));
+        assert_eq!(of("MOVED 1 fd00::1:7001"), Some(Redirection::Moved(Server::new("fd00::1", 7001))));
+        assert_eq!(
+            of("TRYAGAIN Multiple keys request during rehashing of slot"),
+            Some(Redirection::TryAgain)
+        );
+        for words in ["MOVED", "MOVED 1", "MOVED 1 host", "ASK 1 host:port", "OOM command not allowed", ""] {
+            assert_eq!(of(words), None, "{words}");
+        }
+    }
+}

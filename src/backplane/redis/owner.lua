@@ -1,0 +1,8 @@
+-- Whose prefix this is: the first fleet's, as long as one of its instances renews it.
+-- KEYS: the owner's key
+-- ARGV: a hash of the issuer and the audience, how long it holds without renewal in ms
+-- Answers {1} when it is ours, {0} when it is another fleet's.
+local owner = redis.call('GET', KEYS[1])
+if owner and owner ~= ARGV[1] then return {0} end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return {1}
