@@ -175,7 +175,7 @@ pub enum Command {
 /// What `duorelay health` asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HealthCheck {
-    /// Where the instance listens, as [`Config::listen`].
+    /// Where the instance listens, as [`Instance::listen`].
     pub listen: SocketAddr,
     /// Which of its health checks.
     pub path: &'static str,
