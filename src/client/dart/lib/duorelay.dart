@@ -8,11 +8,13 @@
 /// );
 /// relay.frames.listen((frame) => draw(frame.stream, frame.bytes));
 /// relay.messages.listen((message) => print(message.data));
-/// relay.sendFrame(0x01, pose); // 0x00-0x7F: only the newest one matters
-/// relay.sendFrame(0x80, chunk); // 0x80-0xFF: each one, in order
-/// relay.send({'hello': 'world'}); // JSON, in order with those
-/// await relay.sendAcked({'saved': true}); // until the other device has it
-/// await relay.close();
+/// relay.peers.listen((peer) async {
+///   if (peer == null) return; // the other device is not there
+///   relay.sendFrame(0x01, pose); // 0x00-0x7F: only the newest one matters
+///   relay.sendFrame(0x80, chunk); // 0x80-0xFF: each one, in order
+///   relay.send({'hello': 'world'}); // JSON, in order with those
+///   await relay.sendAcked({'saved': true}); // until the other device has it
+/// });
 /// ```
 library;
 
