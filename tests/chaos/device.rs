@@ -1,6 +1,7 @@
 //! One device of one user: it roams, vanishes, comes back, takes over from itself. What it plans comes from the seed.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use fastrand::Rng;
@@ -47,6 +48,7 @@ struct ShortToken {
 struct Attempt {
     process: Process,
     handshake: Handshake,
+    number: u64,
     short: Option<ShortToken>,
 }
 
@@ -94,6 +96,8 @@ pub struct Device {
     others: Vec<Handle>,
     notices: (mpsc::UnboundedSender<Notice>, mpsc::UnboundedReceiver<Notice>),
     client: String,
+    /// How often it has tried to connect: an earlier attempt that is carried out late must not end a later one.
+    attempts: AtomicU64,
     tasks: Vec<tokio::task::JoinHandle<()>>,
 }
 
@@ -152,6 +156,7 @@ impl Device {
             others: Vec::new(),
             notices: mpsc::unbounded_channel(),
             client: "first".into(),
+            attempts: AtomicU64::new(0),
             tasks: Vec::new(),
         }
     }
@@ -317,11 +322,15 @@ impl Device {
         let token = self.short.as_ref().map_or(&*self.token, |short| &short.token);
         let handshake = Handshake::new(process.address).offer(&["duorelay.v1"]);
         let handshake = handshake.bearer(token).device(DEVICES[self.device]).client(&self.client);
-        Some(Attempt { process, handshake, short: self.short.clone() })
+        let number = self.attempts.fetch_add(1, Ordering::Relaxed) + 1;
+        let handshake = handshake.query(&format!("attempt={number}"));
+        Some(Attempt { process, handshake, number, short: self.short.clone() })
     }
 
     async fn open(&self, attempt: Option<Attempt>) -> Result<Arrival, Missed> {
-        let Some(Attempt { process, handshake, short }) = attempt else { return Err(Missed::Elsewhere) };
+        let Some(Attempt { process, handshake, number, short }) = attempt else {
+            return Err(Missed::Elsewhere);
+        };
         let asked = Instant::now();
         let is_old = short.as_ref().is_some_and(|short| short.expires <= support::now());
         let mut client = match timeout(PATIENCE, handshake.try_open()).await {
@@ -335,6 +344,11 @@ impl Device {
                     "token_expired" => has_expired,
                     // Looked at after the token.
                     "backplane_unavailable" | "too_many_attempts" => !is_old,
+                    // By a later one of this client, and there must be one.
+                    "superseded" => {
+                        let later = refusal.json()["attempt"].as_u64().unwrap_or_default();
+                        !is_old && (number + 1..=self.attempts.load(Ordering::Relaxed)).contains(&later)
+                    }
                     _ => false,
                 };
                 if !is_right {
