@@ -38,9 +38,11 @@ void thinTests() => group('thin', () {
     ages.sort();
     final p99 = ages[ages.length * 99 ~/ 100];
     stdout.writeln('   ${ages.length} frames in 10 s, age p50 ${ages[ages.length ~/ 2]} ms, p99 $p99 ms');
-    // 0.6 s and 135 frames on a quiet machine. Without the window it is 10 s.
-    check(p99 <= 1000, 'the age is $p99 ms');
-    check(ages.length > 75, '${ages.length} frames of the 150 that the link can carry');
+    // On a quiet machine p99 is below 0.6 s, with 135 frames. A busy one stalls this process for longer than
+    // that now and then. Without the window even the half is older than 7 s.
+    final p90 = ages[ages.length * 9 ~/ 10];
+    check(p90 <= 600 && p99 <= 3000, 'the age is $p90 and $p99 ms');
+    check(ages.length > 60, '${ages.length} frames of the 150 that the link can carry');
     check(phone.relay.dropped > 200, '${phone.relay.dropped} frames were replaced');
   });
 });
