@@ -101,7 +101,7 @@ impl Cause {
     /// What Redis's words mean. An error from inside a script has its code somewhere in the text.
     #[must_use]
     pub fn of(words: &str) -> Self {
-        const CODES: [(&str, Cause); 14] = [
+        const CODES: [(&str, Cause); 15] = [
             ("READONLY", Cause::ReadOnly),
             ("OOM", Cause::OutOfMemory),
             ("NOREPLICAS", Cause::NoReplicas),
@@ -116,6 +116,7 @@ impl Cause {
             ("ERR AUTH", Cause::Password),
             ("ERR invalid password", Cause::Password),
             ("ACL failure", Cause::Permission),
+            ("The user executing the script", Cause::Permission),
         ];
         let begins = |code: &str| {
             words.match_indices(code).any(|(at, _)| {
@@ -642,6 +643,7 @@ mod tests {
             ("BUSY Redis is busy running a script.", Cause::Busy),
             ("NOPERM User relay has no permissions to run the 'evalsha' command", Cause::Permission),
             ("ERR ACL failure in script: User relay has no permissions", Cause::Permission),
+            ("ERR The user executing the script can't run this command (hset)", Cause::Permission),
             ("ERR AUTH <password> called without any password configured", Cause::Password),
             ("CLUSTERDOWN Hash slot not served", Cause::ClusterDown),
             ("BUSYGROUP Consumer Group name already exists", Cause::Other),

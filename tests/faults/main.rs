@@ -12,5 +12,6 @@ mod moves;
 mod operators;
 mod redis;
 mod startup;
+mod states;
 mod together;
 mod traffic;

@@ -5,6 +5,7 @@ use fred::clients::Client;
 use fred::error::{Error, ErrorKind};
 use fred::interfaces::{ClientLike as _, ClusterInterface as _, PubsubInterface as _};
 use fred::types::{CustomCommand, Value};
+use futures_util::future::join;
 use tokio::time::timeout;
 
 use super::RedisSettings;
@@ -141,16 +142,21 @@ async fn publish_and_subscribe(
         for channel in channels {
             client.ssubscribe(channel).await.map_err(tried("subscribe to its channels"))?;
         }
-        client.sunsubscribe(own).await?;
+        answered(client, client.sunsubscribe(own)).await.map_err(tried("unsubscribe"))?;
     } else {
         client.publish::<u64, _, _>(own, payload).await.map_err(tried("run the 'publish' command"))?;
-        // fred takes a refusal for the answer to the PING behind it.
         for channel in channels {
-            client.subscribe(channel).await?;
-            client.ping::<Value>(None).await.map_err(tried("subscribe to its channels"))?;
+            answered(client, client.subscribe(channel)).await.map_err(tried("subscribe to its channels"))?;
         }
-        client.unsubscribe(own).await?;
+        answered(client, client.unsubscribe(own)).await.map_err(tried("unsubscribe"))?;
     }
-    client.ping::<Value>(None).await.map_err(tried("unsubscribe"))?;
     Ok(())
+}
+
+/// What Redis says to a command to which fred expects no answer: it takes a refusal for the answer to the PING behind it.
+/// Both leave at once, or a refusal would come when nobody waits for anything, and be lost.
+async fn answered(client: &Client, command: impl Future<Output = Result<(), Error>>) -> Result<(), Error> {
+    let (sent, pong) = join(command, client.ping::<Value>(None)).await;
+    sent?;
+    pong.map(|_| ())
 }

@@ -1,0 +1,270 @@
+//! Redis answers, and does not do what a handshake needs: an instance leaves readiness, says why once, and heals.
+
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::time::Instant;
+
+use crate::fleet::{Fleet, pair, v1};
+use crate::support::{Cluster, Config, Issuer, LIMIT, RedisServer, Relay};
+use crate::traffic::Traffic;
+
+/// An instance is not ready within this time of a refusal, and ready within it of the cure. A busy machine adds to it.
+const NOTICED: Duration = Duration::from_secs(6);
+
+/// The rights that duorelay needs, as README lists them.
+const RIGHTS: [&str; 17] = [
+    "+hello",
+    "+ping",
+    "+client|id",
+    "+info",
+    "+select",
+    "+quit",
+    "+evalsha",
+    "+eval",
+    "+time",
+    "+hset",
+    "+hget",
+    "+hdel",
+    "+pexpire",
+    "+get",
+    "+set",
+    "+publish",
+    "+subscribe",
+];
+
+async fn until_ready(relay: &Relay, status: u16) {
+    let start = Instant::now();
+    let mut pause = tokio::time::interval(Duration::from_millis(50));
+    while relay.get("/healthz/ready").await.status != status {
+        pause.tick().await;
+        assert!(start.elapsed() < NOTICED, "not {status} after {NOTICED:?}\n{}", relay.log());
+    }
+}
+
+/// Log lines about a trouble of this cause, and about its end.
+fn lines(relay: &Relay, cause: &str) -> (usize, usize) {
+    let log = relay.log();
+    let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let (mut begins, mut ends) = (0, 0);
+    for line in lines.filter(|line| line["cause"] == cause) {
+        let message = line["message"].as_str().unwrap_or_default();
+        begins += usize::from(message.contains("is in trouble"));
+        ends += usize::from(message.contains("has ended"));
+    }
+    (begins, ends)
+}
+
+/// Makes a trouble with `commands`, and cures it with `cure`.
+async fn refuses(cause: &str, words: &str, commands: &[&[&str]], cure: &[&[&str]]) {
+    let redis = RedisServer::start().await;
+    let fleet = Fleet::start(&redis.url()).await;
+    let (desktop, mobile) = pair("ann", &fleet.relays[0], &fleet.relays[1]).await;
+    for command in commands {
+        redis.ask(command).await;
+    }
+    let relay = &fleet.relays[0];
+    until_ready(relay, 503).await;
+    v1(relay, "bob", "desktop").refused().await.expect_refusal(503, "backplane_unavailable");
+    assert!(relay.metric("duorelay_backplane_trouble", &[cause]).await >= 1.0);
+    relay.wait_for_log(words).await;
+    for command in cure {
+        redis.ask(command).await;
+    }
+    for relay in &fleet.relays {
+        until_ready(relay, 200).await;
+    }
+    v1(relay, "bob", "desktop").open_v1().await.sync().await;
+    assert_eq!(lines(relay, cause), (1, 1), "{}", relay.log());
+    fleet.wait_for_room("ann", &desktop, &mobile).await;
+}
+
+#[tokio::test]
+async fn a_server_that_becomes_a_replica_is_left_until_it_writes_again() {
+    refuses(
+        "readonly",
+        "READONLY",
+        &[&["REPLICAOF", "127.0.0.1", "1"], &["CONFIG", "SET", "replica-serve-stale-data", "yes"]],
+        &[&["REPLICAOF", "NO", "ONE"]],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn a_full_memory_is_waited_for() {
+    let full: [&[&str]; 2] =
+        [&["CONFIG", "SET", "maxmemory-policy", "noeviction"], &["CONFIG", "SET", "maxmemory", "1mb"]];
+    refuses("oom", "OOM", &full, &[&["CONFIG", "SET", "maxmemory", "0"]]).await;
+}
+
+#[tokio::test]
+async fn too_few_replicas_are_waited_for() {
+    refuses(
+        "noreplicas",
+        "NOREPLICAS",
+        &[&["CONFIG", "SET", "min-replicas-to-write", "1"]],
+        &[&["CONFIG", "SET", "min-replicas-to-write", "0"]],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn scripts_that_were_flushed_are_sent_again() {
+    let redis = RedisServer::start().await;
+    let fleet = Fleet::start(&redis.url()).await;
+    redis.ask(&["SCRIPT", "FLUSH"]).await;
+    let (mut desktop, _mobile) = pair("ann", &fleet.relays[0], &fleet.relays[1]).await;
+    desktop.sync().await;
+}
+
+async fn user_with(redis: &RedisServer, rights: &[&str], channels: &str) -> String {
+    let mut command =
+        vec!["ACL", "SETUSER", "relay", "reset", "on", ">pw", "~duo:*", "resetchannels", channels];
+    command.extend(rights);
+    redis.ask(&command).await;
+    format!("redis://relay:pw@{}", redis.address())
+}
+
+#[tokio::test]
+async fn the_listed_rights_are_enough_and_each_one_is_missed_by_name() {
+    let redis = RedisServer::start().await;
+    let needed: Vec<&str> = RIGHTS.into_iter().chain(["+unsubscribe"]).collect();
+    let issuer = Issuer::start();
+    let url = user_with(&redis, &needed, "&duo:*").await;
+    let relay = Config::new(&issuer).set("REDIS_URL", &url).start().await;
+    v1(&relay, "ann", "desktop").open_v1().await.sync().await;
+    drop(relay);
+    // Without these fred connects all the same, or they are never refused.
+    let harmless = ["+hello", "+client|id", "+info", "+select", "+quit"];
+    for missing in needed.iter().filter(|right| !harmless.contains(right)) {
+        let rights: Vec<&str> = needed.iter().copied().filter(|right| right != missing).collect();
+        let url = user_with(&redis, &rights, "&duo:*").await;
+        stops_with(&url, missing.trim_start_matches('+')).await;
+    }
+    let url = user_with(&redis, &needed, "&other:*").await;
+    stops_with(&url, "channel").await;
+}
+
+async fn stops_with(url: &str, words: &str) {
+    let issuer = Issuer::start();
+    let mut relay = Config::new(&issuer).set("REDIS_URL", url).spawn();
+    assert_eq!(relay.exit(LIMIT).await.code(), Some(1), "{words}: {}", relay.log());
+    let log = relay.log();
+    let errors: Vec<_> = log.lines().filter(|line| line.contains("ERROR")).collect();
+    assert_eq!(errors.len(), 1, "{log}");
+    assert!(errors[0].contains(words), "{words}: {log}");
+}
+
+#[tokio::test]
+async fn a_clusters_node_under_redis_is_a_mistake() {
+    let cluster = Cluster::start(0).await;
+    stops_with(&format!("redis://{}", cluster.nodes[0].address()), "redis-cluster://").await;
+}
+
+#[tokio::test]
+async fn another_issuers_fleet_on_the_same_prefix_is_a_mistake() {
+    let redis = RedisServer::start().await;
+    let issuer = Issuer::start();
+    let _first = Config::new(&issuer).set("REDIS_URL", redis.url()).start().await;
+    let mut second = Config::new(&issuer)
+        .set("REDIS_URL", redis.url())
+        .set("FIREBASE_PROJECT_ID", "another-project")
+        .spawn();
+    assert_eq!(second.exit(LIMIT).await.code(), Some(1), "{}", second.log());
+    assert!(second.log().contains("DUORELAY_REDIS_PREFIX"), "{}", second.log());
+}
+
+#[tokio::test]
+async fn fleets_on_two_databases_never_meet() {
+    let redis = RedisServer::start().await;
+    let urls = [format!("{}/0", redis.url()), format!("{}/1", redis.url())];
+    let fleet = Fleet::start_with(&[&urls[0], &urls[1]], |config| config).await;
+    let mut desktop = v1(&fleet.relays[0], "ann", "desktop").open_v1().await;
+    let mut mobile = v1(&fleet.relays[1], "ann", "mobile").open_v1().await;
+    assert_eq!(mobile.welcome["peer"], Value::Null);
+    let again = v1(&fleet.relays[1], "ann", "desktop").open_v1().await;
+    assert_eq!(again.welcome["peer"], mobile.as_peer());
+    // Neither is replaced, nor hears of the other database's room.
+    assert_eq!(mobile.expect_json("peer").await["connection"], again.welcome["connection"]);
+    desktop.sync().await;
+}
+
+#[tokio::test]
+async fn passwords_may_hold_any_character() {
+    let redis = RedisServer::start().await;
+    let issuer = Issuer::start();
+    for (password, encoded) in
+        [("a b", "a%20b"), ("a\"b", "a%22b"), ("a'b\\", "a%27b%5C"), ("a\nb", "a%0Ab"), ("é", "%C3%A9")]
+    {
+        redis
+            .ask(&["ACL", "SETUSER", "odd", "reset", "on", &format!(">{password}"), "~*", "&*", "+@all"])
+            .await;
+        let url = format!("redis://odd:{encoded}@{}", redis.address());
+        let relay = Config::new(&issuer).set("REDIS_URL", url).start().await;
+        v1(&relay, "ann", "desktop").open_v1().await.sync().await;
+    }
+}
+
+#[tokio::test]
+async fn a_rotated_password_is_read_from_its_file() {
+    let redis = RedisServer::start().await;
+    let set = async |rules: &[&str]| {
+        let mut command = vec!["ACL", "SETUSER", "relay", "on", "~*", "&*", "+@all"];
+        command.extend(rules);
+        redis.ask(&command).await;
+    };
+    set(&[">old"]).await;
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let write = |password: &str| {
+        std::fs::write(file.path(), format!("redis://relay:{password}@{}\n", redis.address())).unwrap();
+    };
+    write("old");
+    let issuer = Issuer::start();
+    let relay = Config::new(&issuer).set("REDIS_URL_FILE", file.path().display()).start().await;
+    set(&[">new", "<old"]).await;
+    redis.ask(&["CLIENT", "KILL", "USER", "relay"]).await;
+    until_ready(&relay, 503).await;
+    relay.wait_for_log("WRONGPASS").await;
+    write("new");
+    until_ready(&relay, 200).await;
+    v1(&relay, "ann", "desktop").open_v1().await.sync().await;
+}
+
+#[tokio::test]
+async fn users_of_a_clusters_living_nodes_are_served_while_one_is_dead() {
+    let mut cluster = Cluster::start(0).await;
+    for node in &cluster.nodes {
+        node.ask(&["CONFIG", "SET", "cluster-require-full-coverage", "no"]).await;
+    }
+    let fleet = Fleet::start(&cluster.url()).await;
+    // One user for each node.
+    let mut users = [None, None, None];
+    for number in 0.. {
+        let uid = format!("user-{number}");
+        let slot = cluster.slot(&format!("duo:{{{uid}}}")).await;
+        users[cluster.first_owner(slot)].get_or_insert(uid);
+        if users.iter().all(Option::is_some) {
+            break;
+        }
+    }
+    let [first, second, dead] = users.map(Option::unwrap);
+    let mut alive = Traffic::new(pair(&first, &fleet.relays[0], &fleet.relays[1]).await);
+    let (mut cut, _peer) = pair(&dead, &fleet.relays[0], &fleet.relays[1]).await;
+    alive.crosses_after(Instant::now(), LIMIT).await;
+    let start = Instant::now();
+    cluster.nodes[2].signal("KILL");
+    let told = crate::fleet::told(&mut cut, Duration::from_secs(4), "backplane");
+    assert_eq!(alive.during(told).await["state"], "down");
+    alive.run_for(Duration::from_secs(2)).await;
+    assert!(alive.desktop.told_backplane("down", start).is_none());
+    alive.check_nobody_left(start);
+    for relay in &fleet.relays {
+        assert_eq!(relay.get("/healthz/ready").await.status, 200);
+        v1(relay, &dead, "desktop").refused().await.expect_refusal(503, "backplane_unavailable");
+        let mut served = v1(relay, &second, "desktop").open_v1().await;
+        served.sync().await;
+        let up = relay.metric("duorelay_backplane_up", &[]).await;
+        assert!(up > 0.6 && up < 0.7, "{up}");
+    }
+    cluster.nodes[2].reap();
+}
