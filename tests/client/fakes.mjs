@@ -12,7 +12,7 @@ export class FakeWebSocket {
   closedWith = null;
 
   constructor(url, protocols) {
-    if (protocols.some((protocol) => /[^!-~]/.test(protocol))) throw new SyntaxError("not a subprotocol");
+    if (protocols.some((protocol) => !/^[!-~]+$/.test(protocol))) throw new SyntaxError("not a subprotocol");
     this.url = new URL(url);
     this.protocols = protocols;
     FakeWebSocket.made.push(this);

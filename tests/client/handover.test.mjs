@@ -61,6 +61,22 @@ describe("make before break", () => {
     assert.deepEqual(data(old), ["before"]);
   });
 
+  test("a hidden page, whose timers are late, is on time by what arrives", async () => {
+    const late = (work, ms) => setTimeout(work, ms + 60_000);
+    const { online, sockets } = start({ environment: { setTimeout: late } });
+    const old = await online();
+    old.lively = true;
+    old.say({ type: "reconnect", reason: "draining", in_ms: 300, deadline_ms: 5_000 });
+    await pass(250);
+    old.frame(1, 1);
+    await settle();
+    assert.equal(sockets(), 1);
+    await pass(50);
+    old.frame(1, 2);
+    await settle();
+    assert.equal(sockets(), 2);
+  });
+
   test("does not wait longer than a second for that", async () => {
     const { sockets } = await leaving();
     await pass(999);

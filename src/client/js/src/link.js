@@ -46,10 +46,7 @@ export class Link {
   #pingId = 0;
   #pingedAt = -Infinity;
   #heardAt = 0;
-  #activeSince = 0;
-  #activeUntil = 0;
-  #frameAt = -Infinity;
-  #flowsUntil = 0;
+  #activeUntil = -Infinity;
   #passBarrier = () => {};
 
   // Reliable bytes: all that were sent, those up to the last ping, and those up to the last pong.
@@ -116,7 +113,7 @@ export class Link {
 
   sendVolatile(message) {
     this.#write(message, "volatile");
-    this.#frame();
+    this.#active();
   }
 
   sendReliable(message, size) {
@@ -132,11 +129,11 @@ export class Link {
   }
 
   /** Asks for a sign of life, for the room of what was sent before it, and for the round trip. */
-  ping() {
+  ping(isUrgent = this.#isActive) {
     const now = this.#env.now();
     this.#pingedAt = now;
     this.#reliable.pinged = this.#reliable.sent;
-    this.#pings.push({ id: String(++this.#pingId), at: now, reliable: this.#reliable.sent });
+    this.#pings.push({ id: String(++this.#pingId), at: now, reliable: this.#reliable.sent, isUrgent });
     this.say({ type: "ping", id: String(this.#pingId) });
     this.#alarm(this.#silentAt());
     return this.#pingId;
@@ -144,9 +141,7 @@ export class Link {
 
   /** The page woke up or changed its network: ask at once, and do not wait long for the answer. */
   probe() {
-    this.#activeUntil = this.#env.now() + this.#timing.activeSilence;
-    this.#activeSince = Math.min(this.#activeSince, this.#env.now());
-    this.ping();
+    this.ping(true);
   }
 
   /** Waits until the relay has handed on everything that was sent here, or until `ms` are over. */
@@ -198,7 +193,7 @@ export class Link {
         message = {}; // not a relay's: nothing of the protocol is lost with it
       }
     } else {
-      this.#frame();
+      this.#active();
     }
     this.#reporter?.onRead(now, !QUIET.has(message?.type));
     if (!message) {
@@ -291,26 +286,16 @@ export class Link {
     return this.has("pressure") ? queue_bytes / 4 : Math.min(RELIABLE_ROOM, queue_bytes / 4);
   }
 
-  /** Frames flow: a dead path shall be noticed soon. */
+  /** Frames flow: a dead path shall be noticed soon, also when it ends the flow. */
   #active() {
     const now = this.#env.now();
-    if (!this.#isActive) this.#activeSince = now;
-    this.#activeUntil = now + this.#timing.activePing;
+    this.#activeUntil = now + 2 * this.#timing.activePing;
     if (now - this.#pingedAt >= this.#timing.activePing) this.ping();
-    else if (this.#pingDue() < this.#alarmAt) this.#alarm(this.#pingDue());
-  }
-
-  /** A frame left or arrived. After the second of a flow, a pause is watched until it is known whose it is: the peer's or the path's. */
-  #frame() {
-    const now = this.#env.now();
-    const { activePing, activeSilence } = this.#timing;
-    if (now - this.#frameAt <= activePing) this.#flowsUntil = now + activePing + activeSilence + 500;
-    this.#frameAt = now;
-    this.#active();
+    else this.#alarm(this.#pingDue());
   }
 
   get #isActive() {
-    return this.#env.now() <= Math.max(this.#activeUntil, this.#flowsUntil);
+    return this.#env.now() <= this.#activeUntil;
   }
 
   #pingDue() {
@@ -320,11 +305,9 @@ export class Link {
 
   /** When the path counts as dead, if nothing comes until then. A slow path gets more time than it last took. */
   #silentAt() {
-    if (this.#pings.length === 0) return Infinity;
     const { silence, activeSilence } = this.#timing;
-    const since = Math.max(this.#pings[0].at, this.#heardAt);
-    if (!this.#isActive) return since + silence;
-    return Math.max(since, this.#activeSince) + Math.min(silence, Math.max(activeSilence, 1000 + 2 * (this.rtt ?? 0)));
+    const urgent = Math.min(silence, Math.max(activeSilence, 1000 + 2 * (this.rtt ?? 0)));
+    return Math.min(...this.#pings.map(({ at, isUrgent }) => Math.max(at, this.#heardAt) + (isUrgent ? urgent : silence)));
   }
 
   #alarm(at) {

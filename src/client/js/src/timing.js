@@ -14,7 +14,7 @@ export const TIMING = {
   stable: 10_000, //       a connection that lived this long forgets earlier failures
   ping: 10_000, //         how often a ping asks for a sign of life (and measures the round trip)
   silence: 15_000, //      how long it may stay unanswered: then the path is dead
-  activePing: 2_000, //    the same two while frames flow
+  activePing: 1_500, //    the same two while frames flow
   activeSilence: 2_500,
   barrier: 1_000, //       how long a move waits for the old relay to hand on what it was sent
   linger: 3_000, //        how long the old socket may deliver its rest after a hand-over
