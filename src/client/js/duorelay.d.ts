@@ -107,8 +107,6 @@ export interface Timing {
   directPing: number;
   /** How late a direct frame may arrive that nothing was heard of. */
   directSettle: number;
-  /** How often the direct path is measured. */
-  directPing: number;
   /** How long it may be silent altogether. */
   directDead: number;
   /** The pause after a failure doubles from the first to the second of these. */

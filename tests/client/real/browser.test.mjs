@@ -1,7 +1,7 @@
 // The client in Chromium and Firefox against real relays.
 import { after, before, describe, test } from "node:test";
 import assert from "node:assert/strict";
-import { endAll, eventually, startBrowser, startPages, startPath, startRedis, startRelay } from "./world.mjs";
+import { endAll, eventually, startBlockingProxy, startBrowser, startPages, startPath, startRedis, startRelay } from "./world.mjs";
 
 after(endAll);
 
@@ -116,6 +116,30 @@ for (const name of ["chromium", "firefox"]) {
     });
   });
 }
+
+describe("chromium, a proxy that lets no WebSocket through", { timeout: 120_000 }, () => {
+  test("is told the second time, whatever it answers, and the client goes on", async () => {
+    const relay = await startRelay();
+    const browser = await startBrowser("chromium");
+    const pages = await startPages(() => relay);
+    const answers = [
+      "HTTP/1.1 101 Switching Protocols\nConnection: upgrade\n\n",
+      "HTTP/1.1 200 OK\nContent-Type: text/html\nContent-Length: 5\n\n<html",
+      "HTTP/1.1 301 Moved Permanently\nLocation: https://elsewhere.test/\nContent-Length: 0\n\n",
+      "HTTP/1.1 403 Forbidden\nContent-Length: 2\n\nno",
+      "HTTP/1.1 431 Request Header Fields Too Large\nContent-Length: 0\n\n",
+      "",
+    ];
+    await Promise.all(answers.map(async (answer, index) => {
+      const page = await browser.open(pages);
+      await page.evaluate((given) => window.open_(given), { user: `blocked-${index}`, url: await startBlockingProxy(relay, answer) });
+      await page.waitForFunction("told.refused.length > 0", WAIT);
+      const [{ code, final }] = await page.evaluate(() => told.refused[0]);
+      assert.deepEqual([code, final], ["upgrade_blocked", false], answer);
+      assert.ok(["waiting", "connecting"].includes(await page.evaluate(() => relay.state)));
+    }));
+  });
+});
 
 describe("chromium, a path that dies", { timeout: 120_000 }, () => {
   for (const [what, sender] of [["sends", "desktop"], ["receives", "mobile"]]) {

@@ -7,17 +7,19 @@ import socket
 import sys
 
 PORT, UP, DOWN = map(int, sys.argv[1:])
-BUFFER = 2304
+LEAST_BUFFER = 2304
 
 
 async def carry(source, target, rate):
     loop = asyncio.get_running_loop()
     free = loop.time()
+    chunk = max(512, rate // 50) if rate else 65536
     try:
-        while data := await loop.sock_recv(source, 512 if rate else 65536):
+        while data := await loop.sock_recv(source, chunk):
             await loop.sock_sendall(target, data)
             if rate:
-                free = max(free, loop.time()) + len(data) / rate
+                # A sleep that was too long is made up for.
+                free = max(free, loop.time() - 0.1) + len(data) / rate
                 await asyncio.sleep(max(0, free - loop.time()))
     except OSError:
         pass
@@ -28,16 +30,17 @@ async def carry(source, target, rate):
             pass
 
 
-def small(sock):
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
+def small(sock, rate):
+    size = max(LEAST_BUFFER, rate // 10)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
 
 
 async def pair(near):
     loop = asyncio.get_running_loop()
     far = socket.socket()
     if DOWN:
-        small(far)
+        small(far, DOWN)
     far.setblocking(False)
     far.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     near.setblocking(False)
@@ -52,7 +55,7 @@ async def main():
     loop = asyncio.get_running_loop()
     listener = socket.socket()
     if UP:
-        small(listener)  # what it accepts inherits them
+        small(listener, UP)  # what it accepts inherits them
     listener.bind(("127.0.0.1", 0))
     listener.listen(64)
     listener.setblocking(False)

@@ -138,6 +138,24 @@ export async function startThinPath(port, { up = 0, down = 0 }) {
   return { ...process, ws: `ws://127.0.0.1:${listening}/ws` };
 }
 
+/** A proxy that forwards HTTP, and answers each upgrade with `answer`, the text of a whole response. */
+export async function startBlockingProxy(relay, answer) {
+  const server = createHttpServer(async (request, response) => {
+    const { status, headers, body } = await fetch(relay.http + request.url, { method: request.method, headers: request.headers });
+    const kept = [...headers].filter(([name]) => !/^(content-encoding|content-length|transfer-encoding|connection)$/.test(name));
+    response.writeHead(status, Object.fromEntries(kept));
+    response.end(body && Buffer.from(await new Response(body).arrayBuffer()));
+  });
+  server.on("upgrade", (_, socket) => socket.end(answer.replaceAll("\n", "\r\n")));
+  server.listen(0, "127.0.0.1");
+  await once(server, "listening");
+  ends.push(() => {
+    server.closeAllConnections();
+    server.close();
+  });
+  return `ws://127.0.0.1:${server.address().port}/ws`;
+}
+
 /**
  * Pages of another origin than the relay's, with the package's file. `open_(options)` in a page starts a client for a user
  * and keeps what it hears in `told`.
@@ -195,6 +213,15 @@ export async function startBrowser(name) {
   };
   return {
     open,
+    /** Opens a page; what it logs, and what it fails with. */
+    async show(url) {
+      const page = await browser.newPage();
+      const lines = [];
+      page.on("console", (message) => lines.push(message.text()));
+      page.on("pageerror", (error) => lines.push(String(error)));
+      await page.goto(url);
+      return lines;
+    },
     /** A page with an online client. */
     async client(url, options) {
       const page = await open(url);

@@ -1,0 +1,117 @@
+// Links that carry less than is sent: frames stay fresh on the way up, and a file arrives at the receiver's speed.
+import { after, test } from "node:test";
+import assert from "node:assert/strict";
+import { once } from "node:events";
+import { WebSocket, WebSocketServer } from "ws";
+import { duorelay } from "duorelay";
+import { Reporter } from "../../../src/client/js/src/pacing.js";
+import { endAll, startBrowser, startPages, startRelay, startThinPath } from "./world.mjs";
+
+after(endAll);
+
+const FRAME = 300;
+const HEAD = 14; // stream id, and the WebSocket frame around it
+const PER_SECOND = 30;
+
+/** A relay that reports what it reads, and notes how old each frame is. */
+async function reportingRelay() {
+  const server = new WebSocketServer({ port: 0, host: "127.0.0.1", handleProtocols: () => "duorelay.v1" });
+  await once(server, "listening");
+  after(() => {
+    for (const socket of server.clients) socket.terminate();
+    server.close();
+  });
+  const frames = [];
+  server.on("connection", (socket) => {
+    const reporter = new Reporter(0);
+    let timer;
+    const say = (message) => socket.send(JSON.stringify(message));
+    const report = () => {
+      const due = reporter.report(performance.now());
+      if (due) say({ type: "received", ...due });
+      clearTimeout(timer);
+      if (reporter.dueAt < Infinity) timer = setTimeout(report, reporter.dueAt - performance.now());
+    };
+    socket.on("close", () => clearTimeout(timer));
+    socket.on("message", (data, isBinary) => {
+      const message = isBinary ? null : JSON.parse(data);
+      reporter.onRead(performance.now(), !["received", "reports", "ping", "pong"].includes(message?.type));
+      if (message?.type === "ping") say({ type: "pong", id: message.id, time: Date.now() });
+      if (message?.type === "reports") reporter.setPace(message.every_ms);
+      if (isBinary) frames.push({ at: Date.now(), age: Date.now() - data.readDoubleBE(1) });
+      report();
+    });
+    const limits = { message_bytes: 65_536, messages_per_second: 240, bytes_per_second: 1_048_576, queue_bytes: 1_048_576 };
+    const who = { connection: "c", device: "desktop", generation: 1, uid: "u", peer: { connection: "p", generation: 1 } };
+    say({ type: "welcome", ...who, expires_at: 4_000_000_000, heartbeat_ms: 25_000, limits, features: ["received"], instance: "i" });
+  });
+  return { port: server.address().port, frames };
+}
+
+const at = (values, share) => values.toSorted((a, b) => a - b)[Math.floor(values.length * share)];
+
+test("frames from Chromium over a link of half their need are at most 0.6 s old, flat", { timeout: 90_000 }, async () => {
+  const need = (FRAME + HEAD) * PER_SECOND;
+  const scripted = await reportingRelay();
+  const thin = await startThinPath(scripted.port, { up: need / 2 });
+  const relay = await startRelay(); // for the token alone
+  const browser = await startBrowser("chromium");
+  const page = await browser.client(await startPages(() => relay), { user: "thin", url: thin.ws });
+  await page.evaluate(
+    (size, pause) => {
+      window.sending = setInterval(() => {
+        const bytes = new Uint8Array(size);
+        new DataView(bytes.buffer).setFloat64(0, performance.timeOrigin + performance.now());
+        relay.frame(1, bytes);
+      }, pause);
+    },
+    FRAME, 1000 / PER_SECOND,
+  );
+  const SECONDS = 20;
+  await new Promise((resolve) => setTimeout(resolve, SECONDS * 1000));
+  const [delay, dropped] = await page.evaluate(() => [relay.delay, relay.dropped]);
+  const now = Date.now();
+  const half = (from, to) => scripted.frames.filter((frame) => frame.at > now - from && frame.at <= now - to).map(({ age }) => age);
+  const [earlier, later] = [half(10_000, 5_000), half(5_000, 0)];
+  const all = [...earlier, ...later];
+  const share = all.length / ((PER_SECOND / 2) * 10);
+  console.log(
+    `a thin uplink: age p50 ${Math.round(at(all, 0.5))} ms, p99 ${Math.round(at(all, 0.99))} ms, ${Math.round(share * 100)} % of what ` +
+      `the link carries, ${dropped} frames replaced, the client estimates ${Math.round(delay.up)} ms up and ${Math.round(delay.down)} down`,
+  );
+  assert.ok(at(all, 0.99) <= 600, `p99 ${at(all, 0.99)} ms`);
+  assert.ok(at(later, 0.5) <= at(earlier, 0.5) + 150, "the age grows");
+  assert.ok(share >= 0.85, `${share} of what the link carries`);
+});
+
+test("a file to a slow receiver arrives whole, at its speed", { timeout: 90_000 }, async () => {
+  const relay = await startRelay(["--queue-bytes", "131072"]);
+  const thin = await startThinPath(relay.port, { down: 100_000 });
+  const token = await relay.token("file");
+  const client = (device, url) => {
+    const made = duorelay({ url, device, client: device, WebSocket, getToken: () => token });
+    after(() => made.close());
+    return made;
+  };
+  const sender = client("desktop", relay.ws);
+  const receiver = client("mobile", thin.ws);
+  const closes = [];
+  for (const made of [sender, receiver]) made.on("close", (event) => closes.push(event));
+  await new Promise((resolve) => sender.on("peer", (peer) => peer && resolve()));
+  const CHUNK = 16 * 1024;
+  const CHUNKS = 64;
+  const got = [];
+  const whole = new Promise((resolve) => receiver.on("frame", (_, bytes) => got.push(bytes[0]) === CHUNKS && resolve()));
+  const start = performance.now();
+  for (let index = 0; index < CHUNKS; index += 1) {
+    await sender.drained();
+    sender.frame(0x80, new Uint8Array(CHUNK).fill(index));
+  }
+  await whole;
+  const seconds = (performance.now() - start) / 1000;
+  const speed = (CHUNK * CHUNKS) / 1000 / seconds;
+  console.log(`a file of 1 MB to a receiver at 100 KB/s took ${seconds.toFixed(1)} s: ${Math.round(speed)} KB/s, with a queue of 128 KB`);
+  assert.deepEqual(got, Array.from({ length: CHUNKS }, (_, index) => index));
+  assert.deepEqual(closes, []);
+  assert.ok(speed > 60, `${speed} KB/s`);
+});
