@@ -26,7 +26,7 @@ use crate::edge::listen;
 use crate::edge::socket::SocketSettings;
 use crate::edge::workers::{Command, Workers};
 use crate::host::{cgroup, open_files};
-use crate::hub::HubSettings;
+use crate::hub::{Budget, HubSettings};
 use crate::metrics::Metrics;
 use crate::relay::ids::InstanceId;
 use crate::relay::protocol::{ClientLimits, features};
@@ -149,6 +149,8 @@ pub async fn serve(
     };
     let owner = auth.issuer.fingerprint();
     let (backplane, readiness, unchecked) = backplane(&settings, owner, instance, announce, &metrics).await?;
+    let budget = cgroup::memory_left() / 2;
+    metrics.budget_bytes.set(i64::try_from(budget).unwrap_or(i64::MAX));
     let worker = WorkerSettings {
         hub: HubSettings {
             instance,
@@ -162,6 +164,7 @@ pub async fn serve(
             stun: settings.features.stun_urls.clone(),
             heartbeat: settings.times.heartbeat,
             lease: settings.times.lease,
+            budget: Budget::new(budget),
         },
         socket: SocketSettings {
             verifier: verifier.clone(),

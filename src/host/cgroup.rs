@@ -9,6 +9,9 @@ const ENOUGH: u64 = 85;
 /// What the first version of control groups says where there is no limit is a little below 2^63.
 const NO_LIMIT: u64 = 1 << 60;
 
+/// What is taken to be left where nothing says it.
+const UNKNOWN: usize = 1 << 30;
+
 /// Where a version of control groups says what.
 #[derive(Debug)]
 struct Version {
@@ -59,28 +62,47 @@ impl Group {
         })
     }
 
+    /// What is left of the memory, in bytes.
+    fn left(&self) -> Option<u64> {
+        Some(self.number(self.version.most)?.saturating_sub(self.used()?))
+    }
+
+    /// What is used, without what the kernel can take back at once (pages of files).
+    fn used(&self) -> Option<u64> {
+        let used = self.number(self.version.used)?;
+        let statistics = read_to_string(self.directory.join("memory.stat")).unwrap_or_default();
+        let files = statistics.lines().find_map(|line| line.strip_prefix(self.version.files));
+        let files: u64 = files.and_then(|bytes| bytes.trim().parse().ok()).unwrap_or_default();
+        Some(used.saturating_sub(files))
+    }
+
     fn if_limited(self) -> Option<Self> {
         self.number(self.version.most).is_some_and(|most| most < NO_LIMIT).then_some(self)
     }
 
-    /// Is so much of the memory used that nobody else should come? What the kernel can take back at once (pages of
-    /// files) does not count.
+    /// Is so much of the memory used that nobody else should come?
     #[must_use]
     pub fn is_short(&self) -> bool {
-        let Version { most, used, files, .. } = *self.version;
-        let (Some(most), Some(used)) = (self.number(most), self.number(used)) else {
-            return false;
-        };
-        let statistics = read_to_string(self.directory.join("memory.stat")).unwrap_or_default();
-        let files = statistics.lines().find_map(|line| line.strip_prefix(files));
-        let files: u64 = files.and_then(|bytes| bytes.trim().parse().ok()).unwrap_or_default();
-        used.saturating_sub(files) >= most / 100 * ENOUGH
+        let most = self.number(self.version.most);
+        most.zip(self.used()).is_some_and(|(most, used)| used >= most / 100 * ENOUGH)
     }
 
     /// A file with one number; `max` is none.
     fn number(&self, file: &str) -> Option<u64> {
         read_to_string(self.directory.join(file)).ok()?.trim().parse().ok()
     }
+}
+
+/// What the control group of this process, or the machine, has left for it, in bytes.
+#[must_use]
+pub fn memory_left() -> usize {
+    let of_machine = || {
+        let memory = read_to_string("/proc/meminfo").ok()?;
+        let left = memory.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+        left.trim().trim_end_matches(" kB").parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
+    };
+    let left = Group::of_this_process().and_then(|group| group.left()).or_else(of_machine);
+    left.and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(UNKNOWN)
 }
 
 #[cfg(test)]

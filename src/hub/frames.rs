@@ -244,6 +244,7 @@ impl Hub {
             Pushed::Dropped(count) => self.metrics.dropped(Dropped::QueueFull, count),
         }
         to.wake();
+        self.keep_budget();
     }
 
     pub(super) fn push_reliable(self: &Rc<Self>, to: &Rc<Seat>, message: Outgoing) {
@@ -257,6 +258,7 @@ impl Hub {
                 if let Some(state) = change {
                     self.report_pressure(to, state);
                 }
+                self.keep_budget();
             }
             Err(TooSlow) => self.too_slow(to),
         }

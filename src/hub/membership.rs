@@ -54,6 +54,8 @@ impl Hub {
             other_missing: Cell::new(None),
             drain: Cell::new(None),
             buffered: Cell::default(),
+            held: Cell::default(),
+            share: Rc::clone(&self.share),
             published: Cell::new(false),
             losses: RefCell::default(),
             direct: Cell::new(Direct::None),

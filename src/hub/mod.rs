@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use self::budget::{Relief, Share};
 pub use crate::backplane::readiness::Readiness;
 use crate::backplane::{Backplane, Event, LossCause, Lost, LostMessage, Published, Users};
 pub use crate::backplane::{Barrier, CALL_LIMIT, InstanceInfo, RoomSnapshot};
@@ -25,11 +26,13 @@ use crate::relay::protocol::{
 };
 use crate::relay::room::{Effect, Room};
 
+mod budget;
 mod frames;
 mod membership;
 mod seat;
 mod user;
 
+pub use self::budget::Budget;
 pub use self::seat::{Drain, Joining, Seat};
 
 type SharedRoom = Rc<RefCell<Room<Rc<Seat>>>>;
@@ -74,6 +77,8 @@ pub struct HubSettings {
     pub heartbeat: Duration,
     /// How long a slot is held without renewal.
     pub lease: Duration,
+    /// What all queues of the process may hold together.
+    pub budget: Budget,
 }
 
 /// One worker's share of this instance's rooms.
@@ -87,6 +92,8 @@ pub struct Hub {
     incoming_bytes: WorkerGauge,
     waiting_connections: WorkerGauge,
     leaving: Cell<Option<Instant>>,
+    share: Rc<Share>,
+    relieved: Cell<Relief>,
 }
 
 impl Hub {
@@ -104,6 +111,7 @@ impl Hub {
                 }
             });
             let backplane = make(sink);
+            let share = settings.budget.share();
             Self {
                 settings,
                 rooms: RefCell::default(),
@@ -113,6 +121,8 @@ impl Hub {
                 waiting_connections: WorkerGauge::of(&metrics.waiting_connections),
                 metrics,
                 leaving: Cell::new(None),
+                share,
+                relieved: Cell::new(Relief::Needless),
             }
         })
     }

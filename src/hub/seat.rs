@@ -1,6 +1,7 @@
 //! A local connection: what its room and its socket task share.
 
 use std::cell::{Cell, RefCell};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Waker};
 use std::time::Instant;
@@ -17,6 +18,7 @@ use crate::relay::protocol::Protocol;
 use crate::relay::record::Holder;
 
 use super::SharedRoom;
+use super::budget::Share;
 
 /// A connection that is about to claim its slot.
 #[derive(Clone)]
@@ -60,6 +62,9 @@ pub struct Seat {
     pub(super) drain: Cell<Option<Drain>>,
     /// Bytes that its socket holds beside the outbox: encoded and not sent, received and not passed on.
     pub(super) buffered: Cell<[u32; 2]>,
+    /// What the worker's share of the budget knows of this connection.
+    pub(super) held: Cell<usize>,
+    pub(super) share: Rc<Share>,
     /// Something of it may be on its way through the backplane.
     pub(super) published: Cell<bool>,
     /// Streams whose losses were reported lately; most connections never lose anything.
@@ -93,10 +98,19 @@ impl std::fmt::Debug for Seat {
     }
 }
 
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.share.changed(self.held.get(), 0);
+    }
+}
+
 impl Seat {
     /// What waits for this connection.
     pub fn with_outbox<T>(&self, act: impl FnOnce(&mut Outbox) -> T) -> T {
-        act(&mut self.outbox.borrow_mut())
+        let mut outbox = self.outbox.borrow_mut();
+        let acted = act(&mut outbox);
+        self.account(outbox.waiting_bytes());
+        acted
     }
 
     /// Wakes the socket task of `context` when there is something to write.
@@ -118,6 +132,18 @@ impl Seat {
     /// or for their turn.
     pub fn note_buffered(&self, unsent: usize, incoming: usize) {
         self.buffered.set([unsent, incoming].map(|bytes| u32::try_from(bytes).unwrap_or(u32::MAX)));
+        self.account(self.outbox.borrow().waiting_bytes());
+    }
+
+    fn account(&self, waiting: usize) {
+        let [unsent, incoming] = self.buffered.get().map(|bytes| bytes as usize);
+        let now = waiting + unsent + incoming;
+        self.share.changed(self.held.replace(now), now);
+    }
+
+    /// All that is held for this connection, in bytes.
+    pub(super) fn held_bytes(&self) -> usize {
+        self.held.get()
     }
 
     /// What waits is written, then `last`, then the close.

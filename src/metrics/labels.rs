@@ -57,6 +57,8 @@ label! {
         Backplane = "backplane",
         /// It came on a channel and was not readable.
         Unreadable = "unreadable",
+        /// All queues of the process were past their budget.
+        Budget = "budget",
     }
 }
 

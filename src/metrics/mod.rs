@@ -151,6 +151,8 @@ pub struct Metrics {
     max_connections: Gauge<f64, AtomicU64>,
     max_message_bytes: Gauge,
     max_queue_bytes: Gauge,
+    /// What all queues of the process may hold together.
+    pub budget_bytes: Gauge,
     /// Read from one socket to handed to the other, inside this instance.
     pub relay_seconds: Durations,
     /// From the question to the backplane to its answer.
@@ -251,6 +253,7 @@ impl Default for Metrics {
             ),
             max_connections: new.one("max_connections", "Configured limit of connections; +Inf without one"),
             max_message_bytes: new.bytes("max_message", "Configured limit of a message"),
+            budget_bytes: new.bytes("queue_budget", "What all queues of the process may hold together"),
             max_queue_bytes: new.bytes("max_queue", "Configured limit of what waits for one connection"),
             relay_seconds: new.seconds("relay", "From one socket to the other, inside this instance"),
             claim_seconds: new.seconds("claim", "Duration of claims"),
@@ -411,6 +414,12 @@ impl Metrics {
     /// A close frame was sent. The client chooses the code that its own close is answered with.
     pub fn closed(&self, code: u16) {
         self.closes.of(&code.to_string()).inc();
+    }
+
+    /// How many close frames with this code were sent so far.
+    #[must_use]
+    pub fn closes(&self, code: &str) -> u64 {
+        self.closes.of(code).get()
     }
 }
 

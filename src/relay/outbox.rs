@@ -104,7 +104,7 @@ pub struct Outbox {
 const ITEM: usize = 64;
 
 /// Queues longer than this give their memory back when they are empty.
-const KEEP: usize = 16;
+const KEEP: usize = 4;
 
 impl Outbox {
     /// Queues what the relay itself has to say: before everything that waits.

@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use super::ids::StreamId;
-use super::limits::{AbsentNotices, Errors, Inflow, Quotas, Verdict};
+use super::limits::{AbsentNotices, ERROR_WINDOW, Errors, Inflow, Quotas, Verdict};
 use super::protocol::{Protocol, ReconnectReason};
 
 /// What still waits for a connection that has to go is written for at most this long.
@@ -52,13 +52,15 @@ enum Timer {
     Pong,
     /// The client takes nothing of what waits for it.
     Stall,
+    /// Errors and notices are old enough to be forgotten.
+    Faults,
     /// The connection has ended; only its rest has a time.
     End,
 }
 
 /// When each of them is due.
 #[derive(Debug, Default)]
-struct Timers([Option<Instant>; 8]);
+struct Timers([Option<Instant>; 9]);
 
 impl Timers {
     fn set(&mut self, timer: Timer, at: impl Into<Option<Instant>>) {
@@ -265,12 +267,14 @@ impl Session {
     /// An error of the client. True when it is one too many: close with 1008.
     #[must_use]
     pub fn on_error(&mut self, now: Instant) -> bool {
+        self.set(Timer::Faults, now + ERROR_WINDOW);
         self.faults.get_or_insert_default().errors.on_error(now)
     }
 
     /// Nobody hears a frame of this stream. True when its sender is to be notified.
     #[must_use]
     pub fn on_absent(&mut self, stream: StreamId, now: Instant) -> bool {
+        self.set(Timer::Faults, now + ERROR_WINDOW);
         self.faults.get_or_insert_default().absent.is_due(stream, now)
     }
 
@@ -427,6 +431,10 @@ impl Session {
                 let deadline = now + settings.leave_within;
                 self.ask_to_reconnect(ReconnectReason::Lifetime, now, deadline, protocol)
             });
+        }
+        if is_due(&mut self.timers, Timer::Faults) {
+            // None of them counts any more: a quiet connection must not go on holding up to 3 KB.
+            self.faults = None;
         }
         is_due(&mut self.timers, Timer::Parked).then_some(Due::Unpark)
     }

@@ -270,6 +270,18 @@ fn a_broken_client_is_listened_to_for_a_second() {
 }
 
 #[test]
+fn errors_are_counted_for_ten_seconds_and_then_nothing_is_kept_of_them() {
+    let mut life = Life::new(HOUR, None, None);
+    for n in 0..20 {
+        assert!(!life.session.on_error(life.at(s(n) / 10)));
+        assert!(life.session.on_absent(StreamId(0x80 + n as u8), life.at(s(n) / 10)));
+    }
+    life.expect(s(2) + ERROR_WINDOW, &[]);
+    assert!(life.session.faults.is_none());
+    assert!((0..21).map(|_| life.session.on_error(life.at(s(13)))).last() == Some(true));
+}
+
+#[test]
 fn messages_and_bytes_have_one_verdict() {
     let quotas = Quotas::new(10, 1000);
     let (mut inflow, now) = (Inflow::default(), Instant::now());

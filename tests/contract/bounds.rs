@@ -127,6 +127,97 @@ async fn a_burst_of_pings_is_answered_and_ten_seconds_of_too_many_end_in_1008() 
 }
 
 #[tokio::test]
+async fn a_connection_that_falls_silent_holds_what_one_that_never_spoke_holds() {
+    const SILENT: u64 = 500;
+    let issuer = Issuer::start();
+    let relay = Config::new(&issuer).set("DUORELAY_HANDSHAKES_PER_SECOND_PER_IP", 0).start().await;
+    let long_ping = format!(r#"{{"type":"ping","pad":"{}"}}"#, "x".repeat(60_000));
+    let speak = async |raw: &mut RawClient| {
+        raw.send(0x1, long_ping.as_bytes()).await;
+        raw.expect_json("pong").await;
+        for _ in 0..2 {
+            raw.send(0x2, &[0x80; 30_000]).await;
+        }
+        raw.expect_json("error").await;
+        for _ in 0..20 {
+            raw.send(0x1, br#"{"type":"ping"}"#).await;
+        }
+        for _ in 0..20 {
+            raw.expect_json("pong").await;
+        }
+    };
+    let mut clients = Vec::new();
+    for number in 0..SILENT {
+        let token = Token::firebase(&format!("silent-{number}")).sign();
+        let mut raw = relay.handshake().offer(&["duorelay.v1", &token]).open_raw().await;
+        raw.expect_json("welcome").await;
+        clients.push(raw);
+    }
+    // What the process itself needs for it.
+    let (first, others) = clients.split_at_mut(10);
+    for raw in first {
+        speak(raw).await;
+    }
+    let before = relay.resident();
+    for raw in others {
+        speak(raw).await;
+    }
+    // The allocator gives back within seconds what is free.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        let grown = relay.resident().saturating_sub(before);
+        if grown <= SILENT * 1024 {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{} bytes each", grown / SILENT);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test]
+async fn the_worst_that_one_connection_can_hold_is_a_formula() {
+    const QUEUE: u64 = 2 * MIB;
+    const MESSAGE: u64 = 64 * 1024;
+    const PAIRS: u64 = 4;
+    /// Three lanes of the outbox; half a message that has come and one that waits for its turn; a batch and a message
+    /// on their way to the kernel, another batch's worth that has been read; and the connection itself.
+    const WORST: u64 = 3 * QUEUE + 3 * MESSAGE + (16 * 1024 + MESSAGE) + 16 * 1024 + 5 * 1024;
+    let issuer = Issuer::start();
+    let config =
+        Config::new(&issuer).set("DUORELAY_QUEUE_BYTES", QUEUE).set("DUORELAY_MESSAGES_PER_SECOND", 0);
+    let relay = config.set("DUORELAY_BYTES_PER_SECOND", 0).start().await;
+    let before = relay.resident();
+    let mut held = Vec::new();
+    for pair in 0..PAIRS {
+        let uid = format!("pair-{pair}");
+        let mut stalled = silent_reader(&relay, &uid).await;
+        let mut mobile = relay.v1_mobile(&uid).await;
+        for stream in 0..128_u8 {
+            mobile.send_frame(stream, &vec![0x55; 60_000]).await;
+        }
+        for _ in 0..QUEUE / 60_100 - 1 {
+            mobile.send_frame(0x80, &vec![0x55; 60_000]).await;
+        }
+        mobile.sync().await;
+        // Answers that it does not read: each counts with its text and 64 bytes.
+        let asks = RawFrame::new(0x1, &br#"{"type":"ping"}"#[..]).encode().repeat(1000);
+        for _ in 0..QUEUE / 130_000 {
+            stalled.write(&asks).await;
+        }
+        // Half a message.
+        stalled.write(&RawFrame::new(0x2, vec![0x80; MESSAGE as usize - 1]).encode()[..60_000]).await;
+        held.push((stalled, mobile));
+    }
+    let least = (PAIRS * (5 * QUEUE / 2)) as f64;
+    relay.wait_for_metric("duorelay_queue_bytes", &["outbox"], least).await;
+    relay.wait_for_metric("duorelay_queue_bytes", &["incoming"], (PAIRS * 60_000) as f64).await;
+    assert_eq!(relay.metric("duorelay_closes_total", &["4008"]).await, 0.0);
+    let each = relay.resident().saturating_sub(before) / PAIRS;
+    // The allocator rounds up by a quarter at most.
+    assert!(each > 2 * QUEUE && each < WORST * 5 / 4, "{each} bytes each, at most {WORST}");
+}
+
+#[tokio::test]
 async fn past_the_byte_rate_volatile_frames_are_dropped_and_the_rest_waits() {
     let issuer = Issuer::start();
     let relay = Config::new(&issuer).set("DUORELAY_BYTES_PER_SECOND", 100_000).start().await;

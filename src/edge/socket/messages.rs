@@ -1,5 +1,6 @@
 //! What a client's messages mean: rates, errors, and the way to the other device.
 
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::task::Context;
 use std::time::{Duration, Instant};
@@ -195,6 +196,9 @@ impl Socket {
     pub(super) fn answer_first_ping(&mut self) {
         if let Some(Ping { id, .. }) = self.pings.pop_front() {
             self.pong(id.as_deref());
+        }
+        if self.pings.is_empty() {
+            self.pings = VecDeque::new();
         }
         self.note_first_ping();
     }

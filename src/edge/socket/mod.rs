@@ -189,6 +189,7 @@ impl Socket {
             self.shared.buffers.return_read(buffer);
         }
         self.seat.note_buffered(self.writer.unsent_bytes(), self.decoder.held_bytes());
+        self.hub.keep_budget();
         ended
     }
 

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::*;
 use crate::auth::settings::{Issuer, Settings};
 use crate::edge::gate::Gate;
-use crate::hub::Joining;
+use crate::hub::{Budget, Joining};
 use crate::metrics::Metrics;
 use crate::relay::ids::{ConnectionId, Device, InstanceId, UserId};
 use crate::relay::protocol::{ClientLimits, Protocol};
@@ -33,7 +33,7 @@ struct Client {
 }
 
 impl Worker {
-    fn new() -> Self {
+    fn new(budget: usize) -> Self {
         let settings = HubSettings {
             instance: InstanceId(Uuid::from_u128(1)),
             limits: ClientLimits {
@@ -46,6 +46,7 @@ impl Worker {
             stun: Vec::new(),
             heartbeat: HEARTBEAT,
             lease: Duration::from_secs(10),
+            budget: Budget::new(budget),
         };
         let metrics = Arc::new(Metrics::default());
         let issuer = Issuer::Emulator { project_id: "test".into(), host: "127.0.0.1:1".into() };
@@ -65,7 +66,11 @@ impl Worker {
 
     /// A v1 connection whose stream holds so many bytes on each way.
     async fn join(&self, device: Device, holds: usize) -> Client {
-        let user = UserId::new("ann").unwrap();
+        self.join_as("ann", device, holds).await
+    }
+
+    async fn join_as(&self, user: &str, device: Device, holds: usize) -> Client {
+        let user = UserId::new(user).unwrap();
         let expires_at = crate::auth::unix_now() + 24 * 3600;
         let joining = Joining {
             user: user.clone(),
@@ -77,7 +82,7 @@ impl Worker {
             expires_at,
         };
         let identity = Identity { user, email: None, expires_at, issued_at: 0, auth_time: None };
-        let connection = ConnectionId(Uuid::from_u128(1 + device as u128));
+        let connection = ConnectionId(Uuid::new_v4());
         let seat = self.hub.join(joining, connection).await.unwrap();
         let admission = self.gate.admit().unwrap();
         let (stream, ours) = duplex(holds);
@@ -124,7 +129,7 @@ impl Client {
 #[tokio::test(start_paused = true)]
 async fn a_silent_socket_is_pinged_and_closed_on_time_and_one_that_speaks_goes_on() {
     let test = async {
-        let worker = Worker::new();
+        let worker = Worker::new(1 << 30);
         let start = Clock::now();
         let mut desktop = worker.join(Device::Desktop, 65_536).await;
         desktop.send(1, br#"{"type":"ping","id":"a"}"#).await;
@@ -152,7 +157,7 @@ async fn a_silent_socket_is_pinged_and_closed_on_time_and_one_that_speaks_goes_o
 #[tokio::test(start_paused = true)]
 async fn a_receiver_that_speaks_and_takes_nothing_is_closed_and_a_slow_one_stays() {
     let test = async {
-        let worker = Worker::new();
+        let worker = Worker::new(1 << 30);
         let mut mobile = worker.join(Device::Mobile, 65_536).await;
         let mut slow = worker.join(Device::Desktop, 1024).await;
         let start = Clock::now();
@@ -188,7 +193,7 @@ async fn a_receiver_that_speaks_and_takes_nothing_is_closed_and_a_slow_one_stays
 #[tokio::test(start_paused = true)]
 async fn what_a_socket_holds_is_given_back() {
     let test = async {
-        let worker = Worker::new();
+        let worker = Worker::new(1 << 30);
         let mut mobile = worker.join(Device::Mobile, 16 * 1024).await;
         let mut desktop = worker.join(Device::Desktop, 512).await;
         while !mobile.text().await.contains(r#""type":"peer""#) {}
@@ -210,6 +215,41 @@ async fn what_a_socket_holds_is_given_back() {
         assert_eq!(desktop.next().await.1.len(), 30_000);
         tokio::time::sleep(Duration::from_millis(1)).await;
         assert_eq!(buffered(), (0, 0));
+    };
+    LocalSet::new().run_until(test).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn past_the_budget_of_the_process_the_fullest_go_first() {
+    let test = async {
+        let worker = Worker::new(1 << 20);
+        let (mut senders, mut receivers) = (Vec::new(), Vec::new());
+        for user in ["a", "b", "c"] {
+            receivers.push(worker.join_as(user, Device::Desktop, 512).await);
+            senders.push(worker.join_as(user, Device::Mobile, 16 * 1024).await);
+        }
+        let [small, volatile, reliable] = &mut senders[..] else { panic!() };
+        small.send(2, &[0x80; 50_000]).await;
+        // 900 KB of 18 streams; then what is reliable passes the budget.
+        for stream in 0..18 {
+            volatile.send(2, &[stream; 50_000]).await;
+        }
+        for _ in 0..8 {
+            reliable.send(2, &[0x80; 50_000]).await;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert_eq!(worker.metrics.closes("4008"), 0, "volatile frames are enough");
+        for _ in 0..12 {
+            reliable.send(2, &[0x80; 50_000]).await;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        worker.hub.count_waiting();
+        let waiting = worker.metrics.outbox_bytes.get();
+        assert!(waiting < (1 << 20) + 64 * 1024, "{waiting}");
+        // The fullest had to go; the others are still there.
+        tokio::time::timeout(Duration::from_secs(10), receivers.pop().unwrap().task).await.unwrap().unwrap();
+        assert_eq!(worker.metrics.closes("4008"), 1);
+        assert!(receivers.iter().all(|receiver| !receiver.task.is_finished()));
     };
     LocalSet::new().run_until(test).await;
 }

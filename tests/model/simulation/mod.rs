@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use duorelay::backplane::Backplane;
-use duorelay::hub::{Hub, HubSettings, Seat};
+use duorelay::hub::{Budget, Hub, HubSettings, Seat};
 use duorelay::metrics::Metrics;
 use duorelay::relay::ids::{ConnectionId, Device, InstanceId, UserId};
 use duorelay::relay::parcel::Parcel;
@@ -79,6 +79,7 @@ impl Simulation {
         let id = InstanceId(Uuid::from_u128(self.network.nodes.borrow().len() as u128 + 0xa));
         let node = self.network.start(id, |simulated, node| {
             let settings = HubSettings {
+                budget: Budget::new(1 << 40),
                 instance: id,
                 limits: ClientLimits {
                     message_bytes: 65_536,
