@@ -160,7 +160,7 @@ pub async fn serve(
                 queue_bytes: limits.queue_bytes,
                 bytes_per_second: limits.bytes_per_second.unwrap_or(0),
             },
-            features: features(settings.features.direct),
+            features: features(settings.features.pacing, settings.features.direct),
             stun: settings.features.stun_urls.clone(),
             heartbeat: settings.times.heartbeat,
             lease: settings.times.lease,

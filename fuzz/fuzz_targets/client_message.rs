@@ -41,6 +41,12 @@ fuzz_target!(|bytes: &[u8]| {
             let id_field = id.as_ref().map(|id| format!(r#","id":{}"#, json!(id))).unwrap_or_default();
             format!(r#"{{"type":"signal","to":"{to}","data":{data}{id_field}}}"#)
         }
+        Ok(ClientMessage::Received { messages, time }) => {
+            json!({"type": "received", "messages": messages, "time": time}).to_string()
+        }
+        Ok(ClientMessage::Reports { every_ms }) => {
+            json!({"type": "reports", "every_ms": every_ms}).to_string()
+        }
         Ok(ClientMessage::Ping { id }) => {
             let pong = ServerMessage::Pong { id: id.as_deref(), time: 7 }.encode();
             let pong: Value = serde_json::from_slice(&pong).unwrap();

@@ -33,6 +33,9 @@ use crate::relay::refusal::Refusal;
 const BACKLOG: i32 = 4096;
 /// Between two warnings that nothing can be accepted.
 const WARN_PAUSE: Duration = Duration::from_secs(60);
+/// What hyper takes for a WebSocket inside HTTP/2 before the path does: as much as the socket gathers at once. Frames that
+/// wait longer are replaced by newer ones in the outbox.
+const TUNNEL_BUFFER: usize = 16 * 1024;
 /// A token has about 1 KiB; cookies and proxies add theirs.
 const HEADER_BYTES: usize = 32 * 1024;
 /// Streams that one HTTP/2 connection may have open at the same time.
@@ -158,6 +161,7 @@ async fn speak(
     http.http2()
         .timer(TokioTimer::new())
         .enable_connect_protocol()
+        .max_send_buf_size(TUNNEL_BUFFER)
         .max_concurrent_streams(HTTP2_STREAMS)
         .max_header_list_size(u32::try_from(HEADER_BYTES).unwrap_or(u32::MAX))
         .keep_alive_interval(Some(Duration::from_secs(25)))

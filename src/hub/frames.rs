@@ -238,8 +238,13 @@ impl Hub {
             return self.push_reliable(to, Outgoing::binary(bytes.clone(), Some(since)));
         }
         let limit = self.settings.limits.queue_bytes;
-        match to.with_outbox(|outbox| outbox.push_volatile(stream, bytes.clone(), since, limit)) {
+        let (pushed, is_held) = to.with_outbox(|outbox| {
+            (outbox.push_volatile(stream, bytes.clone(), since, limit), outbox.held() > 0)
+        });
+        self.metrics.frames_held(usize::from(is_held));
+        match pushed {
             Pushed::Waits => {}
+            Pushed::Replaced if is_held => self.metrics.dropped(Dropped::Window, 1),
             Pushed::Replaced => self.metrics.dropped(Dropped::Superseded, 1),
             Pushed::Dropped(count) => self.metrics.dropped(Dropped::QueueFull, count),
         }
@@ -270,7 +275,7 @@ impl Hub {
             return;
         }
         let limit = self.settings.limits.queue_bytes;
-        match seat.with_outbox(|outbox| outbox.push_control(message.encode(), limit)) {
+        match seat.with_outbox(|outbox| outbox.push_control(message.encode(), message.path_kind(), limit)) {
             Ok(()) => seat.wake(),
             Err(TooSlow) => self.too_slow(seat),
         }

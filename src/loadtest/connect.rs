@@ -94,6 +94,8 @@ pub(super) struct Caller<'a> {
     pub(super) dialect: Dialect,
     /// Only for receivers behind a thin link.
     pub(super) link: Option<Link>,
+    /// It reports what it has read.
+    pub(super) reports: bool,
     /// Which of the target's addresses.
     pub(super) turn: usize,
 }
@@ -136,7 +138,12 @@ pub(super) async fn connect(target: &Target, caller: &Caller<'_>) -> Result<Sock
                     // What a socket does not take, its reader hears as its end.
                     let _ = socket.send(Dialect::sign_in(caller));
                 }
-                Ok(Heard::Welcome) => break,
+                Ok(Heard::Welcome { received }) => {
+                    if received && caller.reports {
+                        socket.start_reports();
+                    }
+                    break;
+                }
                 Ok(Heard::Refused(code)) => return Err(Failure::Refused { code, retry_after: None }),
                 Ok(_) => return Err(Failure::Failed("no welcome".to_owned())),
                 Err(ended) => {

@@ -21,7 +21,10 @@ pub(super) enum Heard {
     /// The server waits for the sign-in (Socket.IO only: the relay has seen it in the handshake).
     Open,
     /// The first message to who is signed in.
-    Welcome,
+    Welcome {
+        /// It reads reports of what has arrived.
+        received: bool,
+    },
     /// The sign-in is refused, and why (Socket.IO only).
     Refused(String),
     /// From the other device.
@@ -41,6 +44,10 @@ pub(super) enum Heard {
     Pong,
     /// The server wants an answer of its own kind at once (Engine.IO's heartbeat).
     Heartbeat,
+    /// What the relay has read.
+    Received,
+    /// Reports are wanted each so many milliseconds.
+    Reports(u16),
     /// Anything else.
     Other,
 }
@@ -49,7 +56,14 @@ pub(super) enum Heard {
 #[derive(Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 enum Control {
-    Welcome {},
+    Welcome {
+        #[serde(default)]
+        features: Vec<String>,
+    },
+    Reports {
+        every_ms: u16,
+    },
+    Received {},
     Overwritten {},
     Reconnect {
         in_ms: u64,
@@ -123,7 +137,11 @@ impl Dialect {
 
 fn read_control(text: &str) -> Heard {
     match serde_json::from_str(text) {
-        Ok(Control::Welcome {}) => Heard::Welcome,
+        Ok(Control::Welcome { features }) => {
+            Heard::Welcome { received: features.iter().any(|feature| feature == "received") }
+        }
+        Ok(Control::Reports { every_ms }) => Heard::Reports(every_ms),
+        Ok(Control::Received {}) => Heard::Received,
         Ok(Control::Overwritten {}) => Heard::Overwritten,
         Ok(Control::Reconnect { in_ms, deadline_ms }) => Heard::Reconnect { in_ms, deadline_ms },
         Ok(Control::Error { code }) => Heard::Error(code),
@@ -144,7 +162,7 @@ fn read_packet(text: &str) -> Heard {
     } else if text.starts_with('0') {
         Heard::Open
     } else if text.starts_with("40") {
-        Heard::Welcome
+        Heard::Welcome { received: false }
     } else if let Some(refusal) = text.strip_prefix("44") {
         let refusal = serde_json::from_str::<Refusal>(refusal);
         Heard::Refused(refusal.map_or_else(|_| "refused".to_owned(), |refusal| refusal.message))
@@ -168,7 +186,7 @@ mod tests {
     #[test]
     fn the_relays_messages_are_told_apart() {
         let heard = |text| heard(Dialect::V1, text);
-        assert_eq!(heard(r#"{"type":"welcome","uid":"a"}"#), Heard::Welcome);
+        assert_eq!(heard(r#"{"type":"welcome","uid":"a"}"#), Heard::Welcome { received: false });
         assert_eq!(heard(r#"{"type":"overwritten","by":{}}"#), Heard::Overwritten);
         let reconnect = r#"{"type":"reconnect","reason":"draining","in_ms":5,"deadline_ms":9}"#;
         assert_eq!(heard(reconnect), Heard::Reconnect { in_ms: 5, deadline_ms: 9 });
@@ -183,7 +201,7 @@ mod tests {
     fn socket_ios_packets_are_told_apart() {
         let heard = |text| heard(Dialect::SocketIo, text);
         assert_eq!(heard(r#"0{"sid":"a","upgrades":[],"pingInterval":25000}"#), Heard::Open);
-        assert_eq!(heard(r#"40{"sid":"b"}"#), Heard::Welcome);
+        assert_eq!(heard(r#"40{"sid":"b"}"#), Heard::Welcome { received: false });
         assert_eq!(heard(r#"44{"message":"jwt expired"}"#), Heard::Refused("jwt expired".to_owned()));
         assert_eq!(heard("2"), Heard::Heartbeat);
         assert_eq!(heard(r#"42["overwritten"]"#), Heard::Overwritten);

@@ -201,6 +201,7 @@ impl Shard {
             dialect: self.options().dialect,
             source,
             link: who.link,
+            reports: self.options().reports,
             turn,
         };
         let result = connect(&targets[place % targets.len()], &caller).await;

@@ -17,6 +17,7 @@ use tungstenite::{Error, Message};
 
 use super::dialect::Heard;
 use super::settings::Dialect;
+use crate::relay::pacing::Reporter;
 
 /// What one read takes at most: a few frames, and little enough for tens of thousands of sockets.
 const READ_BUFFER: usize = 4096;
@@ -180,6 +181,42 @@ struct Io {
     codec: WebSocketContext,
     dialect: Dialect,
     throttle: Option<Throttle>,
+    /// What the relay is to hear of what was read; only where it wants to.
+    reports: Option<Box<Reports>>,
+}
+
+#[derive(Debug)]
+struct Reports {
+    law: Reporter,
+    origin: Instant,
+    wait: Pin<Box<Sleep>>,
+}
+
+impl Reports {
+    fn ms(&self) -> f64 {
+        self.origin.elapsed().as_secs_f64() * 1_000.0
+    }
+
+    /// The report that is due; else its time wakes the task.
+    fn poll_due(&mut self, cx: &mut Context<'_>) -> Option<Message> {
+        loop {
+            if let Some((messages, time)) = self.law.report(self.ms()) {
+                let text = format!(r#"{{"type":"received","messages":{messages},"time":{time:.1}}}"#);
+                return Some(Message::Text(text.into()));
+            }
+            if self.law.due_at() == f64::INFINITY {
+                return None;
+            }
+            let at =
+                self.origin + Duration::from_secs_f64(self.law.due_at() / 1_000.0) + Duration::from_micros(1);
+            if self.wait.deadline() != at {
+                self.wait.as_mut().reset(at);
+            }
+            if self.wait.as_mut().poll(cx).is_pending() {
+                return None;
+            }
+        }
+    }
 }
 
 /// One open WebSocket.
@@ -200,10 +237,21 @@ impl Socket {
             .max_write_buffer_size(WRITE_LIMIT);
         let codec = WebSocketContext::from_partially_read(early, Role::Client, Some(config));
         Self {
-            io: RefCell::new(Io { stream, codec, dialect, throttle: None }),
+            io: RefCell::new(Io { stream, codec, dialect, throttle: None, reports: None }),
             reader: RefCell::new(None),
             blocked: Cell::new(false),
         }
+    }
+
+    /// `welcome` was read, and the relay wants to hear of it and of what follows.
+    pub(super) fn start_reports(&self) {
+        let mut reports = Box::new(Reports {
+            law: Reporter::new(0),
+            origin: Instant::now(),
+            wait: Box::pin(tokio::time::sleep(Duration::ZERO)),
+        });
+        reports.law.on_read(0.0, true);
+        self.io.borrow_mut().reports = Some(reports);
     }
 
     /// From now on reads no more than this many bytes a second; 0 is nothing at all.
@@ -280,7 +328,7 @@ impl Socket {
             }
         }
         let mut io = self.io.borrow_mut();
-        let Io { stream, codec, dialect, throttle } = &mut *io;
+        let Io { stream, codec, dialect, throttle, reports } = &mut *io;
         let mut stream = Blocking { stream, throttle: throttle.as_mut(), cx };
         if self.blocked.replace(false)
             && let Err(Error::Io(error)) = codec.flush(&mut stream)
@@ -289,6 +337,13 @@ impl Socket {
             self.blocked.set(true);
         }
         loop {
+            if let Some(report) = reports.as_mut().and_then(|reports| reports.poll_due(stream.cx)) {
+                // As with a heartbeat.
+                let _ = codec.write(&mut stream, report);
+                if codec.flush(&mut stream).is_err() {
+                    self.blocked.set(true);
+                }
+            }
             match codec.read(&mut stream) {
                 Ok(Message::Close(frame)) => {
                     // The answer to it, as far as the kernel takes it.
@@ -298,6 +353,7 @@ impl Socket {
                 }
                 Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)) => {}
                 Ok(message @ (Message::Text(_) | Message::Binary(_))) => match dialect.read(message) {
+                    heard if on_heard(reports, &heard) => {}
                     Heard::Heartbeat => {
                         // What does not fit is written before the next read; an end is read then.
                         let _ = codec.write(&mut stream, Dialect::heartbeat());
@@ -314,4 +370,18 @@ impl Socket {
             }
         }
     }
+}
+
+/// Counts a message; true when it concerned nothing but reports.
+fn on_heard(reports: &mut Option<Box<Reports>>, heard: &Heard) -> bool {
+    let Some(reports) = reports else {
+        return matches!(heard, Heard::Reports(_) | Heard::Received);
+    };
+    let now = reports.ms();
+    let is_quiet = matches!(heard, Heard::Reports(_) | Heard::Received | Heard::Pong);
+    reports.law.on_read(now, !is_quiet);
+    if let Heard::Reports(every_ms) = heard {
+        reports.law.set_pace(*every_ms);
+    }
+    matches!(heard, Heard::Reports(_) | Heard::Received)
 }

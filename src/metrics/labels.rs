@@ -43,6 +43,8 @@ label! {
     Dropped {
         /// A newer frame of its stream took its place.
         Superseded = "superseded",
+        /// The same, while the window of its path held it.
+        Window = "window",
         /// All waiting volatile frames together were past the limit.
         QueueFull = "queue_full",
         /// Nobody held the other slot.

@@ -155,6 +155,10 @@ pub struct Metrics {
     pub budget_bytes: Gauge,
     /// Read from one socket to handed to the other, inside this instance.
     pub relay_seconds: Durations,
+    /// Frames that the window of their path held for a while.
+    frames_held: Counter,
+    /// The queue on the path to a client, as its reports show it.
+    pub path_queue_seconds: Durations,
     /// From the question to the backplane to its answer.
     pub claim_seconds: Durations,
     /// How long it takes to verify a token, whatever comes of it.
@@ -256,6 +260,10 @@ impl Default for Metrics {
             budget_bytes: new.bytes("queue_budget", "What all queues of the process may hold together"),
             max_queue_bytes: new.bytes("max_queue", "Configured limit of what waits for one connection"),
             relay_seconds: new.seconds("relay", "From one socket to the other, inside this instance"),
+            frames_held: new
+                .one("frames_held", "Volatile frames that waited, as the path to their receiver had a queue"),
+            path_queue_seconds: new
+                .seconds("path_queue", "Queue on the way to a client, as its reports show it"),
             claim_seconds: new.seconds("claim", "Duration of claims"),
             verify_seconds: new.seconds("verify", "Duration of verifying a token, whatever came of it"),
             http_connections: new
@@ -358,6 +366,13 @@ impl Metrics {
         let way = usize::from(reliable);
         self.frames[way].of(path).inc();
         self.frame_bytes[way].of(path).inc_by(bytes as u64);
+    }
+
+    /// So many frames begin to wait for their path.
+    pub fn frames_held(&self, frames: usize) {
+        if frames > 0 {
+            self.frames_held.inc_by(frames as u64);
+        }
     }
 
     /// Messages that will not be delivered.

@@ -8,6 +8,7 @@ pub mod address;
 pub mod classic;
 pub mod close;
 pub mod envelope;
+pub mod freshness;
 pub mod handshake;
 pub mod ids;
 pub mod limits;

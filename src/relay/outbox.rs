@@ -12,6 +12,7 @@ use bytes::Bytes;
 
 use super::close::Close;
 use super::ids::StreamId;
+use super::pacing;
 use super::protocol::PressureState;
 
 /// The two kinds of message in a WebSocket (RFC 6455 section 5.6).
@@ -82,10 +83,17 @@ struct Frame {
     since: Instant,
 }
 
+/// What the relay itself says.
+struct Control {
+    text: Bytes,
+    /// As the window sees it: [`pacing::Kind::Control`] or [`pacing::Kind::Quiet`].
+    kind: pacing::Kind,
+}
+
 /// The three lanes of one connection.
 #[derive(Default)]
 pub struct Outbox {
-    control: VecDeque<Bytes>,
+    control: VecDeque<Control>,
     reliable: VecDeque<Outgoing>,
     /// At most one frame a stream; those that wait longest first.
     volatile: VecDeque<Frame>,
@@ -96,6 +104,8 @@ pub struct Outbox {
     volatile_next: bool,
     /// The reliable queue was long when it was last looked at.
     pressed: bool,
+    /// The window of the path holds the volatile frames that wait.
+    held: bool,
     goodbye: Option<(Option<Bytes>, Close)>,
 }
 
@@ -111,24 +121,24 @@ impl Outbox {
     ///
     /// # Errors
     /// When more than `limit` bytes of it wait: a client asks and does not read the answers.
-    pub fn push_control(&mut self, message: Bytes, limit: usize) -> Result<(), TooSlow> {
+    pub fn push_control(&mut self, text: Bytes, kind: pacing::Kind, limit: usize) -> Result<(), TooSlow> {
         if self.goodbye.is_some() {
             return Ok(());
         }
-        let bytes = self.control_bytes + message.len() + ITEM;
+        let bytes = self.control_bytes + text.len() + ITEM;
         // Whatever its size, one message always fits into an empty lane.
         if bytes > limit && !self.control.is_empty() {
             return Err(TooSlow);
         }
         self.control_bytes = bytes;
-        self.control.push_back(message);
+        self.control.push_back(Control { text, kind });
         Ok(())
     }
 
     /// Puts the first message of a connection before all others.
-    pub fn push_first(&mut self, message: Bytes) {
-        self.control_bytes += message.len() + ITEM;
-        self.control.push_front(message);
+    pub fn push_first(&mut self, text: Bytes) {
+        self.control_bytes += text.len() + ITEM;
+        self.control.push_front(Control { text, kind: pacing::Kind::Control });
     }
 
     /// Queues a reliable message: first in, first out.
@@ -217,6 +227,7 @@ impl Outbox {
         let dropped = self.volatile.len();
         self.volatile = VecDeque::new();
         self.volatile_bytes = 0;
+        self.held = false;
         dropped
     }
 
@@ -271,23 +282,61 @@ impl Outbox {
 
     /// The next message to write.
     pub fn pop(&mut self) -> Option<Outgoing> {
-        if let Some(message) = self.control.pop_front() {
-            self.control_bytes -= message.len() + ITEM;
+        self.pop_if(|_| true).map(|(_, message)| message)
+    }
+
+    /// The next message that may leave on its path. Control messages are not asked about: they never wait.
+    pub fn pop_if(
+        &mut self,
+        mut may_leave: impl FnMut(pacing::Kind) -> bool,
+    ) -> Option<(pacing::Kind, Outgoing)> {
+        if let Some(Control { text, kind }) = self.control.pop_front() {
+            self.control_bytes -= text.len() + ITEM;
             shrink_if_empty(&mut self.control);
-            return Some(Outgoing::text(message, None));
+            return Some((kind, Outgoing::text(text, None)));
         }
-        let volatile_turn = self.volatile_next || self.reliable.is_empty();
-        if volatile_turn && let Some(frame) = self.volatile.pop_front() {
-            self.volatile_next = false;
-            self.volatile_bytes -= frame.bytes.len() + ITEM;
-            shrink_if_empty(&mut self.volatile);
-            return Some(Outgoing::binary(frame.bytes, Some(frame.since)));
+        let volatile_first = self.volatile_next || self.reliable.is_empty();
+        if volatile_first && let Some(message) = self.pop_volatile(&mut may_leave) {
+            return Some((pacing::Kind::Volatile, message));
         }
-        self.volatile_next = true;
+        if let Some(message) = self.pop_reliable(&mut may_leave) {
+            return Some((pacing::Kind::Reliable, message));
+        }
+        if volatile_first {
+            return None;
+        }
+        self.pop_volatile(&mut may_leave).map(|message| (pacing::Kind::Volatile, message))
+    }
+
+    fn pop_volatile(&mut self, may_leave: &mut impl FnMut(pacing::Kind) -> bool) -> Option<Outgoing> {
+        let frame = self.volatile.front()?;
+        let (length, since) = (frame.bytes.len(), frame.since);
+        if !may_leave(pacing::Kind::Volatile) {
+            self.held = true;
+            return None;
+        }
+        let frame = self.volatile.pop_front()?;
+        (self.held, self.volatile_next) = (false, false);
+        self.volatile_bytes -= length + ITEM;
+        shrink_if_empty(&mut self.volatile);
+        Some(Outgoing::binary(frame.bytes, Some(since)))
+    }
+
+    fn pop_reliable(&mut self, may_leave: &mut impl FnMut(pacing::Kind) -> bool) -> Option<Outgoing> {
+        if self.reliable.is_empty() || !may_leave(pacing::Kind::Reliable) {
+            return None;
+        }
         let message = self.reliable.pop_front()?;
+        self.volatile_next = true;
         self.reliable_bytes -= message.bytes.len() + ITEM;
         shrink_if_empty(&mut self.reliable);
         Some(message)
+    }
+
+    /// Volatile frames that the window of the path holds.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        if self.held { self.volatile.len() } else { 0 }
     }
 
     /// The last message and the close, once nothing else waits.
@@ -333,7 +382,7 @@ mod tests {
         let mut outbox = Outbox::default();
         reliable(&mut outbox, 1);
         assert_eq!(volatile(&mut outbox, 1, 1), Pushed::Waits);
-        outbox.push_control(Bytes::from_static(b"c"), LIMIT).unwrap();
+        outbox.push_control(Bytes::from_static(b"c"), pacing::Kind::Quiet, LIMIT).unwrap();
         outbox.push_first(Bytes::from_static(b"welcome"));
         let order = drain(&mut outbox);
         assert_eq!(order[..2], [Bytes::from_static(b"welcome"), Bytes::from_static(b"c")]);
@@ -452,7 +501,7 @@ mod tests {
             };
             for op in ops {
                 match op {
-                    Op::Control => outbox.push_control(Bytes::from_static(b"c"), usize::MAX).unwrap(),
+                    Op::Control => outbox.push_control(Bytes::from_static(b"c"), pacing::Kind::Quiet, usize::MAX).unwrap(),
                     Op::Reliable(n) => {
                         sent_reliable.push(n);
                         outbox.push_reliable(Outgoing::binary(frame(0x80, n), None), usize::MAX).unwrap();

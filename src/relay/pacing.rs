@@ -110,6 +110,8 @@ const SURE: u8 = 8;
 const LOADED: u8 = 5;
 /// No monotonic clock in milliseconds is further from its origin.
 const CLOCK_MOST: f64 = 1e15;
+/// A path on which nothing was paced for so long is idle.
+const IDLE: f64 = 30_000.0;
 /// The longest pause between reports that counts.
 const GAP_MOST: f64 = 5_000.0;
 
@@ -244,6 +246,18 @@ impl Pacing {
     #[must_use]
     pub fn unreported(&self) -> f64 {
         self.last().bytes_since(self.log[0])
+    }
+
+    /// Is this message among those that are logged, or the last one before them?
+    #[must_use]
+    pub fn knows(&self, messages: u32) -> bool {
+        messages.wrapping_sub(self.log[0].number) <= self.last().messages_since(self.log[0])
+    }
+
+    /// Nothing was paced for half a minute, and no report is awaited.
+    #[must_use]
+    pub fn is_idle(&self, now: f64) -> bool {
+        self.waiting == f64::INFINITY && now - self.left_at > IDLE
     }
 
     /// Is the path the limit?

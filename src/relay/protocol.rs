@@ -9,6 +9,7 @@ use serde_json::value::RawValue;
 
 use super::envelope::Undelivered;
 use super::ids::{ConnectionId, Device, Generation, InstanceId, Member};
+use super::pacing;
 use super::private::Private;
 
 /// The one `duorelay.` subprotocol that there is.
@@ -35,7 +36,7 @@ impl Protocol {
 }
 
 /// What a v1 client says in a text message.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq)]
 pub enum ClientMessage<'a> {
     /// To the other device, reliably.
     Send {
@@ -60,6 +61,18 @@ pub enum ClientMessage<'a> {
         /// Repeated in errors.
         id: Option<String>,
     },
+    /// What the client has read of this connection.
+    Received {
+        /// Messages, `welcome` being the first.
+        messages: u64,
+        /// The client's clock when it read the last of them, milliseconds.
+        time: f64,
+    },
+    /// How often the client wants to hear `received`.
+    Reports {
+        /// The pace in milliseconds.
+        every_ms: u64,
+    },
     /// An application-level ping: browsers cannot send WebSocket pings.
     Ping {
         /// Repeated in the answer.
@@ -74,9 +87,14 @@ pub enum ClientMessage<'a> {
 
 /// What a relay understands beyond the first version, unless the operator has switched it off.
 #[must_use]
-pub fn features(direct: bool) -> Vec<Feature> {
-    let all = [Feature::Ack, Feature::Signal, Feature::Pressure];
-    all.into_iter().filter(|feature| direct || *feature != Feature::Signal).collect()
+pub fn features(pacing: bool, direct: bool) -> Vec<Feature> {
+    let is_on = |feature: &Feature| match feature {
+        Feature::Received => pacing,
+        Feature::Signal => direct,
+        Feature::Ack | Feature::Pressure => true,
+    };
+    let all = [Feature::Received, Feature::Ack, Feature::Signal, Feature::Pressure];
+    all.into_iter().filter(is_on).collect()
 }
 
 /// Why a client's message was not accepted.
@@ -127,6 +145,14 @@ pub const BACKPLANE_BLOCKED: MessageError = MessageError::new(
     "the way to the other device is blocked: the message was dropped",
 );
 
+/// A report that claims more than was sent, goes back, or is nonsense.
+pub const BAD_REPORT: MessageError =
+    MessageError::new("bad_field", "the report claims more than was sent, goes back, or is out of bounds");
+
+/// The operator has switched reports off; `features` says so.
+pub const REPORTS_OFF: MessageError =
+    MessageError::new("unknown_type", "reports are switched off on this relay, and not among its features");
+
 /// The operator has switched direct paths off; `features` says so.
 pub const SIGNAL_IS_OFF: MessageError =
     MessageError::new("unknown_type", "signal is switched off on this relay, and not among its features");
@@ -144,17 +170,23 @@ struct Fields<'a> {
     data: Option<&'a RawValue>,
     token: Option<&'a RawValue>,
     ack: Option<&'a RawValue>,
+    messages: Option<&'a RawValue>,
+    time: Option<&'a RawValue>,
+    every_ms: Option<&'a RawValue>,
     to: Option<&'a RawValue>,
 }
 
 #[derive(DeriveDeserialize)]
-#[serde(field_identifier, rename_all = "lowercase")]
+#[serde(field_identifier, rename_all = "snake_case")]
 enum Name {
     Type,
     Id,
     Data,
     Token,
     Ack,
+    Messages,
+    Time,
+    EveryMs,
     To,
     #[serde(other)]
     Unknown,
@@ -180,6 +212,9 @@ impl<'de> Deserialize<'de> for Fields<'de> {
                         Name::Data => &mut fields.data,
                         Name::Token => &mut fields.token,
                         Name::Ack => &mut fields.ack,
+                        Name::Messages => &mut fields.messages,
+                        Name::Time => &mut fields.time,
+                        Name::EveryMs => &mut fields.every_ms,
                         Name::To => &mut fields.to,
                         Name::Unknown => {
                             map.next_value::<IgnoredAny>()?;
@@ -238,13 +273,23 @@ impl<'a> ClientMessage<'a> {
                 let to = to.ok_or_else(|| error("bad_field", "to must be a connection's id"))?;
                 Ok(Self::Signal { to, data: data_of(SIGNAL_BYTES)?, id: id_of()? })
             }
+            "received" => match (read(fields.messages), read(fields.time)) {
+                (Ok(Some(messages)), Ok(Some(time))) => Ok(Self::Received { messages, time }),
+                _ => Err(error("bad_field", "messages must be a count, and time a number")),
+            },
+            "reports" => match read(fields.every_ms) {
+                Ok(Some(every_ms)) => Ok(Self::Reports { every_ms }),
+                Ok(None) | Err(()) => Err(error("bad_field", "every_ms must be a whole number")),
+            },
             "ping" => Ok(Self::Ping { id: id_of()? }),
             "auth" => match read::<String>(fields.token) {
                 Ok(Some(token)) => Ok(Self::Auth { token: token.into() }),
                 Ok(None) => Err(error("bad_field", "token is missing")),
                 Err(()) => Err(error("bad_field", "token must be a string")),
             },
-            _ => Err(error("unknown_type", "type must be send, ack, signal, ping or auth")),
+            _ => {
+                Err(error("unknown_type", "type must be send, ack, signal, received, reports, ping or auth"))
+            }
         }
     }
 }
@@ -328,6 +373,8 @@ pub struct ClientLimits {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Feature {
+    /// `received` and `reports`.
+    Received,
     /// `send` with `ack`, and `ack`.
     Ack,
     /// `signal`.
@@ -427,6 +474,18 @@ pub enum ServerMessage<'a> {
         /// The connection whose queue it is.
         connection: ConnectionId,
     },
+    /// What the relay has read of this connection.
+    Received {
+        /// Messages, the client's first being 1.
+        messages: u32,
+        /// The relay's own clock when it read the last of them, milliseconds.
+        time: f64,
+    },
+    /// How often the relay wants to hear `received`.
+    Reports {
+        /// The pace in milliseconds.
+        every_ms: u16,
+    },
     /// This connection lost its slot; close 4001 follows.
     Overwritten {
         /// Who holds it now.
@@ -476,7 +535,44 @@ pub enum ServerMessage<'a> {
     },
 }
 
+impl ClientMessage<'_> {
+    /// It makes no report due: two ends would answer each other for ever.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        match self {
+            Self::Received { .. } | Self::Reports { .. } | Self::Ping { .. } => true,
+            Self::Send { .. } | Self::Ack { .. } | Self::Signal { .. } | Self::Auth { .. } => false,
+        }
+    }
+}
+
+/// False for a text message that makes a report due for certain. It costs less than reading the message.
+#[must_use]
+pub fn is_perhaps_quiet(text: &str) -> bool {
+    ["\"received\"", "\"reports\"", "\"ping\""].iter().any(|kind| text.contains(kind))
+}
+
 impl ServerMessage<'_> {
+    /// How the window of a path sees it.
+    #[must_use]
+    pub const fn path_kind(&self) -> pacing::Kind {
+        match self {
+            Self::Received { .. } | Self::Reports { .. } | Self::Pong { .. } => pacing::Kind::Quiet,
+            Self::Welcome { .. }
+            | Self::Peer { .. }
+            | Self::Message { .. }
+            | Self::Acked { .. }
+            | Self::Signal { .. }
+            | Self::Pressure { .. }
+            | Self::Overwritten { .. }
+            | Self::Expiring { .. }
+            | Self::Authenticated { .. }
+            | Self::Backplane { .. }
+            | Self::Reconnect { .. }
+            | Self::Error { .. } => pacing::Kind::Control,
+        }
+    }
+
     /// The text message on the wire.
     #[must_use]
     pub fn encode(&self) -> Bytes {

@@ -23,6 +23,7 @@ mod limits;
 mod memory;
 mod operator;
 mod pressure;
+mod reports;
 mod revocation;
 mod session;
 mod slow;

@@ -43,7 +43,10 @@ impl Socket {
 
     fn carry_out(&mut self, due: Due, now: Instant) -> Result<(), End> {
         match due {
-            Due::Ping => self.writer.ping = true,
+            Due::Ping => {
+                self.writer.ping = true;
+                self.freshness.forget_idle(self.shared.ms(now));
+            }
             Due::NoHeartbeat => {
                 self.hub.metrics().heartbeats_missed.inc();
                 self.leave_now(Close::NoHeartbeat);

@@ -16,7 +16,7 @@ use crate::relay::limits::Verdict;
 use crate::relay::parcel::Parcel;
 use crate::relay::protocol::{
     ACK_UNSUPPORTED, BACKPLANE_BLOCKED, ClientMessage, EMPTY_FRAME, Feature, MessageError, PEER_ABSENT,
-    Protocol, SIGNAL_IS_OFF, ServerMessage,
+    Protocol, REPORTS_OFF, SIGNAL_IS_OFF, ServerMessage,
 };
 use crate::relay::refusal::Refusal;
 
@@ -45,6 +45,9 @@ pub(super) struct Ping {
 impl Socket {
     /// A message that took so many bytes.
     pub(super) fn on_client_message(&mut self, message: Message, bytes: usize, now: Instant) {
+        if self.on_message_read(&message, now) {
+            return;
+        }
         match self.session.on_message(bytes, now, &self.shared.session) {
             Verdict::Pass => self.process(message, now),
             Verdict::Limited { until, report } => {
@@ -155,6 +158,13 @@ impl Socket {
                 let data = Bytes::copy_from_slice(data.as_bytes());
                 self.forward(Parcel::Signal { to, data, id }, now);
             }
+            Ok(report @ (ClientMessage::Received { .. } | ClientMessage::Reports { .. })) => {
+                if self.is_paced() {
+                    self.on_report(&report, now);
+                } else {
+                    self.on_error(&REPORTS_OFF, now);
+                }
+            }
             Ok(ClientMessage::Ping { id }) => {
                 // A client that moves sends what is reliable no more, pings, and opens its next socket after the
                 // pong. Without the barrier its last PUBLISH here and the claim there, which travel to Redis on two
@@ -235,7 +245,7 @@ impl Socket {
     }
 
     /// An error of the client: told, and counted.
-    fn on_error(&mut self, error: &MessageError, now: Instant) {
+    pub(super) fn on_error(&mut self, error: &MessageError, now: Instant) {
         self.send_error(error);
         if self.session.on_error(now) {
             self.leave(Close::Policy);

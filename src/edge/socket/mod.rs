@@ -6,6 +6,7 @@ mod codec;
 #[cfg(conformance)]
 mod conformance;
 mod due;
+mod fresh;
 mod messages;
 mod read;
 mod write;
@@ -28,8 +29,10 @@ use crate::auth::{Identity, Verifier};
 use crate::edge::gate::Admission;
 use crate::edge::stream::Stream;
 use crate::hub::{Hub, HubSettings, Seat};
+use crate::relay::freshness::Freshness;
 use crate::relay::limits::Quotas;
 use crate::relay::parcel::Parcel;
+use crate::relay::protocol::Feature;
 use crate::relay::refusal::Refusal;
 use crate::relay::session::{Session, SessionSettings};
 
@@ -57,6 +60,10 @@ pub struct Sockets {
     settings: SocketSettings,
     session: SessionSettings,
     buffers: Buffers,
+    /// Zero of the clock by which frames are paced and reported.
+    origin: Instant,
+    /// Clients may report what they have received.
+    is_paced: bool,
 }
 
 impl Sockets {
@@ -69,7 +76,8 @@ impl Sockets {
             leave_within: settings.leave_within,
             quotas: Quotas::new(hub.limits.messages_per_second, hub.limits.bytes_per_second),
         };
-        Self { settings, session, buffers: Buffers::default() }
+        let is_paced = hub.features.contains(&Feature::Received);
+        Self { settings, session, buffers: Buffers::default(), origin: Instant::now(), is_paced }
     }
 }
 
@@ -85,6 +93,8 @@ pub struct Socket {
     is_answered: bool,
     /// What is due when.
     session: Session,
+    /// What may leave on its path, and what the client is to hear of the other way.
+    freshness: Freshness,
     /// A message that may not go on yet.
     parked: Option<Parked>,
     auth: Option<PendingAuth>,
@@ -154,6 +164,7 @@ impl Socket {
             writer: Writer::default(),
             is_answered: false,
             session,
+            freshness: Freshness::default(),
             parked: None,
             auth: None,
             pings: VecDeque::new(),
@@ -215,7 +226,7 @@ impl Socket {
                     if let Err(end) = self.write(cx, now) {
                         return Poll::Ready(end);
                     }
-                    let Some(at) = self.session.deadline() else {
+                    let Some(at) = self.next_deadline() else {
                         return Poll::Pending;
                     };
                     // The timer is only moved when it would be late; it looks again when it fires early.

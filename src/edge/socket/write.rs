@@ -131,10 +131,21 @@ impl Socket {
     /// The next batch: control frames, then what waits in the outbox, then the goodbye.
     fn gather(&mut self, batch: &mut Vec<u8>, now: Instant) {
         self.writer.control_frames(batch);
+        let ms = self.shared.ms(now);
+        self.gather_reports(batch, ms);
+        let held = self.seat.with_outbox(|outbox| outbox.held());
+        self.freshness.begin_look();
         while batch.len() < BATCH {
-            let Some(message) = self.seat.with_outbox(|outbox| outbox.pop()) else {
+            let freshness = &mut self.freshness;
+            let next = self.seat.with_outbox(|outbox| {
+                // What is still written after a goodbye has no time to wait.
+                let is_closing = outbox.is_closing();
+                outbox.pop_if(|kind| is_closing || freshness.may_leave(ms, kind))
+            });
+            let Some((kind, message)) = next else {
                 break;
             };
+            let before = batch.len();
             if let Some(since) = message.since {
                 self.hub.metrics().relay_seconds.observe(now.saturating_duration_since(since));
             }
@@ -143,6 +154,10 @@ impl Socket {
                 Kind::Binary => Opcode::Binary,
             };
             encode(batch, opcode, &message.bytes);
+            self.freshness.on_sent(ms, batch.len() - before, kind);
+        }
+        if held == 0 {
+            self.hub.metrics().frames_held(self.seat.with_outbox(|outbox| outbox.held()));
         }
         self.hub.on_written(&self.seat);
         if let Some((last, close)) = self.seat.with_outbox(|outbox| outbox.pop_goodbye()) {

@@ -40,6 +40,13 @@ const FLAGS: &[Flag] = &[
         TARGETS,
     ),
     Flag(
+        "through",
+        "URL",
+        None,
+        "slow: a balancer in front of the instances, where the receivers connect",
+        TARGETS,
+    ),
+    Flag(
         "metrics",
         "URL",
         None,
@@ -111,6 +118,7 @@ const FLAGS: &[Flag] = &[
         "slow: TCP_MAXSEG on the receivers' sockets, so that loopback behaves like a path",
         LOAD,
     ),
+    Flag("no-reports", "BOOL", Some("false"), "Report nothing of what is read, as a raw client would", LOAD),
     Flag(
         "roll-command",
         "COMMAND",
@@ -269,7 +277,8 @@ fn read_all(given: &mut Given<'_>) -> Option<LoadOptions> {
         .matches
         .get_one::<String>("scenario")
         .and_then(|name| Scenario::ALL.into_iter().find(|s| s.as_str() == name))?;
-    let urls = given.checked_list("url", |text| url(text, &["ws", "wss"]));
+    let mut urls = given.checked_list("url", |text| url(text, &["ws", "wss"]));
+    let through = given.checked("through", |text| url(text, &["ws", "wss"]));
     let metrics = given.checked_list("metrics", |text| url(text, &["http", "https"]));
     let processes = given.checked_list("process", |text| {
         text.parse::<u32>().map_err(|_| format!("must be the number of a process, but is {text:?}"))
@@ -313,8 +322,13 @@ fn read_all(given: &mut Given<'_>) -> Option<LoadOptions> {
     let link_rate = given.checked("link", number(0, 1 << 30));
     let receive_buffer = given.checked("receive-buffer", number(1, 1 << 30));
     let maxseg = given.checked("maxseg", number(88, 32767));
+    let no_reports = given.checked("no-reports", truth);
     let roll_command = given.text("roll-command");
     let tokens = tokens(given, urls.first());
+    if through.is_some() && scenario != Scenario::Slow {
+        given.mistake("through", "is only for slow");
+    }
+    urls.extend(through.clone());
     let user_prefix = given.checked("user-prefix", |text| {
         let plain = |c: char| c.is_ascii_alphanumeric() || "-_".contains(c);
         if text.len() <= 32 && text.chars().all(plain) {
@@ -342,6 +356,7 @@ fn read_all(given: &mut Given<'_>) -> Option<LoadOptions> {
     Some(LoadOptions {
         scenario,
         urls,
+        through,
         metrics,
         processes,
         dialect: dialect?,
@@ -358,6 +373,7 @@ fn read_all(given: &mut Given<'_>) -> Option<LoadOptions> {
         connect_rate: connect_rate?,
         rate: rate?,
         link: Link { bytes_per_second: link_rate.unwrap_or(half), receive_buffer: receive_buffer?, maxseg },
+        reports: !no_reports?,
         roll_command,
         tokens: tokens?,
         user_prefix: user_prefix?,

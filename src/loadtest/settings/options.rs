@@ -151,6 +151,8 @@ pub struct LoadOptions {
     pub scenario: Scenario,
     /// The instances, at least one.
     pub urls: Vec<Url>,
+    /// Where receivers connect: a balancer in front of the instances. It is the last of the `urls`, too.
+    pub through: Option<Url>,
     /// The instances' metrics.
     pub metrics: Vec<Url>,
     /// Processes of this machine whose CPU and memory are read from `/proc`.
@@ -183,6 +185,8 @@ pub struct LoadOptions {
     pub rate: usize,
     /// What throttles slow receivers.
     pub link: Link,
+    /// Sockets report what they have read, where the relay lists that among its features.
+    pub reports: bool,
     /// Run by `sh -c` when a rolling measurement begins.
     pub roll_command: Option<String>,
     /// Where ID tokens come from.
@@ -215,13 +219,16 @@ impl LoadOptions {
     /// The instances of a user's desktop and mobile, as indices into [`Self::urls`].
     #[must_use]
     pub fn places(&self, user: usize) -> [usize; 2] {
-        let count = self.urls.len().max(1);
+        let through = usize::from(self.through.is_some());
+        let count = (self.urls.len() - through).max(1);
         let cross = match self.placement {
             Placement::Cross => true,
             Placement::Same => false,
             Placement::Mixed => user % 2 == 1,
         };
         let desktop = user % count;
-        [desktop, (desktop + usize::from(cross)) % count]
+        // Receivers that go through a balancer find it behind the instances.
+        let mobile = if through == 1 { count } else { (desktop + usize::from(cross)) % count };
+        [desktop, mobile]
     }
 }
