@@ -33,6 +33,23 @@ Future<Program> _dart(List<String> arguments) {
 }
 
 void sampleTests() => group('sample', () {
+  test("the clients' README streams to the other device, in its ten lines", () async {
+    final relay = await Relay.start();
+    final desktop = Client(relay.url, 'ada', Device.desktop);
+    await desktop.online();
+    final readme = await File.fromUri(_package.resolve('../README.md')).readAsString();
+    final sample = RegExp(r'```dart\n(.*?)```', dotAll: true).allMatches(readme).single.group(1)!;
+    final getToken = "Future<String?> getToken({required bool forceRefresh}) async => '${idToken('ada')}';";
+    final folder = await Directory.systemTemp.createTemp('duorelay-dart-');
+    afterwards(() => folder.delete(recursive: true));
+    final file = File('${folder.path}/sample.dart');
+    await file.writeAsString('$sample\n$getToken'.replaceFirst('wss://relay.example.com/ws', '${relay.url}'));
+    final phone = await _dart([file.path]);
+    await eventually('the message: ${phone.log}', () => desktop.messages.isNotEmpty, limit: const Duration(seconds: 20));
+    equal(desktop.messages, [{'hello': 'world'}]);
+    await eventually('the frame', () => desktop.frames.isNotEmpty);
+  });
+
   test("the README's sample streams to the other device", () async {
     final relay = await Relay.start();
     final desktop = Client(relay.url, 'ada', Device.desktop);
