@@ -10,6 +10,11 @@ use tokio::time::Instant;
 
 use super::{LIMIT, ask, free_address};
 
+/// The server: Debian's, or the one that `REDIS_SERVER` names (another version, or Valkey).
+fn program() -> String {
+    std::env::var("REDIS_SERVER").unwrap_or_else(|_| "redis-server".to_owned())
+}
+
 /// A running redis-server; killed when dropped.
 #[derive(Debug)]
 pub struct RedisServer {
@@ -42,7 +47,7 @@ impl RedisServer {
     /// Starts a server on this address with more arguments.
     pub async fn try_start_with(address: SocketAddr, arguments: &[&str]) -> Option<Self> {
         let directory = tempfile::tempdir().unwrap();
-        let child = Command::new("redis-server")
+        let child = Command::new(program())
             .args(["--bind", &address.ip().to_string(), "--port", &address.port().to_string()])
             .args(["--save", "", "--appendonly", "no", "--dir"])
             .arg(directory.path())
@@ -51,7 +56,7 @@ impl RedisServer {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
-            .expect("redis-server is installed");
+            .expect("redis-server is installed, or REDIS_SERVER names another one");
         let server = Self { child, address, directory };
         server.wait().await
     }
@@ -72,14 +77,14 @@ impl RedisServer {
                 down_after = down_after.as_millis(),
             );
             std::fs::write(&file, settings).unwrap();
-            let child = Command::new("redis-server")
+            let child = Command::new(program())
                 .arg(&file)
                 .arg("--sentinel")
                 .stdin(Stdio::null())
                 .stdout(Stdio::null())
                 .stderr(Stdio::null())
                 .spawn()
-                .expect("redis-server is installed");
+                .expect("redis-server is installed, or REDIS_SERVER names another one");
             if let Some(server) = (Self { child, address, directory }).wait().await {
                 return server;
             }
