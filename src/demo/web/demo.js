@@ -93,7 +93,7 @@ function play(as) {
 }
 
 function connect() {
-  const mine = duorelay({ url: "/ws", device, getToken: tokens.get });
+  const mine = duorelay({ url: "/ws", device, direct: true, getToken: tokens.get });
   // A relay that was left for the other device has nothing to say any more.
   const on = (type, listener) => mine.on(type, (...details) => mine === relay && listener(...details));
   on("state", showState);
