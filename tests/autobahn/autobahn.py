@@ -182,9 +182,13 @@ def table(results):
     lines = [
         "# The Autobahn test suite's verdict",
         "",
-        f"Written by `tests/autobahn/run`, with the case files of kosoku {importlib.metadata.version('kosoku')}: {len(results)} cases, all of sections 1 to "
-        f"{LAST_SECTION}. Not applicable: sections {' and '.join(f'{number} ({count} cases)' for number, count in sorted(left_out.items()))} are about "
-        "permessage-deflate, which the relay does not offer (`src/README.md`, \"What did not help\").",
+        *textwrap.wrap(
+            f"Written by `tests/autobahn/run`, with the case files of kosoku {importlib.metadata.version('kosoku')}: {len(results)} cases, all of sections 1 to "
+            f"{LAST_SECTION}. Not applicable: sections {' and '.join(f'{number} ({count} cases)' for number, count in sorted(left_out.items()))} are about "
+            "permessage-deflate, which the relay does not offer (`src/README.md`, \"What did not help\").",
+            110,
+            break_on_hyphens=False,
+        ),
         "",
         "| behaviour | close behaviour | cases |",
         "| --- | --- | --- |",

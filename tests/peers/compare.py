@@ -163,7 +163,7 @@ def main():
     results = json.loads(RESULTS.read_text())
     text = report(results)
     print(text)
-    for page in ("README.md", "tests/README.md"):
+    for page in ("tests/peers/README.md", "tests/README.md"):
         if "<!-- peers -->" in (TOP / page).read_text():
             measure.fill(TOP / page, "peers", f"{results['machine']}.\n\n{text}")
 

@@ -95,7 +95,7 @@ const logged = (lines, expected) => eventually(`the log to match ${expected}`, 1
 
 test("README: a page with the client", async () => {
   const mobile = await other("sample-page", "mobile");
-  const [html] = samples("README.md", "### From a web page, with the client", "html");
+  const [html] = samples("src/client/README.md", "### From a web page, with the client", "html");
   const lines = await runPage(here(html), await relay.token("sample-page"));
   await eventually("frame and message", 10_000, () => {
     assert.deepEqual(mobile.got, { frames: [[1, 1, 2, 3]], messages: [{ hello: "world" }] });
@@ -107,7 +107,7 @@ test("README: a page with the client", async () => {
 
 test("README: a page without the client, and the question why", async () => {
   const mobile = await other("sample-raw", "mobile");
-  const code = samples("README.md", "### From a web page, without it", "js").map(here);
+  const code = samples("src/client/README.md", "### From a web page, without it", "js").map(here);
   const head = 'import { getAuth } from "firebase/auth";\nawait getAuth().authStateReady();\n';
   const lines = await runPage(`<script type="module">${head}${code.join("\n")}</script>`, await relay.token("sample-raw"));
   await eventually("frame and message", 10_000, () => {
@@ -119,14 +119,14 @@ test("README: a page without the client, and the question why", async () => {
 
 test("README: Node with ws", async () => {
   const token = await relay.token("sample-node");
-  const [code] = samples("README.md", "### From Node", "js");
+  const [code] = samples("src/client/README.md", "### From Node", "js");
   const lines = await runNode(`const token = ${JSON.stringify(token)};\n${here(code)}`, token);
   await logged(lines, /frame <Buffer 80 04 05>/);
 });
 
 test("README: the classic protocol with ws", async () => {
   const token = await relay.token("sample-classic");
-  const [code] = samples("README.md", "### Moving from a single-process `ws` server", "js");
+  const [code] = samples("src/client/README.md", "## Moving from a single-process `ws` server", "js");
   const head = `import { WebSocket } from "ws";\nconst token = ${JSON.stringify(token)};\n`;
   const tail = 'for (const socket of [desktop, mobile]) socket.on("open", () => socket.send("hi")).on("message", (text) => console.log(String(text)));';
   const lines = await runNode(head + here(code) + tail, token);

@@ -1,0 +1,122 @@
+//! The pages of the project: their links lead somewhere, README stays short, and the page of settings is the program's.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+fn top() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Every page that git keeps, by its path from the top.
+fn pages() -> Vec<String> {
+    let listed = Command::new("git").args(["ls-files", "*.md"]).current_dir(top()).output().unwrap();
+    assert!(listed.status.success(), "git ls-files");
+    String::from_utf8(listed.stdout).unwrap().lines().map(str::to_owned).collect()
+}
+
+fn read(page: &str) -> String {
+    fs::read_to_string(top().join(page)).unwrap()
+}
+
+/// The lines outside of blocks of code, with their numbers.
+fn prose(text: &str) -> Vec<(usize, &str)> {
+    let mut is_code = false;
+    let mut lines = Vec::new();
+    for (number, line) in text.lines().enumerate() {
+        if line.trim_start().starts_with("```") {
+            is_code = !is_code;
+        } else if !is_code {
+            lines.push((number + 1, line));
+        }
+    }
+    lines
+}
+
+/// The anchors of a page, as GitHub makes them of its headings.
+fn anchors(text: &str) -> BTreeSet<String> {
+    let headings = prose(text).into_iter().filter(|(_, line)| line.starts_with('#'));
+    let anchor = |(_, line): (usize, &str)| {
+        let title = line.trim_start_matches('#').trim().to_lowercase();
+        let kept = title.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
+        kept.map(|c| if c == ' ' { '-' } else { c }).collect::<String>()
+    };
+    headings.map(anchor).collect()
+}
+
+/// The targets of `[text](target)`, outside of code.
+fn links(text: &str) -> Vec<(usize, String)> {
+    let mut found = Vec::new();
+    for (number, line) in prose(text) {
+        // What stands between backticks is code as well.
+        let outside: String = line.split('`').step_by(2).collect::<Vec<_>>().join("code");
+        for part in outside.split("](").skip(1) {
+            let target = part.split(')').next().unwrap_or_default();
+            found.push((number, target.to_owned()));
+        }
+    }
+    found
+}
+
+#[test]
+fn every_link_leads_to_a_file_or_a_heading() {
+    let mut broken = Vec::new();
+    for page in pages() {
+        let text = read(&page);
+        let folder = PathBuf::from(&page).parent().unwrap().to_owned();
+        for (number, target) in links(&text) {
+            if target.contains("://") || target.starts_with("mailto:") {
+                continue;
+            }
+            let (file, anchor) = target.split_once('#').unwrap_or((&target, ""));
+            let at = if file.is_empty() { PathBuf::from(&page) } else { folder.join(file) };
+            let path = top().join(&at);
+            let has_anchor = || anchors(&fs::read_to_string(&path).unwrap_or_default()).contains(anchor);
+            if !path.exists() || (!anchor.is_empty() && !has_anchor()) {
+                broken.push(format!("{page}:{number}: {target}"));
+            }
+        }
+    }
+    assert!(broken.is_empty(), "{broken:#?}");
+}
+
+#[test]
+fn no_line_is_wider_than_110_columns_outside_of_tables_links_and_code() {
+    let mut wide = Vec::new();
+    for page in pages() {
+        for (number, line) in prose(&read(&page)) {
+            let is_exempt = line.trim_start().starts_with('|') || line.contains("](") || line.contains("://");
+            if line.chars().count() > 110 && !is_exempt {
+                wide.push(format!("{page}:{number}"));
+            }
+        }
+    }
+    assert!(wide.is_empty(), "{wide:#?}");
+}
+
+#[test]
+fn readme_can_be_read_in_a_few_minutes() {
+    let text = read("README.md");
+    let (lines, words) = (text.lines().count(), text.split_whitespace().count());
+    assert!(lines <= 170 && words <= 1_400, "{lines} lines, {words} words");
+}
+
+#[test]
+fn the_page_of_settings_has_the_programs_flags_variables_and_defaults() {
+    let help = Command::new(env!("CARGO_BIN_EXE_duorelay")).args(["serve", "--help"]).output().unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    let page = read("src/config/README.md");
+    let rows: Vec<&str> = page.lines().filter(|line| line.starts_with("| `")).collect();
+    let variables =
+        help.split("[env: ").skip(1).map(|part| part.split([']', '=']).next().unwrap().to_owned());
+    let variables: BTreeSet<String> = variables.collect();
+    let described: BTreeSet<String> =
+        rows.iter().map(|row| row.split('`').nth(1).unwrap().to_owned()).collect();
+    assert_eq!(described, variables);
+    for row in rows {
+        let flag = row.split('`').nth(3).unwrap();
+        assert!(help.contains(&format!("{flag} ")) || help.contains(&format!("{flag}\n")), "{flag} of {row}");
+    }
+}
