@@ -3,7 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a failing helper fails its test")]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -104,6 +104,68 @@ fn imports_point_down() {
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
 }
 
+/// What a file takes from the `mod.rs` above it is its own folder's; beyond that, files form no circle.
+#[test]
+fn files_form_no_circle() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let files: Vec<_> = product_files(&src).into_iter().map(|(path, code)| (path, product(&code))).collect();
+    let modules: BTreeSet<_> = files.iter().map(|(path, _)| path.clone()).collect();
+    let mut uses: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
+    for (path, code) in &files {
+        let named = paths_named(&code_alone(code), path).into_iter().filter_map(|mut named| {
+            while !modules.contains(&named) {
+                named.pop()?;
+            }
+            (!path.starts_with(&named)).then_some(named)
+        });
+        uses.insert(path.clone(), named.collect());
+    }
+    assert!(uses.values().map(BTreeSet::len).sum::<usize>() > 100, "hardly any import was found");
+    assert_eq!(circles(&uses), Vec::<String>::new());
+
+    let graph = |edges: &[(&str, &str)]| {
+        let mut uses: BTreeMap<Vec<String>, BTreeSet<Vec<String>>> = BTreeMap::new();
+        for (from, to) in edges {
+            uses.entry(vec![(*from).to_owned()]).or_default().insert(vec![(*to).to_owned()]);
+            uses.entry(vec![(*to).to_owned()]).or_default();
+        }
+        circles(&uses)
+    };
+    assert_eq!(graph(&[("a", "b"), ("b", "c"), ("a", "c")]), [""; 0]);
+    assert_eq!(graph(&[("a", "b"), ("b", "c"), ("c", "a"), ("d", "a")]), ["a b c"]);
+}
+
+/// `include_str!` and its like reach no room that an import may not reach. `client` is the clients' own.
+#[test]
+fn included_files_are_below_too() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut seen = 0;
+    let mut wrong = Vec::new();
+    for file in rust_files(&src) {
+        let path = module_path(file.strip_prefix(&src).unwrap());
+        let text = product(&fs::read_to_string(&file).unwrap());
+        for included in included(&text) {
+            let target = match included.strip_prefix("$CARGO_MANIFEST_DIR/src/") {
+                Some(rest) => src.join(rest),
+                None => file.parent().unwrap().join(included),
+            };
+            let target = target.canonicalize().unwrap();
+            let room = target.strip_prefix(&src).ok().and_then(|path| path.iter().next()?.to_str());
+            let rule = RULES.iter().find(|rule| rule.module == path[0]).unwrap();
+            let may =
+                room.is_some_and(|room| room == path[0] || room == "client" || rule.ours.contains(&room));
+            if !may {
+                wrong.push(format!("{} includes {}", file.display(), target.display()));
+            }
+            seen += 1;
+        }
+    }
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+    assert!(seen >= 5, "only {seen} included files were found");
+    let text = "include_str!(\"a.lua\"), include_dir!(\"b\"); // include_bytes!";
+    assert_eq!(included(text).collect::<Vec<_>>(), ["a.lua", "b"]);
+}
+
 /// `--cfg conformance` compiles an echo into the sockets, for the Autobahn test suite.
 #[test]
 fn the_echo_is_in_no_relay() {
@@ -195,6 +257,103 @@ fn every_way_to_name_a_module_is_seen() {
     assert_eq!(of("use duorelay::server;", &["main"]), "server");
     assert_eq!(of("// crate::hub\n/// crate::edge", &["relay"]), "");
     assert_eq!(code_alone("a(\"redis://x\\\" //\", '\"', r#\"fred \"axum\"#); // hub\nb"), "a(, , ); \nb");
+}
+
+/// The files that are no tests, by their module paths.
+fn product_files(src: &Path) -> Vec<(Vec<String>, String)> {
+    let files = rust_files(src).into_iter().filter_map(|file| {
+        let path = module_path(file.strip_prefix(src).unwrap());
+        let is_test =
+            path.iter().any(|name| name == "tests" || name.ends_with("_tests") || name == "testing");
+        let is_root = ["main", "lib"].contains(&path[0].as_str());
+        (!is_test && !is_root).then(|| (path, fs::read_to_string(&file).unwrap()))
+    });
+    files.collect()
+}
+
+/// The code without the tests that stand below it.
+fn product(code: &str) -> String {
+    code.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default().to_owned()
+}
+
+/// What the macros `include_…!` name.
+fn included(text: &str) -> impl Iterator<Item = &str> {
+    text.split("include_").skip(1).filter_map(|rest| {
+        let (kind, rest) = rest.split_once("!(\"")?;
+        ["str", "bytes", "dir"].contains(&kind).then(|| rest.split('"').next())?
+    })
+}
+
+/// Every path of ours that the code of the module at `path` names, from the root.
+fn paths_named(code: &str, path: &[String]) -> Vec<Vec<String>> {
+    let mut named = Vec::new();
+    for root in ["crate::", "super::", "self::"] {
+        for (at, _) in code.match_indices(root) {
+            let longer = code[..at].ends_with(|c: char| c.is_alphanumeric() || "_:".contains(c));
+            if !longer {
+                read_path(&code[at..], path, &mut named);
+            }
+        }
+    }
+    named
+}
+
+/// Reads a path or a group of paths from its beginning, seen from `from`.
+fn read_path(code: &str, from: &[String], named: &mut Vec<Vec<String>>) {
+    let code = code.trim_start();
+    if let Some(group) = code.strip_prefix('{') {
+        let (mut depth, mut start) = (0, 0);
+        for (at, c) in group.char_indices() {
+            match c {
+                ',' | '}' if depth == 0 => {
+                    read_path(&group[start..at], from, named);
+                    start = at + 1;
+                    if c == '}' {
+                        return;
+                    }
+                }
+                '{' => depth += 1,
+                '}' => depth -= 1,
+                _ => {}
+            }
+        }
+        return;
+    }
+    let Some(word) = words(code).next().filter(|word| code.starts_with(word)) else {
+        return;
+    };
+    let mut to = from.to_vec();
+    match word {
+        "crate" => to.clear(),
+        "super" => {
+            to.pop();
+        }
+        "self" => {}
+        name => to.push(name.to_owned()),
+    }
+    match code[word.len()..].strip_prefix("::") {
+        Some(rest) => read_path(rest, &to, named),
+        None => named.push(to),
+    }
+}
+
+/// The files that can be reached from themselves, one circle a line.
+fn circles(uses: &BTreeMap<Vec<String>, BTreeSet<Vec<String>>>) -> Vec<String> {
+    let reached = |from| {
+        let mut seen = BTreeSet::new();
+        let mut open: Vec<&Vec<String>> = vec![from];
+        while let Some(file) = open.pop() {
+            open.extend(uses.get(file).into_iter().flatten().filter(|next| seen.insert(*next)));
+        }
+        seen
+    };
+    let reach: BTreeMap<_, _> = uses.keys().map(|file| (file, reached(file))).collect();
+    let mut circles = BTreeSet::new();
+    for (file, far) in reach.iter().filter(|(file, far)| far.contains(*file)) {
+        let back = far.iter().filter(|other| reach[**other].contains(*file));
+        circles.insert(back.map(|path| path.join("/")).collect::<Vec<_>>().join(" "));
+    }
+    circles.into_iter().collect()
 }
 
 fn rust_files(folder: &Path) -> Vec<PathBuf> {

@@ -9,11 +9,11 @@ use crate::backplane::{Barrier, Published};
 use crate::metrics::{Dropped, Path};
 use crate::relay::classic::{Occupancy, classic_text};
 use crate::relay::close::Close;
-use crate::relay::envelope::{Envelope, Undelivered};
+use crate::relay::envelope::Envelope;
 use crate::relay::ids::{ConnectionId, Device, Member, StreamId};
 use crate::relay::outbox::{Outgoing, Pushed, TooSlow};
-use crate::relay::parcel::Parcel;
-use crate::relay::protocol::{PressureState, Protocol, Sender, ServerMessage, compact_json, raw_json};
+use crate::relay::parcel::{Parcel, PressureState, Undelivered};
+use crate::relay::protocol::{Protocol, Sender, ServerMessage, compact_json, raw_json};
 use crate::relay::room::Route;
 
 use super::seat::Direct;

@@ -2,7 +2,7 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,10 +18,9 @@ use tungstenite::handshake::derive_accept_key;
 use url::Url;
 
 use super::LoadError;
-use super::dialect::Heard;
-use super::settings::{Dialect, Link};
+use super::dialect::{Caller, Heard};
+use super::settings::Dialect;
 use super::socket::{Socket, Stream};
-use crate::relay::ids::Device;
 
 /// From the first SYN to the welcome.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
@@ -78,26 +77,6 @@ impl Target {
             tls,
         })
     }
-}
-
-/// Who connects, and how.
-pub(super) struct Caller<'a> {
-    /// Which slot.
-    pub(super) device: Device,
-    /// `?client=`
-    pub(super) client: &'a str,
-    /// The ID token.
-    pub(super) token: &'a str,
-    /// The local address.
-    pub(super) source: Option<IpAddr>,
-    /// What is spoken.
-    pub(super) dialect: Dialect,
-    /// Only for receivers behind a thin link.
-    pub(super) link: Option<Link>,
-    /// It reports what it has read.
-    pub(super) reports: bool,
-    /// Which of the target's addresses.
-    pub(super) turn: usize,
 }
 
 /// Why there is no connection.

@@ -5,15 +5,36 @@
 //! <https://socket.io/docs/v4/socket-io-protocol/>) it is what a pair of devices needs, over WebSocket from the start: the event `f` with one
 //! binary argument is a frame in both directions, `ping` is answered with `pong`, and `overwritten` is heard.
 
+use std::net::IpAddr;
+
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::json;
 use tungstenite::Message;
 
-use super::connect::Caller;
-use super::settings::Dialect;
+use super::settings::{Dialect, Link};
 use crate::relay::ids::Device;
 use crate::relay::protocol::V1;
+
+/// Who connects, and how.
+pub(super) struct Caller<'a> {
+    /// Which slot.
+    pub(super) device: Device,
+    /// `?client=`
+    pub(super) client: &'a str,
+    /// The ID token.
+    pub(super) token: &'a str,
+    /// The local address.
+    pub(super) source: Option<IpAddr>,
+    /// What is spoken.
+    pub(super) dialect: Dialect,
+    /// Only for receivers behind a thin link.
+    pub(super) link: Option<Link>,
+    /// It reports what it has read.
+    pub(super) reports: bool,
+    /// Which of the target's addresses.
+    pub(super) turn: usize,
+}
 
 /// What a message of the server is read for.
 #[derive(Debug, PartialEq, Eq)]

@@ -247,7 +247,7 @@ impl Run {
         }
         let mut threads = Vec::new();
         for (index, users) in shares.into_iter().enumerate() {
-            threads.push(shard::start(plan.clone(), index, users, phases.clone(), tell.clone())?);
+            threads.push(scenario::start(plan.clone(), index, users, phases.clone(), tell.clone())?);
         }
         let results = Results::after(before);
         Ok(Self { threads, phase, events, results, begin: None, interrupted: false })

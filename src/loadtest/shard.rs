@@ -1,17 +1,15 @@
 //! One thread of the generator: its share of the users, and what it counts.
 
 use std::cell::{Cell, RefCell};
-use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
-use tokio::task::LocalSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::connect::{Caller, Failure, Target, connect};
+use super::connect::{Failure, Target, connect};
+use super::dialect::Caller;
 use super::settings::{Link, LoadOptions};
 use super::socket::Socket;
 use super::tally::Tally;
@@ -79,40 +77,19 @@ pub(super) struct Shard {
     events: mpsc::Sender<Event>,
 }
 
-/// Starts a thread; its end is the end of `events`.
-///
-/// # Errors
-/// When the system has no thread or no runtime for it.
-pub(super) fn start(
-    plan: Arc<Plan>,
-    index: usize,
-    users: Vec<User>,
-    phase: watch::Receiver<Phase>,
-    events: mpsc::Sender<Event>,
-) -> io::Result<JoinHandle<()>> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    std::thread::Builder::new().name(format!("load-{index}")).spawn(move || {
-        let shard = std::rc::Rc::new(Shard {
-            plan,
-            index,
-            users,
-            tally: RefCell::default(),
-            ending: Cell::new(false),
-            phase,
-            events,
-        });
-        LocalSet::new().block_on(&runtime, async {
-            let reporting = shard.clone();
-            let reporting = tokio::task::spawn_local(async move { reporting.report_every_second().await });
-            super::scenario::run(&shard).await;
-            reporting.abort();
-            // The second in which everything ended.
-            shard.report(shard.second(Instant::now())).await;
-        });
-    })
-}
-
 impl Shard {
+    /// A share in which nobody is connected yet.
+    pub(super) fn new(
+        plan: Arc<Plan>,
+        index: usize,
+        users: Vec<User>,
+        phase: watch::Receiver<Phase>,
+        events: mpsc::Sender<Event>,
+    ) -> Self {
+        let (tally, ending) = (RefCell::default(), Cell::new(false));
+        Self { plan, index, users, tally, ending, phase, events }
+    }
+
     /// The settings.
     pub(super) fn options(&self) -> &LoadOptions {
         &self.plan.options
@@ -157,12 +134,12 @@ impl Shard {
     }
 
     /// Which second of the measurement it is.
-    fn second(&self, now: Instant) -> Option<u64> {
+    pub(super) fn second(&self, now: Instant) -> Option<u64> {
         let (begin, _) = self.window()?;
         Some(now.checked_duration_since(begin)?.as_secs())
     }
 
-    async fn report_every_second(&self) {
+    pub(super) async fn report_every_second(&self) {
         let mut last = None;
         loop {
             let now = Instant::now();
@@ -178,7 +155,7 @@ impl Shard {
         }
     }
 
-    async fn report(&self, second: Option<u64>) {
+    pub(super) async fn report(&self, second: Option<u64>) {
         let tally = Box::new(self.tally.take());
         let event = match second {
             Some(second) => Event::Second(second, tally),

@@ -8,9 +8,8 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::ids::{ClientId, ConnectionId, Device, Generation, InstanceId, Member};
-use super::parcel::Parcel;
+use super::parcel::{Parcel, PressureState, Undelivered};
 use super::private::Private;
-use super::protocol::PressureState;
 use super::record::Holder;
 
 /// One message on the channel of a device.
@@ -63,17 +62,6 @@ pub enum Envelope {
         /// The message's `id`, where it had one.
         id: Option<String>,
     },
-}
-
-/// Why a message that arrived at an instance did not reach what it was meant for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Undelivered {
-    /// A `signal`: the connection is not current any more, or speaks the classic protocol.
-    #[serde(rename = "p")]
-    PeerAbsent,
-    /// A `send` with `ack`: it was delivered, to a classic connection, which will not acknowledge it.
-    #[serde(rename = "a")]
-    AckUnsupported,
 }
 
 /// Bytes that are no envelope.

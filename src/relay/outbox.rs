@@ -13,7 +13,7 @@ use bytes::Bytes;
 use super::close::Close;
 use super::ids::StreamId;
 use super::pacing;
-use super::protocol::PressureState;
+use super::parcel::PressureState;
 
 /// The two kinds of message in a WebSocket (RFC 6455 section 5.6).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -4,9 +4,9 @@ use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use super::ids::ConnectionId;
-use super::protocol::PressureState;
 
 /// What one device sends to the other. `Debug` prints its kind and its size.
 #[derive(Clone, PartialEq, Eq)]
@@ -107,4 +107,25 @@ impl Parcel {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+}
+
+/// Whether a receiver's reliable queue is long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PressureState {
+    /// Above half of what may wait.
+    High,
+    /// Below a quarter again.
+    Low,
+}
+
+/// Why a message that arrived at an instance did not reach what it was meant for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Undelivered {
+    /// A `signal`: the connection is not current any more, or speaks the classic protocol.
+    #[serde(rename = "p")]
+    PeerAbsent,
+    /// A `send` with `ack`: it was delivered, to a classic connection, which will not acknowledge it.
+    #[serde(rename = "a")]
+    AckUnsupported,
 }

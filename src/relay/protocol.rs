@@ -7,9 +7,9 @@ use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize as DeriveDeserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::envelope::Undelivered;
 use super::ids::{ConnectionId, Device, Generation, InstanceId, Member};
 use super::pacing;
+use super::parcel::{PressureState, Undelivered};
 use super::private::Private;
 
 /// The one `duorelay.` subprotocol that there is.
@@ -333,16 +333,6 @@ pub enum BackplaneState {
     Down,
     /// It has again.
     Up,
-}
-
-/// Whether a receiver's reliable queue is long.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, DeriveDeserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum PressureState {
-    /// Above half of what may wait.
-    High,
-    /// Below a quarter again.
-    Low,
 }
 
 /// Why a socket will end soon.

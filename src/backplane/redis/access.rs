@@ -17,8 +17,21 @@ use secrecy::{ExposeSecret as _, SecretString};
 use tracing::warn;
 use url::Url;
 
-use super::client::RedisError;
 use crate::config::{RedisSource, RedisTls, check_redis_url};
+
+/// Why the backplane cannot be used at all: no retry helps.
+#[derive(Debug, thiserror::Error)]
+pub enum RedisError {
+    /// The URL, or a file that belongs to it, is not usable.
+    #[error("{0}")]
+    Setting(String),
+    /// The server refuses what an instance needs.
+    #[error("{0}")]
+    Mistake(String),
+    /// There is no agreement without Redis.
+    #[error("Redis cannot be asked what others have chosen: {0}")]
+    Away(String),
+}
 
 /// How Redis is reached.
 pub struct Access {

@@ -9,7 +9,8 @@ use futures_util::future::join;
 use tokio::time::timeout;
 
 use super::RedisSettings;
-use super::client::{CONNECT_LIMIT, RedisError, cause_of, close};
+use super::access::RedisError;
+use super::client::{CONNECT_LIMIT, cause_of, close};
 use super::names::Names;
 use super::scripts::Scripts;
 use crate::backplane::CALL_LIMIT;

@@ -13,7 +13,7 @@ use fred::types::config::{
 use fred::types::{Builder, SetOptions};
 use tokio::time::timeout;
 
-use super::access::Access;
+use super::access::{Access, RedisError};
 use crate::backplane::CALL_LIMIT;
 use crate::backplane::connectivity::Cause;
 
@@ -29,20 +29,6 @@ const MESSAGES: usize = 8 * 1024;
 /// The same for a client that is not subscribed: fred makes all its six queues of this length in advance, some
 /// megabytes for a subscriber.
 const NO_MESSAGES: usize = 32;
-
-/// Why the backplane cannot be used at all: no retry helps.
-#[derive(Debug, thiserror::Error)]
-pub enum RedisError {
-    /// The URL, or a file that belongs to it, is not usable.
-    #[error("{0}")]
-    Setting(String),
-    /// The server refuses what an instance needs.
-    #[error("{0}")]
-    Mistake(String),
-    /// There is no agreement without Redis.
-    #[error("Redis cannot be asked what others have chosen: {0}")]
-    Away(String),
-}
 
 /// What every connection is made after.
 #[derive(Clone)]
@@ -190,6 +176,11 @@ pub async fn agree(template: &Template, key: &str, proposal: String) -> Result<S
     let result = asked.await;
     close(&client).await;
     result.map_err(|_| RedisError::Away("no answer in time".to_owned()))?.map_err(away)
+}
+
+/// There is no connection to the node.
+pub(super) fn unconnected() -> Error {
+    Error::new(ErrorKind::Canceled, "no connection to Redis")
 }
 
 #[cfg(test)]

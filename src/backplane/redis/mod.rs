@@ -38,10 +38,10 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tracing::{debug, info};
 
-pub use self::access::{Access, config};
+pub use self::access::{Access, RedisError, config};
 pub use self::check::{Checked, check};
 use self::client::cause_of;
-pub use self::client::{RedisError, Template, agree};
+pub use self::client::{Template, agree};
 use self::names::Names;
 use self::nodes::{AbortOnDrop, Node, Nodes, Redirection};
 use self::publisher::{Departed, Publisher};

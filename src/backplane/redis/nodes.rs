@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use fred::clients::Client;
 use fred::error::{Error, ErrorKind};
 use fred::types::config::Server;
 use fred::util::redis_keyslot;
@@ -195,6 +196,12 @@ impl Nodes {
     pub(super) fn count_of(&self, number: u16) -> u32 {
         let count = self.table.borrow().iter().filter(|node| **node == number).count();
         u32::try_from(count).unwrap_or(0)
+    }
+
+    /// The connections to the nodes that answer, for whoever reads the cluster's state.
+    pub(super) fn connected(&self) -> Vec<(Client, Server)> {
+        let up = self.all().into_iter().filter(|node| node.health.borrow().is_up());
+        up.filter_map(|node| Some((node.commands.client()?, node.server.clone()?))).collect()
     }
 
     /// All nodes.

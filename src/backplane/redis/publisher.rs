@@ -16,7 +16,7 @@ use fred::types::config::Options;
 use tokio::sync::oneshot;
 use tracing::debug;
 
-use super::scripts::unconnected;
+use super::client::unconnected;
 use crate::backplane::{Barrier, Published, STALE};
 use crate::metrics::{Dropped, Metrics, PublishResult};
 use crate::relay::ids::{Device, StreamId, UserId};

@@ -10,6 +10,7 @@ use fred::types::{CustomCommand, Value};
 use futures_util::future::join;
 use uuid::Uuid;
 
+use super::client::unconnected;
 use super::names::{Names, ProbeNames};
 use super::nodes::{Node, Nodes};
 use crate::backplane::RoomSnapshot;
@@ -296,11 +297,6 @@ async fn after_asking(
     let (asked, answer) = join(asking, command).await;
     asked?;
     answer
-}
-
-/// There is no connection to the node.
-pub(super) fn unconnected() -> Error {
-    Error::new(ErrorKind::Canceled, "no connection to Redis")
 }
 
 fn unreadable() -> Error {

@@ -12,9 +12,8 @@ use fred::types::Value;
 use futures_util::future::{join, join_all};
 use tracing::debug;
 
-use super::client::cause_of;
+use super::client::{cause_of, unconnected};
 use super::nodes::{AbortOnDrop, Node, Nodes};
-use super::scripts::unconnected;
 use crate::backplane::connectivity::Cause;
 use crate::relay::ids::{Device, UserId};
 

@@ -48,7 +48,7 @@ impl Redis {
             tasks.push(spawn(follow_map(me.clone(), topology.watch())));
             if self.worker == 0 {
                 let (template, nodes) = (self.settings.template.clone(), Rc::downgrade(&self.nodes));
-                tasks.push(spawn(topology.follow(template, nodes)));
+                tasks.push(spawn(topology.follow(template, move || Some(nodes.upgrade()?.connected()))));
             }
         }
         self.tasks.borrow_mut().extend(tasks);

@@ -15,7 +15,6 @@ use tokio::time::{MissedTickBehavior, timeout};
 use tracing::debug;
 
 use super::client::{Template, close};
-use super::nodes::Nodes;
 use crate::backplane::CALL_LIMIT;
 
 /// The slots of a cluster.
@@ -100,7 +99,12 @@ impl Topology {
 
     /// Follows the cluster, for all workers of the process: by this worker's connections, and by new ones to the
     /// addresses that were ever known while none of them answers.
-    pub(super) async fn follow(self, template: Template, nodes: std::rc::Weak<Nodes>) {
+    /// `connected` names those connections, and is `None` once the worker has ended.
+    pub(super) async fn follow(
+        self,
+        template: Template,
+        connected: impl Fn() -> Option<Vec<(Client, Server)>>,
+    ) {
         let mut ticks = tokio::time::interval(LOOK_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut known, mut looks, mut turn) = (0, 1, 0usize);
@@ -113,13 +117,7 @@ impl Topology {
                 }
                 _ = ticks.tick() => {}
             }
-            let Some(live) = nodes.upgrade() else { return };
-            let live: Vec<_> = live.all();
-            let connected: Vec<(Client, Server)> = live
-                .iter()
-                .filter(|node| node.health.borrow().is_up())
-                .filter_map(|node| Some((node.commands.client()?, node.server.clone()?)))
-                .collect();
+            let Some(connected) = connected() else { return };
             turn = turn.wrapping_add(1);
             let read = if connected.is_empty() {
                 self.dial(&template, known).await
