@@ -236,6 +236,12 @@ impl Fleet {
         self.ask_redis(&["KEYS", "*"]).await
     }
 
+    /// How long a key lives in milliseconds; -1: for ever, -2: it is gone.
+    pub async fn expires_in_ms(&self, key: &str) -> i64 {
+        let redis = self.redis.lock().await;
+        redis.as_ref().unwrap().ask(&["PTTL", key]).await.as_i64().unwrap()
+    }
+
     async fn ask_redis(&self, question: &[&str]) -> Vec<Value> {
         let redis = self.redis.lock().await;
         redis.as_ref().unwrap().ask(question).await.as_array().cloned().unwrap()

@@ -244,8 +244,6 @@ async fn check_nothing_waits(
 ) {
     let deadline = Instant::now() + SETTLES_WITHIN;
     let mut looks = interval(Duration::from_millis(200));
-    // Each worker's own probe, instances' announcements, and what nobody has heard.
-    let fixed = 2 + 2 * INSTANCES;
     loop {
         looks.tick().await;
         let mut waiting = BTreeMap::new();
@@ -254,8 +252,10 @@ async fn check_nothing_waits(
         }
         // The other queue has the probes in it, now and then.
         waiting.insert("outbox bytes", fleet.metric("duorelay_queue_bytes", &["outbox"]).await);
-        let channels = fleet.channels().await;
-        if waiting.values().all(|waiting| *waiting == 0.0) && channels.len() == fixed {
+        // Beside the users' there are each worker's own probe, instances' announcements, and what nobody has heard.
+        let mut channels = fleet.channels().await;
+        channels.retain(|channel| is_of_a_room(channel.as_str().unwrap()));
+        if waiting.values().all(|waiting| *waiting == 0.0) && channels.is_empty() {
             break;
         }
         if Instant::now() >= deadline {
@@ -286,13 +286,25 @@ async fn check_nothing_waits(
     }
 }
 
-/// What Redis knew of the rooms ends with their leases.
+/// Is this a room's key or channel? An instance's own have a mark that no percent-encoded uid has, `{!`.
+fn is_of_a_room(name: &str) -> bool {
+    name.starts_with("duo:{") && !name.starts_with("duo:{!")
+}
+
+/// What Redis knew of the rooms ends with their leases. What instances prove to themselves ends some time later.
 async fn check_redis_forgets(fleet: &Fleet, record: &Record) {
     let deadline = Instant::now() + 3 * LEASE + Duration::from_secs(6);
     let mut looks = interval(Duration::from_millis(200));
     loop {
         looks.tick().await;
-        let keys = fleet.keys().await;
+        let mut keys = fleet.keys().await;
+        let lasts = async |key: &Value| fleet.expires_in_ms(key.as_str().unwrap()).await == -1;
+        for key in &keys {
+            if lasts(key).await {
+                return record.wrong(format!("{key} never ends"));
+            }
+        }
+        keys.retain(|key| is_of_a_room(key.as_str().unwrap()));
         if keys.is_empty() {
             return;
         }

@@ -1,6 +1,7 @@
 //! Which channels this worker hears: those of its sockets, its own probes, and what instances say.
 
 use std::cell::RefCell;
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::time::Duration;
@@ -157,10 +158,13 @@ impl Subscriptions {
                     continue;
                 };
                 let present = self.nodes.of_slot(subscription.slot).map(|node| present(&node));
-                // A node that the slot has left has ended the subscription itself, as has a connection that is gone;
-                // and a refusal would be taken for the answer to another command.
-                match subscription.acknowledged {
-                    Some(at) if present == Some(at) => at.0,
+                // On a cluster, a node that the slot has left has ended the subscription itself, as has a connection
+                // that is gone; and a refusal would be taken for the answer to another command. Without an
+                // acknowledgement the SUBSCRIBE may still be on its way: whoever asked for it has given up, and Redis
+                // would hear the channel for ever. A single server refuses no UNSUBSCRIBE, so it always gets one.
+                let is_there = subscription.acknowledged.is_none_or(|at| present == Some(at));
+                match present {
+                    Some(at) if is_there || !self.nodes.is_cluster() => at.0,
                     _ => {
                         channels.remove(&channel);
                         continue;
@@ -186,21 +190,25 @@ impl Subscriptions {
     }
 
     async fn give_back(&self, node: &Node, channels: Vec<String>) {
-        let Some(client) = node.subscriber.client() else { return };
+        let Some(client) = node.subscriber.client() else {
+            return self.unwanted.borrow_mut().extend(channels);
+        };
         for chunk in channels.chunks(if self.nodes.is_cluster() { 1 } else { CHUNK }) {
-            let mut gone = Vec::new();
+            let mut kept = Vec::new();
             {
                 let mut channels = self.channels.borrow_mut();
                 for channel in chunk {
-                    if channels.get(channel).is_some_and(|subscription| !subscription.wanted) {
-                        channels.remove(channel);
-                        gone.push(channel.clone());
+                    if channels.get(channel).is_some_and(|subscription| !subscription.wanted)
+                        && let Some(subscription) = channels.remove(channel)
+                    {
+                        kept.push((channel.clone(), subscription));
                     }
                 }
             }
-            if gone.is_empty() {
+            if kept.is_empty() {
                 continue;
             }
+            let gone: Vec<String> = kept.iter().map(|(channel, _)| channel.clone()).collect();
             // Nothing is awaited between the removal above and the first poll below, in which the command takes
             // its place in fred's queue: a SUBSCRIBE of the same channel can only come behind it.
             let given_back = if self.nodes.is_cluster() {
@@ -209,8 +217,14 @@ impl Subscriptions {
                 followed_by_ping(node, &client, client.unsubscribe(gone)).await
             };
             if let Err(error) = given_back {
+                // Redis may not have heard of it: it is said again, unless a socket needs the channel by now.
                 debug!(%error, "channels could not be given back");
-                return;
+                for (channel, subscription) in kept {
+                    if let Entry::Vacant(vacant) = self.channels.borrow_mut().entry(channel.clone()) {
+                        vacant.insert(subscription);
+                        self.unwanted.borrow_mut().push(channel);
+                    }
+                }
             }
         }
     }
