@@ -121,6 +121,7 @@ function showState(state, info = {}) {
   else panel.showNotice(null);
   showEmpty();
   showStatus();
+  showPeer();
   showSession();
 }
 
@@ -132,6 +133,10 @@ function showEmpty() {
 
 function showStatus() {
   panel.showStatus({ state: shownState(), trying: isLost && page.state === "connecting", peer: relay.peer, device, retryAt });
+}
+
+function showPeer() {
+  panel.showPeer({ state: shownState(), peer: relay.peer, device, live: received?.live ?? false, fresh: isFresh(), paused });
 }
 
 function showSession() {
@@ -149,6 +154,7 @@ function onPeer(peer) {
   if (!relay) return;
   $("pair").open = !peer;
   showStatus();
+  showPeer();
 }
 
 function onFrame(streamId, bytes) {
@@ -254,7 +260,7 @@ function measure() {
   page.faces = String(camera.faces);
   page.faceRate = camera.rate.toFixed(1);
   page.ownPose = written(own);
-  panel.showPeer({ state: shownState(), peer: relay.peer, device, live: received?.live ?? false, fresh: isFresh(), paused });
+  showPeer();
   showStatus();
   showSession();
 }
