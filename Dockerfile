@@ -26,7 +26,7 @@ FROM debian:bookworm-slim
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
 COPY --from=build /build/target/release/duorelay /usr/local/bin/duorelay
 
-ARG VERSION=0.1.0
+ARG VERSION=0.2.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="duorelay" \
     org.opencontainers.image.description="A private two-device WebSocket relay: one user's phone and desktop stream to each other, on any number of machines" \

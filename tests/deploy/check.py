@@ -242,6 +242,13 @@ class Images(unittest.TestCase):
         self.assertTrue(relay_container("gke")["image"].endswith(f"/{image}"))
         self.assertIn(f"ARG VERSION={VERSION}\n", read("Dockerfile"))
 
+    def test_packages_and_changelogs_have_the_version_of_the_program(self):
+        self.assertEqual(json.loads(read("src/client/js/package.json"))["version"], VERSION)
+        self.assertIn(f"\nversion: {VERSION}\n", read("src/client/dart/pubspec.yaml"))
+        for page in ("CHANGELOG.md", "src/client/js/CHANGELOG.md", "src/client/dart/CHANGELOG.md"):
+            newest = re.search(r"^## \[?([\d.]+)", read(page), re.M)[1]
+            self.assertEqual(newest, VERSION, page)
+
     def test_it_is_built_by_the_toolchain_of_the_project_from_what_the_context_has(self):
         channel = tomllib.loads(read("rust-toolchain.toml"))["toolchain"]["channel"]
         tag = re.search(r"^FROM rust:([\d.]+)-", read("Dockerfile"), re.M)[1]

@@ -43,7 +43,7 @@ test("its types resolve under every setting of TypeScript (are the types wrong?)
   after(() => rmSync(folder, { recursive: true, force: true }));
   await run("npm", ["pack", "--pack-destination", folder], { cwd: fileURLToPath(new URL("../../../src/client/js/", import.meta.url)) });
   // The package is for ES modules alone; a CommonJS program on Node 20.19 or newer may require one.
-  const given = [join(folder, "duorelay-1.0.0.tgz"), "--profile", "esm-only", "--no-color", "--no-emoji"];
+  const given = [join(folder, "duorelay-0.2.0.tgz"), "--profile", "esm-only", "--no-color", "--no-emoji"];
   await run(bin("attw"), given).catch(({ stdout }) => assert.fail(stdout));
 });
 
