@@ -162,6 +162,7 @@ async fn count(hub: Rc<Hub>) {
         ticks.tick().await;
         hub.count_waiting();
         hub.repeat_pressure();
+        hub.count_direct_frames();
     }
 }
 

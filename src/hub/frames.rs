@@ -9,6 +9,7 @@ use crate::backplane::{Barrier, Published};
 use crate::metrics::{Dropped, Path};
 use crate::relay::classic::{Occupancy, classic_text};
 use crate::relay::close::Close;
+use crate::relay::direct::Direct;
 use crate::relay::envelope::Envelope;
 use crate::relay::ids::{ConnectionId, Device, Member, StreamId};
 use crate::relay::outbox::{Outgoing, Pushed, TooSlow};
@@ -16,7 +17,6 @@ use crate::relay::parcel::{Parcel, PressureState, Undelivered};
 use crate::relay::protocol::{Protocol, Sender, ServerMessage, compact_json, raw_json};
 use crate::relay::room::Route;
 
-use super::seat::Direct;
 use super::{Hub, Seat, Sent, SharedRoom};
 
 impl Hub {
@@ -66,7 +66,7 @@ impl Hub {
         parcel: &Parcel,
         now: Instant,
     ) -> Sent {
-        self.count_direct_path(seat, parcel);
+        self.note_direct_path(seat, parcel, now);
         self.metrics.frame(parcel.is_reliable(), Path::Local, parcel.len());
         match self.deliver(to, seat.connection, occupancy, parcel, now) {
             Ok(()) => Sent::Done,
@@ -77,7 +77,7 @@ impl Hub {
 
     /// The other socket is on another instance: to its channel, under this sender's name.
     fn publish(&self, seat: &Seat, from: Member, parcel: &Parcel, now: Instant) -> Sent {
-        self.count_direct_path(seat, parcel);
+        self.note_direct_path(seat, parcel, now);
         let envelope = Envelope::Parcel { from, parcel: parcel.clone() };
         seat.published.set(true);
         match self.backplane.publish(&seat.user, seat.device.other(), envelope, now) {
@@ -92,15 +92,35 @@ impl Hub {
         }
     }
 
-    /// A client that answers its peer's `signal` arranges a direct path with it. The desktop begins, so that of the two
-    /// instances only the mobile's counts the pair, once.
-    fn count_direct_path(&self, seat: &Seat, parcel: &Parcel) {
-        if let Parcel::Signal { to, .. } = parcel
-            && seat.device == Device::Mobile
-            && seat.direct.get() == Direct::Asked(*to)
-        {
-            seat.direct.set(Direct::Arranged(*to));
-            self.metrics.direct_paths.inc();
+    /// What this parcel shows of a direct path of its sender's.
+    fn note_direct_path(&self, seat: &Seat, parcel: &Parcel, now: Instant) {
+        if let Some(direct) = &mut *seat.direct.borrow_mut() {
+            if let Parcel::Signal { to, .. } = parcel
+                && direct.on_answer(*to)
+            {
+                self.metrics.direct_paths.inc();
+            } else if !parcel.is_reliable() {
+                direct.on_frame(now);
+            }
+        }
+    }
+
+    /// Counts the frames that pairs on a direct path no longer send by the relay; called about once a second.
+    pub fn count_direct_frames(&self) {
+        let now = Instant::now();
+        for room in self.rooms.borrow().values() {
+            let room = room.borrow();
+            for device in Device::ALL {
+                let Some(seat) = room.here(device) else { continue };
+                let mut direct = seat.direct.borrow_mut();
+                let Some(known) = &mut *direct else { continue };
+                if room.visible(device.other()).is_some_and(|peer| peer.connection == known.peer()) {
+                    self.metrics.direct_frames.inc_by(known.unseen(now));
+                } else {
+                    // The path ends with either connection.
+                    *direct = None;
+                }
+            }
         }
     }
 
@@ -163,9 +183,7 @@ impl Hub {
             }
             (Parcel::Ack { id }, Protocol::V1) => ServerMessage::Acked { id }.encode(),
             (Parcel::Signal { to: meant, data, .. }, Protocol::V1) if *meant == to.connection => {
-                if to.direct.get() != Direct::Arranged(from) {
-                    to.direct.set(Direct::Asked(from));
-                }
+                Direct::on_signal(&mut to.direct.borrow_mut(), to.device, from, since);
                 let data = raw_json(std::str::from_utf8(data).unwrap_or("null"));
                 ServerMessage::Signal { from, data }.encode()
             }

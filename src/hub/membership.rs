@@ -18,7 +18,6 @@ use crate::relay::refusal::Refusal;
 use crate::relay::room::Left;
 use crate::telemetry::STEPS;
 
-use super::seat::Direct;
 use super::{Drain, Hub, Joining, Seat, SharedRoom};
 
 impl Hub {
@@ -58,7 +57,7 @@ impl Hub {
             share: Rc::clone(&self.share),
             published: Cell::new(false),
             losses: RefCell::default(),
-            direct: Cell::new(Direct::None),
+            direct: RefCell::default(),
         });
         let known = {
             let mut room = seat.room.borrow_mut();

@@ -9,6 +9,7 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use crate::relay::close::Close;
+use crate::relay::direct::Direct;
 use crate::relay::ids::{
     Attempt, ClientId, ConnectionId, Device, Generation, InstanceId, Member, StreamId, UserId,
 };
@@ -69,18 +70,8 @@ pub struct Seat {
     pub(super) published: Cell<bool>,
     /// Streams whose losses were reported lately; most connections never lose anything.
     pub(super) losses: RefCell<Option<Box<AbsentNotices>>>,
-    pub(super) direct: Cell<Direct>,
-}
-
-/// How far this connection's client is in arranging a direct path, as its `signal`s show.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Direct {
-    /// No `signal` has come.
-    None,
-    /// This connection of the other device has sent one.
-    Asked(ConnectionId),
-    /// It has been answered.
-    Arranged(ConnectionId),
+    /// Its direct path; most connections never get a `signal`.
+    pub(super) direct: RefCell<Option<Box<Direct>>>,
 }
 
 /// This instance is leaving: when this connection should come back elsewhere.

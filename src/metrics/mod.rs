@@ -169,6 +169,8 @@ pub struct Metrics {
     pub requests_overdue: Counter,
     /// Pairs of connections whose clients have arranged a direct path, by their signals.
     pub direct_paths: Counter,
+    /// Volatile frames that those pairs no longer send by the relay, by their rate before.
+    pub direct_frames: Counter,
     /// Connections that were dropped because nothing came from them for two heartbeats.
     pub heartbeats_missed: Counter,
     /// Connections that were closed because they took nothing of what waited for them.
@@ -272,6 +274,10 @@ impl Default for Metrics {
                 .one("requests_overdue", "Connections that were closed, as no whole request came in time"),
             direct_paths: new
                 .one("direct_paths", "Pairs of connections whose clients have arranged a direct path"),
+            direct_frames: new.one(
+                "direct_frames",
+                "Estimate of the volatile frames that took a direct path, by their rate before it",
+            ),
             heartbeats_missed: new.one(
                 "heartbeats_missed",
                 "Connections that were dropped, as nothing came from them for two heartbeats",

@@ -7,6 +7,7 @@
 pub mod address;
 pub mod classic;
 pub mod close;
+pub mod direct;
 pub mod envelope;
 pub mod freshness;
 pub mod handshake;

@@ -1,5 +1,7 @@
 //! Section 4.2: `send` with `ack`, `ack`, and `signal`; each on one instance and across two.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use crate::support::{Client, Config, Handshake, Issuer, RedisServer, Relay, Token};
@@ -186,6 +188,35 @@ async fn a_signal_goes_to_one_connection_and_says_whose_it_is() {
             desktop.send_json(json!({"type": "signal", "to": to, "data": 1, "id": "s"})).await;
             assert_eq!(desktop.expect_error("peer_absent").await["id"], "s");
         }
+        next.sync().await;
+    }
+}
+
+#[tokio::test]
+async fn frames_that_go_straight_across_are_estimated_by_their_rate_before() {
+    for place in Place::both().await {
+        let (mut desktop, mut mobile) = place.pair("ann").await;
+        desktop.send_json(signal(mobile.id(), json!("offer"))).await;
+        mobile.expect_json("signal").await;
+        mobile.send_json(signal(desktop.id(), json!("answer"))).await;
+        desktop.expect_json("signal").await;
+        // Some 50 a second, until the direct path opens; nothing comes by the relay from then on.
+        let mut pace = tokio::time::interval(Duration::from_millis(20));
+        for _ in 0..12 {
+            pace.tick().await;
+            mobile.send_frame(1, b"m").await;
+            desktop.expect_binary().await;
+            desktop.send_frame(1, b"d").await;
+            mobile.expect_binary().await;
+        }
+        for relay in &place.relays {
+            relay.wait_for_metric("duorelay_direct_frames_total", &[], 10.0).await;
+        }
+        // It ends with either connection.
+        drop(mobile);
+        desktop.expect_json("peer").await;
+        let mut next = place.mobiles().v1_mobile("ann").await;
+        desktop.expect_json("peer").await;
         next.sync().await;
     }
 }

@@ -500,6 +500,7 @@ export class DuoRelay {
   }
 
   #onError(link, message) {
+    if (this.#direct?.isOwn(message)) return;
     this.#sender.failed(message);
     if (link !== this.#current) return;
     this.#emit("error", message);

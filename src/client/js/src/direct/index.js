@@ -3,6 +3,9 @@ import { Arrivals, Departures } from "./order.js";
 import { choosePath, retryAfter, silentAt } from "./path.js";
 import { TIMING } from "./timing.js";
 
+/** The id of each signal: an error about one is nobody's but this file's. */
+const SIGNAL = "duorelay.signal";
+
 /**
  * The direct path between this connection and the other device's (WebRTC), arranged by `signal`s through the relay. It
  * belongs to the two connections that arranged it and ends with either of them. Only volatile frames take it; whatever
@@ -210,6 +213,11 @@ export class Direct {
     if (this.#arrivals.fromDirect(this.#env.now(), streamId, number)) this.#owner.emit("frame", streamId, bytes);
   }
 
+  /** Is this error about a signal? The other connection left before it heard it, and `peer` says so to the app. */
+  isOwn({ id }) {
+    return id === SIGNAL;
+  }
+
   onSignal({ from, data }) {
     if (!this.#pair || from !== this.#pair.theirs || data === null || typeof data !== "object") return;
     // These two are about the pair, whichever channel it has now.
@@ -306,7 +314,7 @@ export class Direct {
   }
 
   #say(data) {
-    this.#owner.link()?.say({ type: "signal", to: this.#pair.theirs, data: { direct: this.#session, ...data } });
+    this.#owner.link()?.say({ type: "signal", to: this.#pair.theirs, data: { direct: this.#session, ...data }, id: SIGNAL });
   }
 
   /** One thing at a time is waited for; null: none. */
