@@ -4,6 +4,7 @@
 import { readFile, writeFile } from "node:fs/promises";
 import { fileURLToPath } from "node:url";
 import { build } from "esbuild";
+import { minify } from "terser";
 
 const HOME = new URL("../../src/client/js/", import.meta.url);
 
@@ -13,26 +14,44 @@ export const FILES = { "duorelay.js": "src/index.js", "duorelay-direct.js": "src
 /** The oldest engines that the client is for; the README names them. */
 const TARGET = ["safari15", "chrome94", "firefox93", "node20"];
 
-/** Names that only the modules of duorelay.js use among themselves: the file is short of 12 KB with them, compressed. */
-const INNER = /^(reliableWait|sendReliable|dropVolatile|checkAlive|isOfAnother|refreshBefore|refreshAgain|putReliable|putVolatile|putAnswer|dropReliable|isDrained|overwrittenBy|succeeded|acknowledge|isFresh|goAbove|messageBytes|onFrame|onControl|onGone|tokenWasFresh|failAll|setPace|onRead|dueAt|forbidden)$/;
+/**
+ * Names that only the modules use among themselves, and neither an app, nor the wire, nor the platform: each costs bytes in
+ * every page that loads the file.
+ */
+const INNER = `
+  accepts ackId acked acknowledge afterClose ask atBarrier attempts beganAt checkAlive current dropReliable
+  dropVolatile dueAt endAll endNext endOld fail failAll failures forbidden forgive goAbove goOn hold inMs inOrder
+  isDrained isFresh isLimited isMoving isOfAnother isOpen isOwn isUrgent links live lookAtClock mayLeaveAt
+  messageBytes number onControl onFrame onGone onPong onRead onReconnect onRelayFrame onReport onSent onSignal
+  onWelcome opened overwrittenBy pinged ponged promote putAnswer putReliable putVolatile randomHex
+  refreshAgain refreshBefore refuse refused reliableWait route sendReliable sendVolatile setPace setPair setState
+  settle spend succeeded take tokenWasFresh trying user volatileWait wait welcomed
+`.trim().split(/\s+/);
+
+/** The names of the file that was built first hold in the other one, too: they call each other. */
+let mangleCache = {};
 
 /** The text of a file, as it must be. */
 export async function built(file) {
   const { version, license } = JSON.parse(await readFile(new URL("package.json", HOME), "utf8"));
-  const { outputFiles } = await build({
+  const { outputFiles, mangleCache: names } = await build({
     entryPoints: [fileURLToPath(new URL(FILES[file], HOME))],
     bundle: true,
     external: ["./duorelay-direct.js"],
-    minify: true,
-    mangleProps: INNER,
+    minify: true, // terser finds less in what esbuild has not shortened
+    mangleProps: new RegExp(`^(${INNER.join("|")})$`),
+    mangleCache,
     format: "esm",
     target: TARGET,
     legalComments: "none",
-    banner: { js: `// duorelay ${version}, ${license}. Built from src/client/js/src; types are in duorelay.d.ts.` },
     write: false,
     logLevel: "error",
   });
-  return outputFiles[0].text;
+  mangleCache = names;
+  // Its passes over the whole file take 2 % more off, compressed; longer sequences would compress worse.
+  const compress = { passes: 3, pure_getters: true, unsafe_arrows: true, sequences: false, inline: 1 };
+  const { code } = await minify(outputFiles[0].text, { module: true, ecma: 2020, compress });
+  return `// duorelay ${version}, ${license}. Built from src/client/js/src; types are in duorelay.d.ts.\n${code}\n`;
 }
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) {

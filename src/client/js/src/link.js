@@ -28,6 +28,8 @@ export class Link {
   delay = new Delay();
   /** The new holder of the slot, once the relay has named it. */
   overwrittenBy = null;
+  /** Which attempt opened it (attempt.js). */
+  attempt;
   /** This client has opened another socket while this one was alive: an overwrite may be its own hand-over. */
   succeeded = false;
 

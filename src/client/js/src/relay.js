@@ -1,17 +1,16 @@
-import { attemptUrls, isMixedContent, relayAddress } from "./address.js";
-import { decide, isTokenRefusal } from "./decide.js";
+import { relayAddress } from "./address.js";
+import { Attempts } from "./attempt.js";
+import { isTokenRefusal } from "./decide.js";
 import { environment, randomHex } from "./environment.js";
 import { SendError } from "./errors.js";
 import { Events } from "./events.js";
-import { affinityOf, NamedClient, TabClient, userOf } from "./identity.js";
-import { Inbox, RELIABLE } from "./inbox.js";
-import { Link } from "./link.js";
+import { NamedClient, TabClient, userOf } from "./identity.js";
+import { Links, RELIABLE } from "./links.js";
 import { Pacing } from "./pacing.js";
 import { PageEvents } from "./page.js";
 import { Sender } from "./sender.js";
 import { TIMING } from "./timing.js";
 import { Tokens } from "./tokens.js";
-import { retryAfterMs, within } from "./within.js";
 
 /** Where it goes on by itself. */
 const ALIVE = new Set(["connecting", "online", "waiting"]);
@@ -25,29 +24,13 @@ export class DuoRelay {
   #client;
   #tokens;
   #sender;
-  #inbox = new Inbox();
   #events = new Events();
   #page;
   #log;
   #state = "connecting";
 
-  // Links. `next` is being opened, `current` was welcomed, `old` is what `current` replaced and still delivers its rest.
-  #next = null;
-  #current = null;
-  #old = null;
-
-  // When to try next. Each attempt has a number: what an earlier one still awaits is void.
-  #attempt = 0;
-  #failures = 0;
-  #unwelcomed = 0; // attempts in a row without a welcome
-  #blocked = 0; //    handshakes in a row that failed although the relay would have taken them
-  #forceRefresh = false;
-  #retry = null;
-  #retryAt = Infinity;
-  #retryIsOrdered = false;
-  #attemptedAt = -Infinity;
-  #reclaimedAt = -Infinity;
-  #atBarrier = false; // a replacement is due and waits for the current link's barrier
+  #links = new Links();
+  #attempts;
   #suspended = false;
   #checking = false;
   #checkLater = false;
@@ -82,18 +65,31 @@ export class DuoRelay {
       hide: () => this.#suspend(),
       forbidden: (address) => this.#onForbidden(address),
     });
+    this.#attempts = new Attempts(env, this.#timing, this.#links, this.#tokens, this.#client, { address: this.#address, device }, {
+      state: () => this.#state,
+      setState: (state, info) => this.#setState(state, info),
+      emit: (type, detail) => this.#emit(type, detail),
+      stop: (...why) => this.#giveUp(...why),
+      refused: (...why) => this.#refused(...why),
+      accepts: (token) => this.#accepts(token),
+      flush: () => this.#sender.flush(),
+      log: this.#log,
+      onFrame: (...frame) => this.#onFrame(...frame),
+      onControl: (...message) => this.#onControl(...message),
+      onGone: (...end) => this.#onGone(...end),
+    });
     if (options.direct) this.#startDirect();
     this.#connect();
   }
 
   get state() { return this.#state; }
   get client() { return this.#client.id; }
-  get welcome() { return this.#current?.welcome ?? null; }
+  get welcome() { return this.#links.current?.welcome ?? null; }
   get peer() { return this.#peer; }
   get expiresAt() { return this.#expiresAt; }
   get backplane() { return this.#backplane; }
-  get rtt() { return this.#current?.rtt ?? null; }
-  get delay() { return { up: this.#current?.delay.up ?? null, down: this.#current?.delay.down ?? null, direct: this.#direct?.delay ?? null }; }
+  get rtt() { return this.#links.current?.rtt ?? null; }
+  get delay() { return { up: this.#links.current?.delay.up ?? null, down: this.#links.current?.delay.down ?? null, direct: this.#direct?.delay ?? null }; }
   get path() { return this.#direct?.path ?? "relay"; }
   get dropped() { return this.#sender.dropped; }
   get queued() { return this.#sender.queued; }
@@ -130,7 +126,7 @@ export class DuoRelay {
     if (this.#state === "connecting") this.#checkLater = true; // the token on its way may be an earlier user's
     else if (this.#state === "online") this.#checkUser();
     else {
-      this.#failures = 0;
+      this.#attempts.forgive();
       this.#connect();
     }
   }
@@ -144,19 +140,10 @@ export class DuoRelay {
 
   /** The network has changed or the app is in the foreground again: looks at once whether the path still works. */
   wake() {
-    const since = this.#env.now() - this.#attemptedAt;
-    if (this.#suspended || (this.#state === "signed_out" && since >= this.#timing.wake)) return void this.#connect();
-    if (this.#current) return this.#current.probe();
-    if (this.#retry !== null && !this.#retryIsOrdered) {
-      this.#failures = 0; // of a network that is another one now
-      this.#retryIn({ wait: [0, 0], code: "wake", detail: "the network is back" }, Math.max(0, this.#timing.wake - since));
-    } else if (this.#state === "connecting" && !this.#next?.opened && since >= this.#timing.wake) {
-      // It may hang on the path that was left: the token, the handshake, the question why it failed. The relay drops the
-      // handshake if it arrives after its successor.
-      this.#next?.end();
-      this.#next = null;
-      this.#connect();
-    }
+    const since = this.#env.now() - this.#attempts.beganAt;
+    if (this.#suspended || (this.#state === "signed_out" && since >= this.#timing.wake)) this.#connect();
+    else if (this.#links.current) this.#links.current.probe();
+    else this.#attempts.wake();
   }
 
   /** Ends the connection for good. */
@@ -169,64 +156,9 @@ export class DuoRelay {
 
   // ---- Connecting -----------------------------------------------------------------------------------------------
 
-  async #connect() {
-    this.#clearRetry();
+  #connect() {
     this.#suspended = false;
-    this.#attemptedAt = this.#env.now();
-    const attempt = ++this.#attempt;
-    // Nobody is signed in until getToken says otherwise: no state that comes and goes.
-    if (!this.#current && this.#state !== "signed_out") this.#setState("connecting");
-    const forceRefresh = this.#forceRefresh;
-    let token;
-    try {
-      token = await this.#tokens.ask(forceRefresh);
-    } catch (cause) {
-      if (attempt !== this.#attempt) return;
-      const failure = { code: "token_unavailable", detail: String(cause?.message ?? cause) };
-      this.#emit("error", failure);
-      if (attempt === this.#attempt) this.#carryOut(this.#decide({ type: "failed", ...failure }));
-      return;
-    }
-    if (attempt !== this.#attempt) return;
-    if (token === null) return this.signedOut();
-    if (this.#tokens.isOfAnother(token)) return this.#connectAnew(userOf(token));
-    this.#tokens.user = userOf(token);
-    if (this.#current) {
-      // The relay drops what reaches the other device behind the new socket's claim, and what was sent here last may
-      // still be on its way then, through another instance: nothing reliable from now on, and not a new socket before
-      // the old one's relay has handed on the rest.
-      this.#atBarrier = true;
-      await this.#current.barrier(this.#timing.barrier);
-      this.#atBarrier = false;
-      if (attempt !== this.#attempt) return this.#sender.flush();
-    } else {
-      this.#setState("connecting");
-    }
-    if (isMixedContent(this.#address, this.#env.location)) {
-      return this.#onRefusal("not_allowed", "a page by https may not open a WebSocket without TLS: use wss://", forceRefresh);
-    }
-    const urls = attemptUrls(this.#address, {
-      device: this.#options.device,
-      client: this.#client.id,
-      attempt: this.#client.attempts.next(this.#env.clock()),
-      // Twice without a welcome, the instance that a balancer chooses by it may be full or leaving.
-      affinity: this.#tokens.user !== null && this.#unwelcomed < 2 ? affinityOf(this.#tokens.user) : undefined,
-    });
-    this.#unwelcomed += 1;
-    this.#log("attempt", this.#attempt);
-    try {
-      this.#next = new Link(urls.socket, token, this.#timing, this.#env, {
-        onFrame: (link, streamId, bytes) => this.#onFrame(link, streamId, bytes),
-        onControl: (link, message) => this.#onControl(link, message),
-        onGone: (link, code, reason) => this.#onGone(link, code, reason, { attempt, token, forceRefresh, url: urls.session }),
-      });
-    } catch (cause) {
-      // The URL was looked at before: a SyntaxError is about what cannot stand in Sec-WebSocket-Protocol. Anything else is
-      // a veto, which has a name of its own in each browser.
-      const code = token === "" ? "missing_token" : cause?.name === "SyntaxError" ? "malformed_token" : "not_allowed";
-      return this.#onRefusal(code, String(cause), forceRefresh);
-    }
-    if (this.#current) this.#current.succeeded = true;
+    this.#attempts.begin();
   }
 
   /** Online, the app says that the token may be another one. */
@@ -234,18 +166,24 @@ export class DuoRelay {
     if (this.#checking) return;
     this.#checking = true;
     this.#checkLater = false;
-    const link = this.#current;
+    const link = this.#links.current;
     const token = await this.#tokens.ask(false).catch(() => undefined);
     this.#checking = false;
-    if (token === undefined || link !== this.#current || this.#state !== "online") return;
-    if (token === null) return this.signedOut();
-    if (this.#tokens.isOfAnother(token)) this.#connectAnew(userOf(token));
+    if (token !== undefined && link === this.#links.current && this.#state === "online") this.#accepts(token);
+  }
+
+  /** Is it this user's? Null: nobody is signed in any more. */
+  #accepts(token) {
+    if (token === null) this.signedOut();
+    else if (this.#tokens.isOfAnother(token)) this.#connectAnew(userOf(token));
+    else return true;
+    return false;
   }
 
   /** Nothing of one user's may reach another user's devices: not the link, and not what waits to be sent. */
   #connectAnew(user) {
     const why = "another user has signed in";
-    const wasOnline = this.#current !== null;
+    const wasOnline = this.#links.current !== null;
     this.#tokens.user = user;
     this.#dropLinks();
     this.#dropQueue(why);
@@ -254,122 +192,40 @@ export class DuoRelay {
     if (ALIVE.has(this.#state)) this.#connect();
   }
 
-  /** A handshake ended before it opened, and the browser does not say why: the relay does, over HTTP. */
-  async #askWhy({ attempt, token, forceRefresh, url }) {
-    let event = { type: "failed", code: "network", detail: "the relay cannot be reached" };
-    try {
-      event = await within(this.#env, this.#timing.session, async (signal) => {
-        const response = await this.#env.fetch(url, { headers: { authorization: `Bearer ${token}` }, cache: "no-store", signal });
-        if (response.ok) return { type: "failed", code: "handshake", detail: "the handshake failed" };
-        const problem = (await response.json().catch(() => null)) ?? {};
-        return {
-          type: "refused",
-          status: response.status,
-          code: problem.code ?? "",
-          detail: problem.detail ?? "",
-          attempt: problem.attempt,
-          retryAfterMs: retryAfterMs(response.headers.get("retry-after"), this.#env.clock()),
-        };
-      });
-    } catch {} // the network is broken, for HTTP too
-    if (attempt !== this.#attempt) return;
-    if (event.type === "refused") return this.#onRefusal(event.code, event.detail, forceRefresh, event);
-    this.#blocked = event.code === "handshake" ? this.#blocked + 1 : 0;
-    if (this.#blocked >= 2) {
-      event.code = "upgrade_blocked";
-      event.detail = "the relay answers over HTTP, but something between here and it does not let WebSockets through";
-      this.#emit("refused", { status: 0, code: event.code, detail: event.detail, final: false });
-    }
-    if (attempt === this.#attempt) this.#carryOut(this.#decide(event));
-  }
-
-  #onRefusal(code, detail, tokenWasFresh, more = {}) {
-    this.#blocked = 0;
-    this.#client.attempts.goAbove(more.attempt);
-    const next = this.#decide({ ...more, type: "refused", code, detail, tokenWasFresh });
-    const { status = 0, retryAfterMs = null } = more;
-    const attempt = this.#attempt;
-    if (next.do === "stop") this.#stop(next.state, next);
-    this.#emit("refused", { status, code, detail, retryAfterMs, final: next.do === "stop" });
-    if (next.do !== "stop" && attempt === this.#attempt) this.#carryOut(next);
-  }
-
-  #onGone(link, code, reason, attempt) {
+  #onGone(link, code, reason) {
     this.#log("closed", code, reason);
-    if (link === this.#old) return this.#oldIsGone();
-    const wasCurrent = link === this.#current;
-    if (!wasCurrent && link !== this.#next) return;
-    if (link.stable) this.#failures = 0;
+    const links = this.#links;
+    if (link === links.old) return links.endOld();
+    const wasCurrent = link === links.current;
+    if (!wasCurrent && link !== links.next) return;
     if (wasCurrent) {
-      this.#current = null;
+      links.current = null;
       this.#direct?.setPair(null, null);
       this.#sender.dropVolatile();
       this.#tokens.stop();
-      this.#oldIsGone();
+      links.endOld();
     } else {
-      this.#next = null;
+      links.next = null;
     }
-    const next = this.#decide({
-      type: "closed",
-      code,
-      reason,
-      by: link.overwrittenBy,
-      opened: link.opened,
-      welcomed: link.welcome !== null,
-      succeeded: link.succeeded,
-      reclaimed: this.#env.now() - this.#reclaimedAt,
-    }, wasCurrent && this.#retry === null && this.#attempt > attempt.attempt);
-    if (next.do === "nothing" && code === 4001) return; // still online: the next socket's welcome is a moment away
-    const stops = next.do === "stop";
-    if (stops) this.#stop(next.state, next);
-    if (stops && next.state === "overwritten") this.#emit("overwritten", link.overwrittenBy);
-    else if (stops) this.#emit("refused", { status: 0, code: next.code, detail: next.detail, final: true });
-    else if (next.do === "ask") this.#askWhy(attempt);
-    else this.#carryOut(next);
-    if (wasCurrent) this.#emit("close", { code, reason, willReconnect: !stops });
+    const did = this.#attempts.afterClose(link, code, reason, wasCurrent);
+    if (did === null) return;
+    if (wasCurrent) this.#emit("close", { code, reason, willReconnect: did !== "stop" });
     this.#sender.flush(); // what the failed replacement held back may go on
   }
 
-  #decide(event, trying = this.#next !== null || this.#atBarrier) {
-    return decide(event, { live: this.#current !== null, trying, failures: this.#failures }, this.#timing);
+  /** Coming back is wrong: decide.js said so. */
+  #giveUp(next, by, more) {
+    this.#stop(next.state, next);
+    if (next.state === "overwritten") this.#emit("overwritten", by);
+    else this.#refused(next.code, next.detail, true, more);
   }
 
-  #carryOut(next) {
-    if (next.forceRefresh) this.#forceRefresh = true;
-    if (next.do === "nothing") {
-      if (!this.#current) this.#setState("connecting");
-      return;
-    }
-    this.#failures = next.failures;
-    if (next.reclaim) this.#reclaimedAt = this.#env.now();
-    const [least, most] = next.wait;
-    this.#retryIn(next, least + this.#env.random() * (most - least));
-  }
-
-  #retryIn({ ordered = false, code, detail }, ms) {
-    if (this.#state === "closed") return; // a listener had enough
-    this.#env.clearTimeout(this.#retry);
-    this.#attempt += 1; // what is still awaited for an earlier attempt is void
-    this.#retryIsOrdered = ordered;
-    this.#retryAt = this.#env.now() + ms;
-    this.#retry = this.#env.setTimeout(() => this.#connect(), ms);
-    if (!this.#current) this.#setState("waiting", { retryInMs: ms, code, detail });
-  }
-
-  #clearRetry() {
-    this.#env.clearTimeout(this.#retry);
-    this.#retry = null;
-    this.#retryAt = Infinity;
-  }
-
-  /** A hidden page's timers may be a minute late; what arrives meanwhile tells the time too. */
-  #lookAtClock() {
-    if (this.#env.now() >= this.#retryAt) this.#connect();
+  #refused(code, detail, final, { status = 0, retryAfterMs = null } = {}) {
+    this.#emit("refused", { status, code, detail, retryAfterMs, final });
   }
 
   #stop(state, { code, detail }) {
-    this.#suspended = false;
-    this.#forceRefresh = false;
+    this.#suspended = this.#attempts.forceRefresh = false;
     this.#dropLinks();
     this.#dropQueue(`it is ${state}`);
     this.#setState(state, state === "closed" ? {} : { code, detail });
@@ -377,13 +233,10 @@ export class DuoRelay {
 
   /** Ends all links, and voids what any attempt still awaits. */
   #dropLinks() {
-    this.#attempt += 1;
-    this.#clearRetry();
+    this.#attempts.stop();
     this.#tokens.stop();
-    this.#oldIsGone();
     this.#direct?.setPair(null, null);
-    for (const link of [this.#next, this.#current]) link?.end();
-    this.#next = this.#current = null;
+    this.#links.endAll();
     this.#sender.dropVolatile();
   }
 
@@ -403,30 +256,29 @@ export class DuoRelay {
   }
 
   #onForbidden(address) {
-    if (this.#current || !address.includes(`//${this.#address.host}`)) return;
-    this.#next?.end();
-    this.#next = null;
-    this.#attempt += 1;
-    this.#onRefusal("not_allowed", `the page's Content-Security-Policy lacks ${this.#address.host} in connect-src`, false);
+    if (this.#links.current || !address.includes(`//${this.#address.host}`)) return;
+    this.#links.endNext();
+    this.#attempts.stop();
+    this.#attempts.refuse("not_allowed", `the page's Content-Security-Policy lacks ${this.#address.host} in connect-src`, false);
   }
 
   // ---- Receiving ------------------------------------------------------------------------------------------------
 
   #onFrame(link, streamId, bytes) {
-    this.#lookAtClock();
-    if (streamId >= RELIABLE) return this.#inOrder(link, () => this.#emit("frame", streamId, bytes));
-    if (this.#old && !this.#inbox.isFresh(streamId, link === this.#old ? "old" : "new")) return;
-    if (this.#direct && !this.#direct.onRelayFrame(streamId, bytes, link !== this.#current)) return;
+    this.#attempts.lookAtClock();
+    if (streamId >= RELIABLE) return this.#links.inOrder(link, () => this.#emit("frame", streamId, bytes));
+    if (!this.#links.isFresh(link, streamId)) return;
+    if (this.#direct && !this.#direct.onRelayFrame(streamId, bytes, link !== this.#links.current)) return;
     this.#emit("frame", streamId, bytes);
   }
 
   #onControl(link, message) {
-    this.#lookAtClock();
+    this.#attempts.lookAtClock();
     switch (message.type) {
       case "welcome":
         return this.#onWelcome(link, message);
       case "message":
-        return this.#inOrder(link, () => this.#deliver(message));
+        return this.#links.inOrder(link, () => this.#deliver(message));
       case "acked":
         return this.#sender.acked(message.id);
       case "overwritten":
@@ -436,7 +288,7 @@ export class DuoRelay {
       case "error":
         return this.#onError(link, message);
     }
-    if (link !== this.#current) return;
+    if (link !== this.#links.current) return;
     switch (message.type) {
       case "peer":
         if (message.state === "connected") this.#setPeer({ device: message.device, connection: message.connection, generation: message.generation });
@@ -456,11 +308,9 @@ export class DuoRelay {
       case "backplane":
         this.#backplane = message.state;
         return this.#emit("backplane", message.state);
-      case "reconnect": {
-        const next = this.#decide({ type: "reconnect", inMs: message.in_ms });
-        if (next.do === "retry") this.#carryOut(next);
+      case "reconnect":
+        this.#attempts.onReconnect(message.in_ms);
         return this.#emit("reconnect", message);
-      }
       case "pong":
         this.#direct?.onPong(Number(message.id));
         this.#emit("rtt", link.rtt);
@@ -473,16 +323,12 @@ export class DuoRelay {
   }
 
   #onWelcome(link, welcome) {
-    this.#oldIsGone();
-    if (link !== this.#next) return; // a listener had enough
-    this.#old = this.#current;
-    this.#old?.linger();
-    this.#current = link;
-    this.#next = null;
-    this.#unwelcomed = this.#blocked = 0;
+    this.#links.endOld();
+    if (link !== this.#links.next) return; // a listener had enough
+    this.#links.promote();
+    this.#attempts.onWelcome();
     this.#sender.messageBytes = welcome.limits.message_bytes;
     this.#tokens.stop();
-    this.#forceRefresh = false;
     this.#expiresAt = welcome.expires_at;
     this.#backplane = "up"; // the relay tells when it is not
     this.#setState("online");
@@ -495,49 +341,33 @@ export class DuoRelay {
   /** Hands a message to the listeners; what the other device waits for is answered then, and not before. */
   #deliver(message) {
     const heard = this.#emit("message", message);
-    if (!message.ack || !heard || !this.#current?.has("ack")) return;
+    if (!message.ack || !heard || !this.#links.current?.has("ack")) return;
     this.#sender.acknowledge(message.id);
   }
 
   #onError(link, message) {
     if (this.#direct?.isOwn(message)) return;
     this.#sender.failed(message);
-    if (link !== this.#current) return;
+    if (link !== this.#links.current) return;
     this.#emit("error", message);
     if (message.code === "wrong_user") this.#connectAnew(null);
     else if (isTokenRefusal(message.code)) this.#tokens.refreshAgain(() => this.#refresh());
   }
 
-  /** Delivers what is reliable; of a new link only after the rest of the link that it replaced. */
-  #inOrder(link, deliver) {
-    if (link !== this.#current || !this.#old) return deliver();
-    this.#inbox.hold(deliver);
-    if (this.#inbox.isFull) this.#oldIsGone();
-  }
-
-  #oldIsGone() {
-    this.#old?.end();
-    this.#old = null;
-    this.#inbox.release();
-  }
-
   // ---- Token ----------------------------------------------------------------------------------------------------
 
   async #refresh() {
-    const link = this.#current;
+    const link = this.#links.current;
     let token;
     try {
       token = await this.#tokens.ask(true);
     } catch (cause) {
-      if (link === null || link !== this.#current) return;
+      if (link === null || link !== this.#links.current) return;
       this.#emit("error", { code: "token_unavailable", detail: String(cause?.message ?? cause) });
-      if (link === this.#current) this.#tokens.refreshAgain(() => this.#refresh());
+      if (link === this.#links.current) this.#tokens.refreshAgain(() => this.#refresh());
       return;
     }
-    if (link === null || link !== this.#current) return;
-    if (token === null) this.signedOut();
-    else if (this.#tokens.isOfAnother(token)) this.#connectAnew(userOf(token));
-    else link.say({ type: "auth", token });
+    if (link !== null && link === this.#links.current && this.#accepts(token)) link.say({ type: "auth", token });
   }
 
   // ---- Sending --------------------------------------------------------------------------------------------------
@@ -548,10 +378,10 @@ export class DuoRelay {
 
   /** Which way what is sent takes now; null without a connection. */
   #route() {
-    if (!this.#current) return null;
+    if (!this.#links.current) return null;
     // Nothing reliable from the barrier before the next socket until its welcome: after the claim the relay drops what
     // still comes on this one.
-    return { link: this.#current, path: this.#direct?.route(this.#current) ?? this.#current, held: this.#next !== null || this.#atBarrier };
+    return { link: this.#links.current, path: this.#direct?.route(this.#links.current) ?? this.#links.current, held: this.#attempts.isMoving };
   }
 
   /** A file of its own, so that pages without the direct path load nothing of it. */
@@ -560,11 +390,11 @@ export class DuoRelay {
       const { Direct } = await import("./duorelay-direct.js");
       if (this.#state === "closed") return;
       this.#direct = Direct.of({ Pacing, randomHex }, this.#env, this.#options.timing, {
-        link: () => this.#current,
+        link: () => this.#links.current,
         emit: (...event) => this.#emit(...event),
         flush: () => this.#sender.flush(),
       });
-      this.#direct?.setPair(this.#current?.welcome, this.#peer);
+      this.#direct?.setPair(this.#links.current?.welcome, this.#peer);
     } catch (cause) {
       this.#log("no direct path", cause);
     }
@@ -573,7 +403,7 @@ export class DuoRelay {
   // ---- Events ---------------------------------------------------------------------------------------------------
 
   #setPeer(peer) {
-    this.#direct?.setPair(this.#current?.welcome, peer);
+    this.#direct?.setPair(this.#links.current?.welcome, peer);
     if (peer?.connection === this.#peer?.connection) return;
     this.#peer = peer ?? null;
     this.#emit("peer", this.#peer);

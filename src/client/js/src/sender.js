@@ -2,7 +2,7 @@ import { Acks } from "./acks.js";
 import { randomHex } from "./environment.js";
 import { SendError } from "./errors.js";
 import { utf8 } from "./identity.js";
-import { RELIABLE } from "./inbox.js";
+import { RELIABLE } from "./links.js";
 import { Outbox } from "./outbox.js";
 
 /** Ids must be unique over all clients and time: 96 random bits for each start, then a counter. */
