@@ -44,11 +44,7 @@ test("its types resolve under every setting of TypeScript (are the types wrong?)
   const cwd = fileURLToPath(new URL("../../../src/client/js/", import.meta.url));
   const [{ filename }] = JSON.parse((await run("npm", ["pack", "--json", "--pack-destination", folder], { cwd })).stdout);
   // The package is for ES modules alone; a CommonJS program on Node 20.19 or newer may require one.
-<<<<<<< HEAD
-  const given = [join(folder, "duorelay-0.2.0.tgz"), "--profile", "esm-only", "--no-color", "--no-emoji"];
-=======
   const given = [join(folder, filename), "--profile", "esm-only", "--no-color", "--no-emoji"];
->>>>>>> 4a619f6 (Split the JavaScript client's largest module, and shorten what it becomes)
   await run(bin("attw"), given).catch(({ stdout }) => assert.fail(stdout));
 });
 
