@@ -4,7 +4,7 @@ use std::error::Error;
 use std::io::Write as _;
 use std::process::{ExitCode, Termination};
 
-use duorelay::config::{self, Command, Launch, Machine, Stop};
+use duorelay::config::{self, Additions, Command, Launch, Machine, Stop};
 use duorelay::{demo, health, loadtest, server, telemetry};
 
 #[cfg(conformance)]
@@ -30,8 +30,8 @@ pub static ALLOCATOR_SETTINGS: &[u8; 64] =
     b"narenas:2,dirty_decay_ms:1000,muzzy_decay_ms:0,lg_tcache_max:12\0";
 
 fn main() -> ExitCode {
-    let others = [loadtest::settings::command()];
-    let launch = config::load(std::env::args_os(), std::env::vars_os(), Machine::this(), others);
+    let additions = Additions { demo: demo::flags().into(), commands: vec![loadtest::settings::command()] };
+    let launch = config::load(std::env::args_os(), std::env::vars_os(), Machine::this(), additions);
     match launch.and_then(run) {
         Ok(code) => code,
         Err(stop) => {
@@ -55,7 +55,7 @@ fn run(launch: Launch) -> Result<ExitCode, Stop> {
     }
     let done: Result<ExitCode, Box<dyn Error>> = match launch.command {
         Command::Serve(config) => wait(async { Ok(server::run(*config).await?) }),
-        Command::Demo(instance, flags) => wait(async { Ok(demo::run(*instance, flags).await?) }),
+        Command::Demo(instance, given) => wait(async { Ok(demo::run(*instance, &given).await?) }),
         Command::Health(check) => wait(async { Ok(health::run(check).await?) }),
         Command::Other(given) => {
             let options = loadtest::settings::read(&given).map_err(Stop::Mistakes)?;

@@ -46,20 +46,20 @@ const RULES: &[Rule] = &[
     },
     Rule {
         module: "edge",
-        ours: &["auth", "config", "hub", "metrics", "relay", "telemetry"],
+        ours: &["auth", "hub", "metrics", "relay", "telemetry"],
         never: &["fred", "redis"],
     },
     Rule {
         module: "hub",
-        ours: &["backplane", "config", "metrics", "relay", "telemetry"],
+        ours: &["backplane", "metrics", "relay", "telemetry"],
         never: &["axum", "fred", "hyper", "hyper_util", "redis", "tungstenite"],
     },
     Rule {
         module: "backplane",
-        ours: &["config", "metrics", "relay", "telemetry"],
+        ours: &["metrics", "relay", "telemetry"],
         never: &["axum", "hyper", "hyper_util", "tungstenite"],
     },
-    Rule { module: "config", ours: &["auth", "telemetry"], never: &["axum", "tokio"] },
+    Rule { module: "config", ours: &["auth", "backplane", "host", "telemetry"], never: &["axum", "tokio"] },
     Rule {
         module: "auth",
         ours: &["metrics", "relay", "telemetry"],

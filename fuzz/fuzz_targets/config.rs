@@ -3,7 +3,7 @@
 
 use std::ffi::OsString;
 
-use duorelay::config::{Machine, load};
+use duorelay::config::{Additions, Machine, load};
 use libfuzzer_sys::fuzz_target;
 
 const MACHINE: Machine = Machine { terminal: false, cores: 2, ipv6: true, google: false };
@@ -35,7 +35,8 @@ fuzz_target!(|bytes: &[u8]| {
         };
         Some((OsString::from(name), OsString::from(value)))
     });
-    let said = match load(["duorelay", "serve"].map(OsString::from), environment, MACHINE, []) {
+    let arguments = ["duorelay", "serve"].map(OsString::from);
+    let said = match load(arguments, environment, MACHINE, Additions::default()) {
         Ok(launch) => {
             format!("{launch:?}{:?}", launch.notices.iter().map(ToString::to_string).collect::<Vec<_>>())
         }

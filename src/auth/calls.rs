@@ -52,6 +52,18 @@ pub(super) fn endpoint(what: &'static str, address: &str) -> Result<Url, AuthErr
     }
 }
 
+/// The same for a setting: the address as it stands, or a problem that completes the sentence "SETTING: ...".
+pub(crate) fn http_url(text: &str) -> Result<String, String> {
+    match endpoint("", text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(AuthError::PlainHttp { .. }) => {
+            Err("must be https:// (plain http:// only to a loopback address)".to_owned())
+        }
+        Err(AuthError::Url { problem, .. }) => Err(format!("is not a URL to fetch from: {problem}")),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
 fn is_loopback(host: &str) -> bool {
     let literal = host.trim_start_matches('[').trim_end_matches(']');
     host == "localhost" || literal.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())

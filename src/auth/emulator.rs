@@ -17,10 +17,12 @@ pub(super) fn payload(token: &str) -> Result<Vec<u8>, Refusal> {
 }
 
 /// `HOST:PORT`, as the Firebase command line writes it into `FIREBASE_AUTH_EMULATOR_HOST`.
+pub(crate) fn is_host_and_port(text: &str) -> bool {
+    let has_port =
+        text.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok_and(|port| port > 0));
+    has_port && !text.contains(['/', '@', '?', '#']) && reqwest::Url::parse(&format!("http://{text}")).is_ok()
+}
+
 pub(super) fn check_host(host: &str) -> Result<(), AuthError> {
-    let fault = || AuthError::EmulatorHost(host.to_owned());
-    let url = reqwest::Url::parse(&format!("http://{host}")).map_err(|_| fault())?;
-    let has_port = host.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
-    let bare = url.path() == "/" && !host.contains(['/', '@', '?', '#']);
-    if has_port && bare { Ok(()) } else { Err(fault()) }
+    if is_host_and_port(host) { Ok(()) } else { Err(AuthError::EmulatorHost(host.to_owned())) }
 }

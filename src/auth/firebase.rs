@@ -21,3 +21,14 @@ pub(super) fn rules(project_id: &str) -> Result<Rules, AuthError> {
 pub(crate) fn issuer(project_id: &str) -> String {
     format!("https://securetoken.google.com/{project_id}")
 }
+
+/// A project's id, as a setting or a file names it.
+pub(crate) fn project_id(text: &str) -> Result<String, String> {
+    // Old projects are scoped by their owner's domain: `example.com:project`.
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-.:".contains(c);
+    if text.chars().all(plain) && !text.is_empty() {
+        Ok(text.to_owned())
+    } else {
+        Err(format!("must be a project's id, such as my-project-1234 (not its name), but is {text:?}"))
+    }
+}

@@ -5,6 +5,7 @@
 
 mod calls;
 pub mod claims;
+pub(crate) mod credentials;
 mod emulator;
 mod firebase;
 #[cfg(fuzzing)]
@@ -25,8 +26,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use thiserror::Error;
 
+pub(crate) use calls::http_url;
 pub use claims::{Email, Identity};
-pub(crate) use firebase::issuer as firebase_issuer;
+pub(crate) use emulator::is_host_and_port;
+pub(crate) use firebase::{issuer as firebase_issuer, project_id};
 
 use crate::metrics::Metrics;
 use crate::relay::refusal::Refusal;

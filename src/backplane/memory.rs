@@ -52,13 +52,6 @@ impl Memory {
         Rc::new_cyclic(|me| Attached { memory: Rc::clone(self), sink, lease_ms, me: me.clone() })
     }
 
-    /// Loses what is known of a room, as a Redis does that restarts empty: for tests of how that heals.
-    pub fn lose(&self, user: &UserId) {
-        if let Some(room) = self.rooms.borrow_mut().get_mut(user) {
-            room.record = Record::default();
-        }
-    }
-
     /// Hands an envelope to everyone who is subscribed to one of the channels. No borrow is held
     /// meanwhile: a sink may call back.
     fn hand_out(&self, user: &UserId, channels: &[Device], envelope: &Envelope) {

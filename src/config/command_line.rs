@@ -8,7 +8,7 @@ use clap::builder::Styles;
 use clap::builder::styling::AnsiColor;
 use clap::{Arg, ArgAction, ArgMatches};
 
-use super::demo;
+use super::Additions;
 use super::table::{ALL, Fallback, LISTEN, PORT, REDIS_URL, Setting};
 
 /// The commands.
@@ -36,14 +36,15 @@ pub(super) type Flags = BTreeMap<&'static str, String>;
 /// Which command is asked for, and what was given to it.
 pub(super) fn parse(
     arguments: impl IntoIterator<Item = OsString>,
-    others: impl IntoIterator<Item = clap::Command>,
+    additions: Additions,
 ) -> Result<(Name, ArgMatches), clap::Error> {
     let mut arguments: Vec<OsString> = arguments.into_iter().collect();
     let first = arguments.get(1).and_then(|first| first.to_str()).unwrap_or("-");
     if first.starts_with('-') && !["-h", "--help", "-V", "--version"].contains(&first) {
         arguments.insert(1.min(arguments.len()), "serve".into());
     }
-    let mut matches = program().subcommands(others).try_get_matches_from(arguments)?;
+    let mut matches =
+        program(additions.demo).subcommands(additions.commands).try_get_matches_from(arguments)?;
     let Some((command, given)) = matches.remove_subcommand() else {
         return Ok((Name::Serve, matches));
     };
@@ -67,12 +68,13 @@ pub(super) fn flags(given: &ArgMatches) -> Flags {
 }
 
 /// The whole command line.
-fn program() -> clap::Command {
+fn program(of_demo: Vec<Arg>) -> clap::Command {
     let styles = Styles::styled()
         .header(AnsiColor::Green.on_default().bold())
         .usage(AnsiColor::Green.on_default().bold())
         .literal(AnsiColor::Cyan.on_default().bold())
         .placeholder(AnsiColor::Cyan.on_default());
+    let ready = Arg::new("ready").long("ready").action(ArgAction::SetTrue);
     clap::Command::new("duorelay")
         .version(env!("CARGO_PKG_VERSION"))
         .about("A private two-device WebSocket relay: one user's phone and desktop stream to each other")
@@ -89,26 +91,15 @@ fn program() -> clap::Command {
         .subcommand(
             command("demo", ALL.iter().copied().filter(|setting| setting.group.is_for_demo()))
                 .about("Try it out: one instance with its own sign-in and a page for desktop and phone")
-                .arg(
-                    // Not by its variable, which may name a real Redis: who wants this says so here.
-                    Arg::new(REDIS_URL.flag)
-                        .long(REDIS_URL.flag)
-                        .value_name(REDIS_URL.value_name)
-                        .help("Join other demos over this Redis [default: one instance alone]")
-                        .help_heading(REDIS_URL.group.heading()),
-                )
-                .args(demo::flags())
+                // Not by its variable, which may name a real Redis.
+                .arg(flag(&REDIS_URL).help("Join other demos over this Redis [default: one instance alone]"))
+                .args(of_demo)
                 .after_help("For development only: anyone who reaches the port can sign in."),
         )
         .subcommand(
             command("health", HEALTH.into_iter())
                 .about("Ask the instance on this machine whether it works: exit code 0 or 1")
-                .arg(
-                    Arg::new("ready")
-                        .long("ready")
-                        .action(ArgAction::SetTrue)
-                        .help("Ask whether clients may be sent to it, not only whether it lives"),
-                ),
+                .arg(ready.help("Ask whether clients may be sent to it, not only whether it lives")),
         )
 }
 

@@ -5,8 +5,6 @@
 //! An empty value counts as not given; an empty flag so hides the variable.
 
 mod command_line;
-mod credentials;
-mod demo;
 pub(crate) mod parse;
 mod read;
 mod sign_in;
@@ -17,18 +15,18 @@ mod values;
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::time::Duration;
 
 use clap::ArgMatches;
 use ipnet::IpNet;
 use secrecy::SecretString;
 
 use self::command_line::Name;
-pub use self::demo::{DemoFlags, DemoTls};
 pub use self::parse::Mistake;
+pub use self::read::{Features, Limits, Times};
 use crate::auth::settings::Settings;
-use crate::telemetry::{self, LogFormat};
+pub use crate::backplane::redis::{RedisSource, RedisTls, check_redis_url};
+pub use crate::host::Machine;
+use crate::telemetry;
 
 /// What `duorelay serve` runs by.
 #[derive(Debug, Clone)]
@@ -88,87 +86,16 @@ pub struct Redis {
     pub prefix: String,
 }
 
-/// Where Redis's URL comes from.
-#[derive(Debug, Clone)]
-pub enum RedisSource {
-    /// `REDIS_URL`.
-    Url(SecretString),
-    /// `REDIS_URL_FILE`: read again at each connection, so that the password may change.
-    File(PathBuf),
-}
-
-/// PEM files for connections to Redis alone.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct RedisTls {
-    /// Roots beside the system's.
-    pub ca: Option<PathBuf>,
-    /// A client certificate, with what it was signed by.
-    pub cert: Option<PathBuf>,
-    /// Its key.
-    pub key: Option<PathBuf>,
-}
-
-/// A Redis URL that names a server.
-///
-/// # Errors
-/// What is wrong, without any part of the URL, because of the password.
-pub fn check_redis_url(text: &str) -> Result<SecretString, String> {
-    parse::redis_url(text)
-}
-
-/// What clients are offered beyond the first version of the protocol.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Features {
-    /// They may report what they have received.
-    pub pacing: bool,
-    /// They may arrange a direct path.
-    pub direct: bool,
-    /// STUN servers for it.
-    pub stun_urls: Vec<String>,
-}
-
-/// What clients may use; `None` is no limit.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Limits {
-    /// Open connections on this instance.
-    pub max_connections: Option<u32>,
-    /// One whole message, in bytes, still allowed.
-    pub message_bytes: usize,
-    /// What may wait for one receiver, in bytes; at least [`Self::message_bytes`].
-    pub queue_bytes: usize,
-    /// Text and binary messages from one connection, with a burst of one second.
-    pub messages_per_second: Option<u32>,
-    /// Bytes from one connection, with a burst of four seconds.
-    pub bytes_per_second: Option<u32>,
-    /// Handshakes from one client address.
-    pub handshakes_per_second_per_ip: Option<u32>,
-}
-
-/// How long things last.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Times {
-    /// Silence after which a connection is pinged; after two of them it is dropped.
-    pub heartbeat: Duration,
-    /// How long an instance that is gone still holds its slots.
-    pub lease: Duration,
-    /// From SIGTERM until handshakes are refused.
-    pub drain_delay: Duration,
-    /// Over which the connections are asked to move.
-    pub drain: Duration,
-    /// After which a connection is asked to move; never without.
-    pub max_lifetime: Option<Duration>,
-}
-
 /// What the command line asks for.
 #[derive(Debug, Clone)]
 pub enum Command {
     /// `duorelay serve`, or no command.
     Serve(Box<Config>),
-    /// `duorelay demo`.
-    Demo(Box<Instance>, DemoFlags),
+    /// `duorelay demo`, whose own flags are among what was given.
+    Demo(Box<Instance>, ArgMatches),
     /// `duorelay health`.
     Health(HealthCheck),
-    /// One of the commands that the caller of [`load`] added.
+    /// One of the commands in [`Additions`].
     Other(ArgMatches),
 }
 
@@ -199,12 +126,7 @@ impl Launch {
             Command::Demo(instance, _) => Some(instance.telemetry.clone()),
             Command::Other(_) => None,
             // A check reports nothing but why it failed.
-            Command::Health(_) => Some(telemetry::Settings {
-                format: LogFormat::Pretty,
-                filter: "error".to_owned(),
-                project: None,
-                traces: None,
-            }),
+            Command::Health(_) => Some(telemetry::Settings::errors()),
         }
     }
 }
@@ -272,56 +194,22 @@ impl Stop {
 }
 
 fn mistakes_text(mistakes: &[Mistake]) -> String {
-    let count = match mistakes {
-        [_] => "1 mistake".to_owned(),
-        many => format!("{} mistakes", many.len()),
-    };
-    let mut text = format!("error: {count} in the configuration, so nothing was started");
-    for mistake in mistakes {
-        text.push_str(&format!("\n  {mistake}"));
-    }
-    text
+    let count =
+        if mistakes.len() == 1 { "1 mistake".to_owned() } else { format!("{} mistakes", mistakes.len()) };
+    let lines: String = mistakes.iter().map(|mistake| format!("\n  {mistake}")).collect();
+    format!("error: {count} in the configuration, so nothing was started{lines}")
 }
 
-/// What defaults depend on, so that tests can choose it.
-#[derive(Debug, Clone, Copy)]
-pub struct Machine {
-    /// Standard output is a terminal.
-    pub terminal: bool,
-    /// Cores that the process may use.
-    pub cores: usize,
-    /// Sockets can be bound to IPv6 addresses.
-    pub ipv6: bool,
-    /// It is Google's, and so has a metadata server.
-    pub google: bool,
+/// What other rooms add to the command line, to read it themselves.
+#[derive(Debug, Default)]
+pub struct Additions {
+    /// Flags of `duorelay demo`.
+    pub demo: Vec<clap::Arg>,
+    /// Commands with settings of their own.
+    pub commands: Vec<clap::Command>,
 }
 
-impl Machine {
-    /// This machine. Kernels booted with `ipv6.disable=1`, some containers' hosts among them, refuse `[::]`.
-    #[must_use]
-    pub fn this() -> Self {
-        use std::io::IsTerminal as _;
-        Self {
-            terminal: std::io::stdout().is_terminal(),
-            cores: std::thread::available_parallelism().map_or(1, usize::from),
-            ipv6: std::net::UdpSocket::bind("[::]:0").is_ok(),
-            google: is_googles(),
-        }
-    }
-}
-
-/// Cloud Run and App Engine say so by a variable, and a GKE node in its BIOS, as Google's own libraries look
-/// (<https://cloud.google.com/compute/docs/instances/detect-compute-engine>). A plain virtual machine is not asked: whoever
-/// wants its account sets `GCE_METADATA_HOST`.
-fn is_googles() -> bool {
-    let is_set = |name| std::env::var_os(name).is_some();
-    let product = || std::fs::read_to_string("/sys/class/dmi/id/product_name").unwrap_or_default();
-    is_set("K_SERVICE")
-        || is_set("GAE_SERVICE")
-        || (is_set("KUBERNETES_SERVICE_HOST") && product().starts_with("Google"))
-}
-
-/// Reads the command line (the program's name first) and the environment. `others` are commands beside the relay's own.
+/// Reads the command line (the program's name first) and the environment.
 ///
 /// # Errors
 /// [`Stop`]: `--help`, `--version`, or everything that is wrong.
@@ -329,14 +217,13 @@ pub fn load(
     arguments: impl IntoIterator<Item = OsString>,
     environment: impl IntoIterator<Item = (OsString, OsString)>,
     machine: Machine,
-    others: impl IntoIterator<Item = clap::Command>,
+    additions: Additions,
 ) -> Result<Launch, Stop> {
-    let (name, given) = command_line::parse(arguments, others)?;
+    let (name, given) = command_line::parse(arguments, additions)?;
     let mut values = values::Values::new(command_line::flags(&given), environment);
     let command = match name {
         Name::Serve => read::serve(&mut values, machine).map(Box::new).map(Command::Serve),
-        Name::Demo => read::demo(&mut values, machine)
-            .map(|instance| Command::Demo(Box::new(instance), demo::read(&given))),
+        Name::Demo => read::demo(&mut values, machine).map(|it| Command::Demo(Box::new(it), given)),
         Name::Health { path } => read::health(&mut values, machine, path).map(Command::Health),
         Name::Other => return Ok(Launch { command: Command::Other(given), notices: Vec::new() }),
     };

@@ -1,24 +1,24 @@
 //! From what was given to a checked configuration.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use super::parse::{
-    DAY, address, collector, count, header_secret, list, log_filter, log_format, network, number, origin,
-    port, redis_prefix, redis_url, size, stun_url, truth,
+    DAY, address, count, header_secret, list, network, number, origin, port, seconds, stun_url, truth,
 };
-use super::table::{self, Setting};
+use super::table;
 use super::values::{Read, Values};
-use super::{
-    Config, Features, HealthCheck, Instance, Limits, Machine, Redis, RedisSource, RedisTls, Times, sign_in,
-};
+use super::{Config, HealthCheck, Instance, Machine, Redis, RedisSource, RedisTls, sign_in};
 use crate::auth::settings::Issuer;
-use crate::telemetry::{LogFormat, Settings, TraceSettings};
+use crate::backplane::redis::{check_prefix, check_redis_url};
+use crate::telemetry::{LogFormat, Settings, TraceSettings, check_filter, collector};
 
 /// Where demos keep what they share, so that a real relay on the same Redis never meets them.
 const DEMO_PREFIX: &str = "duo-demo";
+
+const TWO_URLS: &str = "must not be set beside REDIS_URL: one of them names the server";
+const NO_REDIS: &str = "has no use without a Redis (REDIS_URL), as every certificate for it";
 
 /// Reads every field before the first `?`, so that no mistake hides another.
 macro_rules! read {
@@ -26,6 +26,71 @@ macro_rules! read {
         $(let $field = $read;)*
         Ok($name { $($field: $field?),* })
     }};
+}
+
+/// A part of the settings: its fields, each with the setting that it comes from and how that is read.
+macro_rules! part {
+    ($(#[$doc:meta])* $name:ident {
+        $($(#[$of:meta])* $field:ident: $type:ty = $read:ident($setting:ident, $($how:expr),+);)*
+    }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq)]
+        pub struct $name { $($(#[$of])* pub $field: $type,)* }
+        impl $name {
+            fn read(values: &mut Values) -> Read<Self> {
+                read!($name { $($field: values.$read(&table::$setting, $($how),+)),* })
+            }
+        }
+    };
+}
+
+part! {
+    /// What clients are offered beyond the first version of the protocol.
+    Features {
+        /// They may report what they have received.
+        pacing: bool = value(PACING, truth);
+        /// They may arrange a direct path.
+        direct: bool = value(DIRECT, truth);
+        /// STUN servers for it.
+        stun_urls: Vec<String> = value_or(STUN_URLS, Vec::new(), |text| list(text, stun_url));
+    }
+}
+
+part! {
+    /// What clients may use; `None` is no limit.
+    Limits {
+        /// Open connections on this instance.
+        max_connections: Option<u32> = value(MAX_CONNECTIONS, count);
+        /// One whole message, in bytes, still allowed.
+        message_bytes: usize = value(MESSAGE_BYTES, number(1..=1 << 30));
+        /// What may wait for one receiver, in bytes; at least [`Self::message_bytes`].
+        queue_bytes: usize = value(QUEUE_BYTES, number(1..=1 << 30));
+        /// Text and binary messages from one connection, with a burst of one second.
+        messages_per_second: Option<u32> = value(MESSAGES_PER_SECOND, count);
+        /// Bytes from one connection, with a burst of four seconds.
+        bytes_per_second: Option<u32> = value(BYTES_PER_SECOND, count);
+        /// Handshakes from one client address.
+        handshakes_per_second_per_ip: Option<u32> = value(HANDSHAKES_PER_SECOND_PER_IP, count);
+    }
+}
+
+part! {
+    /// How long things last.
+    Times {
+        /// Silence after which a connection is pinged; after two of them it is dropped.
+        heartbeat: Duration = value(HEARTBEAT_SECONDS, seconds(1..=DAY));
+        /// How long an instance that is gone still holds its slots. Shorter than a backplane call may take (2 s), slots would
+        /// end while they are being renewed.
+        lease: Duration = value(LEASE_SECONDS, seconds(3..=DAY));
+        /// From SIGTERM until handshakes are refused.
+        drain_delay: Duration = value(DRAIN_DELAY_SECONDS, seconds(0..=DAY));
+        /// Over which the connections are asked to move.
+        drain: Duration = value(DRAIN_SECONDS, seconds(0..=DAY));
+        /// After which a connection is asked to move; never without.
+        max_lifetime: Option<Duration> = value(MAX_LIFETIME_SECONDS, |text| {
+            seconds(0..=365 * DAY)(text).map(|lifetime| (!lifetime.is_zero()).then_some(lifetime))
+        });
+    }
 }
 
 /// Everything that `duorelay serve` needs.
@@ -48,12 +113,9 @@ pub(super) fn demo(values: &mut Values, machine: Machine) -> Read<Instance> {
         if !values.is_flag(&table::REDIS_URL) {
             return Ok(None);
         }
-        let url = values.optional(&table::REDIS_URL, redis_url)?;
-        Ok(url.map(|url| Redis {
-            source: RedisSource::Url(url),
-            tls: RedisTls::default(),
-            prefix: DEMO_PREFIX.to_owned(),
-        }))
+        let (tls, prefix) = (RedisTls::default(), DEMO_PREFIX.to_owned());
+        let source = values.optional(&table::REDIS_URL, check_redis_url)?.map(RedisSource::Url);
+        Ok(source.map(|source| Redis { source, tls, prefix }))
     })
 }
 
@@ -70,11 +132,10 @@ fn instance(
         redis: redis(values),
         allowed_origins: values.optional(&table::ALLOWED_ORIGINS, |text| list(text, origin)),
         trusted_proxies: values.value_or(&table::TRUSTED_PROXIES, Vec::new(), |text| list(text, network)),
-        features: features(values),
+        features: Features::read(values),
         limits: limits(values),
-        workers: values
-            .value_or(&table::WORKERS, machine.cores.max(1), |text| number(1..=1024)(text).map(size)),
-        times: times(values),
+        workers: values.value_or(&table::WORKERS, machine.cores.max(1), number(1..=1024)),
+        times: Times::read(values),
         telemetry: telemetry(values, machine),
     })
 }
@@ -85,8 +146,8 @@ fn telemetry(values: &mut Values, machine: Machine) -> Read<Settings> {
     let endpoint = values.optional(&table::OTLP_ENDPOINT, collector);
     let service_name = values.optional(&table::OTEL_SERVICE_NAME, words);
     read!(Settings {
-        format: values.value_or(&table::LOG_FORMAT, terminal, log_format),
-        filter: values.value(&table::RUST_LOG, log_filter),
+        format: values.value_or(&table::LOG_FORMAT, terminal, LogFormat::parse),
+        filter: values.value(&table::RUST_LOG, check_filter),
         project: values.optional(&table::GOOGLE_CLOUD_PROJECT, words),
         traces: service_name
             .and_then(|service_name| Ok(endpoint?.map(|endpoint| TraceSettings { endpoint, service_name }))),
@@ -99,8 +160,7 @@ pub(super) fn health(values: &mut Values, machine: Machine, path: &'static str) 
 }
 
 fn addresses(values: &mut Values, machine: Machine) -> Read<(SocketAddr, SocketAddr)> {
-    let any =
-        if machine.ipv6 { IpAddr::V6(Ipv6Addr::UNSPECIFIED) } else { IpAddr::V4(Ipv4Addr::UNSPECIFIED) };
+    let any: IpAddr = if machine.ipv6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
     let at_port = values.value(&table::PORT, port);
     let at_address = values.optional(&table::LISTEN, address);
     let admin_listen = values.value(&table::ADMIN_LISTEN, address)?;
@@ -120,25 +180,9 @@ fn addresses(values: &mut Values, machine: Machine) -> Read<(SocketAddr, SocketA
     Ok((listen, admin_listen))
 }
 
-fn features(values: &mut Values) -> Read<Features> {
-    read!(Features {
-        pacing: values.value(&table::PACING, truth),
-        direct: values.value(&table::DIRECT, truth),
-        stun_urls: values.value_or(&table::STUN_URLS, Vec::new(), |text| list(text, stun_url)),
-    })
-}
-
 fn limits(values: &mut Values) -> Read<Limits> {
-    let bytes = |text: &str| number(1..=1 << 30)(text).map(size);
-    let limits: Limits = read!(Limits {
-        max_connections: values.value(&table::MAX_CONNECTIONS, count),
-        message_bytes: values.value(&table::MESSAGE_BYTES, bytes),
-        queue_bytes: values.value(&table::QUEUE_BYTES, bytes),
-        messages_per_second: values.value(&table::MESSAGES_PER_SECOND, count),
-        bytes_per_second: values.value(&table::BYTES_PER_SECOND, count),
-        handshakes_per_second_per_ip: values.value(&table::HANDSHAKES_PER_SECOND_PER_IP, count),
-    })?;
-    let Limits { message_bytes: message, queue_bytes: queue, .. } = limits;
+    let limits = Limits::read(values)?;
+    let (message, queue) = (limits.message_bytes, limits.queue_bytes);
     if message > queue {
         let problem = format!(
             "must be at least DUORELAY_MESSAGE_BYTES ({message}), or the largest message fits no queue, but is {queue}"
@@ -148,23 +192,8 @@ fn limits(values: &mut Values) -> Read<Limits> {
     Ok(limits)
 }
 
-fn times(values: &mut Values) -> Read<Times> {
-    let mut seconds = |setting: &'static Setting, range: RangeInclusive<u64>| {
-        values.value(setting, number(range)).map(Duration::from_secs)
-    };
-    read!(Times {
-        heartbeat: seconds(&table::HEARTBEAT_SECONDS, 1..=DAY),
-        // Shorter than a backplane call may take (2 s), slots would end while they are being renewed.
-        lease: seconds(&table::LEASE_SECONDS, 3..=DAY),
-        drain_delay: seconds(&table::DRAIN_DELAY_SECONDS, 0..=DAY),
-        drain: seconds(&table::DRAIN_SECONDS, 0..=DAY),
-        max_lifetime: seconds(&table::MAX_LIFETIME_SECONDS, 0..=365 * DAY)
-            .map(|lifetime| (!lifetime.is_zero()).then_some(lifetime)),
-    })
-}
-
 fn redis(values: &mut Values) -> Read<Option<Redis>> {
-    let url = values.optional(&table::REDIS_URL, redis_url);
+    let url = values.optional(&table::REDIS_URL, check_redis_url);
     let mut file = |setting| values.optional(setting, |text| Ok(PathBuf::from(text)));
     let url_file = file(&table::REDIS_URL_FILE);
     let tls: Read<RedisTls> = read!(RedisTls {
@@ -172,20 +201,14 @@ fn redis(values: &mut Values) -> Read<Option<Redis>> {
         cert: file(&table::REDIS_CERT),
         key: file(&table::REDIS_KEY),
     });
-    let prefix = values.value(&table::REDIS_PREFIX, redis_prefix);
+    let prefix = values.value(&table::REDIS_PREFIX, check_prefix);
     let (url, url_file, tls, prefix) = (url?, url_file?, tls?, prefix?);
     let source = match (url, url_file) {
-        (Some(_), Some(_)) => {
-            let problem = "must not be set beside REDIS_URL: one of them names the server";
-            return Err(values.mistake(&table::REDIS_URL_FILE, problem));
-        }
+        (Some(_), Some(_)) => return Err(values.mistake(&table::REDIS_URL_FILE, TWO_URLS)),
         (Some(url), None) => RedisSource::Url(url),
         (None, Some(file)) => RedisSource::File(file),
         (None, None) if tls == RedisTls::default() => return Ok(None),
-        (None, None) => {
-            let problem = "has no use without a Redis (REDIS_URL), as every certificate for it";
-            return Err(values.mistake(&table::REDIS_CA, problem));
-        }
+        (None, None) => return Err(values.mistake(&table::REDIS_CA, NO_REDIS)),
     };
     Ok(Some(Redis { source, tls, prefix }))
 }

@@ -61,23 +61,14 @@ impl Group {
     }
 }
 
-const fn setting(
-    group: Group,
-    variable: &'static str,
-    flag: &'static str,
-    value_name: &'static str,
-    fallback: Fallback,
-    help: &'static str,
-) -> Setting {
-    Setting { variable, flag, value_name, fallback, help, group }
-}
-
 use Fallback::{Nothing, Value, Words};
 use Group::{Backplane, Clients, Limits, Ports, Process, SignIn, Times};
 
 macro_rules! settings {
     ($($name:ident = ($group:expr, $variable:literal, $flag:literal, $value_name:literal, $fallback:expr, $help:literal);)*) => {
-        $(pub(super) static $name: Setting = setting($group, $variable, $flag, $value_name, $fallback, $help);)*
+        $(pub(super) static $name: Setting = Setting {
+            group: $group, variable: $variable, flag: $flag, value_name: $value_name, fallback: $fallback, help: $help,
+        };)*
         /// All settings, in the order of `--help`.
         pub(super) static ALL: &[&Setting] = &[$(&$name),*];
     };

@@ -33,12 +33,8 @@ impl Values {
                 continue;
             }
             match value.into_string() {
-                Ok(value) => {
-                    values.variables.insert(name.to_owned(), value);
-                }
-                Err(_) => values
-                    .mistakes
-                    .push(Mistake { setting: name.to_owned(), problem: "is not UTF-8".to_owned() }),
+                Ok(value) => drop(values.variables.insert(name.to_owned(), value)),
+                Err(_) => values.mistakes.push(Mistake::of(name, "is not UTF-8")),
             }
         }
         values
@@ -91,8 +87,7 @@ impl Values {
     /// Notes what is wrong with a setting.
     pub(super) fn mistake(&mut self, setting: &Setting, problem: impl Into<String>) -> Reported {
         let from = if self.is_flag(setting) { format!(" (--{})", setting.flag) } else { String::new() };
-        self.mistakes
-            .push(Mistake { setting: format!("{}{from}", setting.variable), problem: problem.into() });
+        self.mistakes.push(Mistake::of(&format!("{}{from}", setting.variable), problem));
         Reported
     }
 
@@ -104,19 +99,16 @@ impl Values {
     /// All mistakes, and all that the log should say.
     pub(super) fn finish(mut self, command: Name) -> (Vec<Mistake>, Vec<Notice>) {
         for (name, value) in &self.variables {
-            let known = ALL.iter().find(|setting| setting.variable == name);
-            match known {
-                None => self.notices.push(Notice::UnknownVariable {
+            let notice = match ALL.iter().find(|setting| setting.variable == name) {
+                None => Notice::UnknownVariable {
                     name: name.clone(),
                     suggestion: if is_service_link(name, value) { None } else { similar(name) },
-                }),
-                Some(setting)
-                    if command == Name::Demo && !setting.group.is_for_demo() && !value.trim().is_empty() =>
-                {
-                    self.notices.push(Notice::IgnoredByDemo(setting.variable));
-                }
-                Some(_) => {}
-            }
+                },
+                Some(setting) if setting.group.is_for_demo() || value.trim().is_empty() => continue,
+                Some(setting) if command == Name::Demo => Notice::IgnoredByDemo(setting.variable),
+                Some(_) => continue,
+            };
+            self.notices.push(notice);
         }
         (self.mistakes, self.notices)
     }

@@ -22,7 +22,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, warn};
 
-use crate::config::DemoTls;
+use super::flags::DemoTls;
 use crate::edge::{listen, stream};
 use crate::server::ServerError;
 

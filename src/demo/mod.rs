@@ -4,6 +4,7 @@
 //! Nothing here can be reached from `duorelay serve`.
 
 mod faces;
+mod flags;
 mod https;
 pub mod identity;
 mod page;
@@ -12,15 +13,17 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
+use clap::ArgMatches;
 use tracing::{info, warn};
 
 use self::faces::{Faces, FacesError};
+pub use self::flags::flags;
 use self::https::{Front, TlsError};
 use self::identity::{IdentityProvider, PROJECT_ID, SignError};
 use self::page::Demo;
 use crate::auth::AuthError;
 use crate::auth::settings::{Issuer, Settings};
-use crate::config::{Config, DemoFlags, Instance};
+use crate::config::{Config, Instance};
 use crate::metrics::Metrics;
 use crate::server::{self, Page, ServerError};
 
@@ -64,11 +67,12 @@ impl From<ServerError> for DemoError {
     }
 }
 
-/// Serves the demo until it is interrupted.
+/// Serves the demo until it is interrupted; its own [`flags`] are among what was `given`.
 ///
 /// # Errors
 /// See [`DemoError`].
-pub async fn run(mut instance: Instance, flags: DemoFlags) -> Result<(), DemoError> {
+pub async fn run(mut instance: Instance, given: &ArgMatches) -> Result<(), DemoError> {
+    let flags = flags::read(given);
     warn!("this is the demo: anybody who reaches it can sign in as anybody");
     let faces = Faces::read(flags.faces.as_deref())?;
     let address = instance.listen;

@@ -91,6 +91,7 @@ pub struct Hub {
     outbox_bytes: WorkerGauge,
     incoming_bytes: WorkerGauge,
     waiting_connections: WorkerGauge,
+    users: WorkerGauge,
     leaving: Cell<Option<Instant>>,
     share: Rc<Share>,
     relieved: Cell<Relief>,
@@ -119,6 +120,7 @@ impl Hub {
                 outbox_bytes: WorkerGauge::of(&metrics.outbox_bytes),
                 incoming_bytes: WorkerGauge::of(&metrics.incoming_bytes),
                 waiting_connections: WorkerGauge::of(&metrics.waiting_connections),
+                users: WorkerGauge::of(&metrics.users),
                 metrics,
                 leaving: Cell::new(None),
                 share,
@@ -154,14 +156,9 @@ impl Hub {
         &self.settings
     }
 
-    /// Rooms with a connection here.
-    #[must_use]
-    pub fn room_count(&self) -> usize {
-        self.rooms.borrow().len()
-    }
-
-    /// Counts what waits; called about once a second, so that frames need not.
+    /// Counts users and what waits; called about once a second, so that frames need not.
     pub fn count_waiting(&self) {
+        self.users.set(self.rooms.borrow().len());
         let (mut bytes, mut incoming_bytes, mut connections) = (0, 0, 0);
         for room in self.rooms.borrow().values() {
             let room = room.borrow();

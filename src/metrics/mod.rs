@@ -183,6 +183,8 @@ pub struct Metrics {
     pub incoming_bytes: Gauge,
     /// Connections for which anything waits, as of the last second.
     pub waiting_connections: Gauge,
+    /// Users with a connection here, as of the last second.
+    pub users: Gauge,
     /// 1 from the beginning of a drain.
     pub draining: Gauge,
     /// 1 while nobody new is let in, because the control group's memory is nearly used.
@@ -291,6 +293,7 @@ impl Default for Metrics {
             incoming_bytes: queue_bytes.get_or_create_owned(&vec![("queue", "incoming")]),
             outbox_bytes: queue_bytes.get_or_create_owned(&vec![("queue", "outbox")]),
             waiting_connections: new.one("waiting_connections", "Connections for which anything waits"),
+            users: new.one("users", "Users with a connection here"),
             draining: new.one("draining", "1 from the beginning of a drain"),
             memory_short: new
                 .one("memory_short", "1 while nobody new is let in, because memory is nearly used"),

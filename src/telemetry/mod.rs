@@ -16,6 +16,7 @@ use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
 use tracing_subscriber::{EnvFilter, Layer, Registry};
 
 use self::cloud::CloudLogging;
+pub(crate) use self::traces::collector;
 pub use self::traces::{STEPS, TraceSettings, handshake, handshake_ended, handshake_is_for};
 
 /// What a process says of itself.
@@ -31,6 +32,13 @@ pub struct Settings {
     pub traces: Option<TraceSettings>,
 }
 
+impl Settings {
+    /// Nothing but errors, for people.
+    pub(crate) fn errors() -> Self {
+        Self { format: LogFormat::Pretty, filter: "error".to_owned(), project: None, traces: None }
+    }
+}
+
 /// How a log line looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
@@ -40,6 +48,18 @@ pub enum LogFormat {
     Json,
     /// One JSON object a line, with the fields of Google's Cloud Logging.
     Gcp,
+}
+
+impl LogFormat {
+    /// As `LOG_FORMAT` names it.
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        match text.to_ascii_lowercase().as_str() {
+            "pretty" => Ok(Self::Pretty),
+            "json" => Ok(Self::Json),
+            "gcp" => Ok(Self::Gcp),
+            _ => Err(format!("must be pretty, json or gcp, but is {text:?}")),
+        }
+    }
 }
 
 /// Logs cannot be set up.
@@ -111,12 +131,9 @@ where
     Ok(tracing_subscriber::registry().with(lines).with(spans))
 }
 
-/// Whether `text` is in `RUST_LOG`'s syntax, and what is wrong if not.
-///
-/// # Errors
-/// The problem, to be read after the setting's name.
-pub fn check_filter(text: &str) -> Result<(), String> {
-    parse_filter(text).map(drop)
+/// A filter in `RUST_LOG`'s syntax; or the problem, to be read after the setting's name.
+pub(crate) fn check_filter(text: &str) -> Result<String, String> {
+    parse_filter(text).map(|_| text.to_owned())
 }
 
 fn parse_filter(text: &str) -> Result<EnvFilter, String> {
@@ -304,7 +321,7 @@ mod tests {
         for good in
             ["info", "INFO", "warn,duorelay=debug", "duorelay::edge=trace,off", "error,hyper", "", "3"]
         {
-            assert_eq!(check_filter(good), Ok(()), "{good}");
+            assert_eq!(check_filter(good).as_deref(), Ok(good), "{good}");
         }
         for (bad, part) in [
             ("duorelay=loud", "duorelay=loud"),

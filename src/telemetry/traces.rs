@@ -17,6 +17,7 @@ use opentelemetry_sdk::trace::{SdkTracerProvider, SpanData, SpanExporter};
 use tracing::field::{Empty, display};
 use tracing::{Span, info, info_span, warn};
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
+use url::Url;
 
 use super::context::TraceContext;
 
@@ -33,6 +34,18 @@ pub struct TraceSettings {
     pub endpoint: String,
     /// `OTEL_SERVICE_NAME`
     pub service_name: Option<String>,
+}
+
+/// An HTTP URL without a password in it, on any host: collectors are often neighbours, without TLS.
+pub(crate) fn collector(text: &str) -> Result<String, String> {
+    let url = Url::parse(text).map_err(|error| format!("is not a URL ({error})"))?;
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err("must not hold a user or a password; OTEL_EXPORTER_OTLP_HEADERS may".to_owned());
+    }
+    match url.scheme() {
+        "http" | "https" if url.has_host() && url.query().is_none() => Ok(text.to_owned()),
+        _ => Err("must be an http:// or https:// URL, such as http://localhost:4318".to_owned()),
+    }
 }
 
 /// Builds what sends spans, on a thread of its own, from a queue that drops what does not fit (2048 spans, or

@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-use duorelay::config::{self, Command, Machine};
+use duorelay::config::{self, Additions, Command, Machine};
 use duorelay::{demo, telemetry};
 
 #[tokio::main(flavor = "current_thread")]
@@ -12,12 +12,17 @@ async fn main() -> Result<(), Box<dyn Error>> {
             "built without --cfg conformance, so that nothing echoes: tests/autobahn/run builds it".into()
         );
     }
-    let launch =
-        config::load(["conformance", "demo"].map(Into::into), std::env::vars_os(), Machine::this(), [])
-            .map_err(|stop| format!("{stop:?}"))?;
+    let additions = Additions { demo: demo::flags().into(), commands: Vec::new() };
+    let launch = config::load(
+        ["conformance", "demo"].map(Into::into),
+        std::env::vars_os(),
+        Machine::this(),
+        additions,
+    )
+    .map_err(|stop| format!("{stop:?}"))?;
     let _telemetry = launch.telemetry().as_ref().map(telemetry::start).transpose()?;
     match launch.command {
-        Command::Demo(instance, flags) => Ok(demo::run(*instance, flags).await?),
+        Command::Demo(instance, given) => Ok(demo::run(*instance, &given).await?),
         Command::Serve(_) | Command::Health(_) | Command::Other(_) => Err("no demo was asked for".into()),
     }
 }

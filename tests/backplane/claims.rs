@@ -79,12 +79,11 @@ pub async fn a_claim_tells_whom_it_replaced_and_who_holds_the_other_slot(world: 
     assert_eq!((other_user.replaced, other_user.other), (None, None));
 }
 
-pub async fn generations_grow_whatever_the_room_remembers(world: &World) {
+pub async fn generations_grow_past_what_the_claimer_knows(world: &World) {
     let (worker, ann) = (world.attach().await, user("ann"));
     let (_, first) = worker.claim(&ann, DESKTOP, None).await;
     let (_, mobile) = worker.claim(&ann, MOBILE, None).await;
     assert!(mobile.generation > first.generation, "one counter for both slots");
-    world.lose(&ann).await;
     let (_, second) = worker.claim(&ann, DESKTOP, None).await;
     assert!(second.generation > mobile.generation);
     // What the claimer knows may be ahead of everybody's clock.
@@ -96,6 +95,14 @@ pub async fn generations_grow_whatever_the_room_remembers(world: &World) {
     let (_, fourth) = worker.claim(&ann, MOBILE, None).await;
     assert_eq!(fourth.generation, Generation(known.0 + 2));
     assert!(fourth.generation.0 < 1 << 53);
+}
+
+pub async fn generations_grow_although_the_room_was_lost(world: &World) {
+    let (worker, ann) = (world.attach().await, user("ann"));
+    let (_, first) = worker.claim(&ann, DESKTOP, None).await;
+    world.lose(&ann).await;
+    let (_, second) = worker.claim(&ann, DESKTOP, None).await;
+    assert!(second.generation > first.generation);
 }
 
 pub async fn a_claims_own_message_is_handed_out_before_its_answer(world: &World) {
@@ -202,7 +209,14 @@ pub async fn a_renewal_tells_who_has_overwritten_it(world: &World) {
     let overwritten = Renewed::Overwritten { by: new.member, holder: Some(new.clone()) };
     assert_eq!(a.renew(&ann, DESKTOP, &old).await, overwritten);
     assert_eq!(a.holders(&ann).await[0].as_ref(), Some(&new));
-    // The newer one alone comes back after a loss, the older one then is told again.
+}
+
+pub async fn after_a_loss_the_newer_one_alone_comes_back(world: &World) {
+    let (a, b, ann) = (world.attach().await, world.attach().await, user("ann"));
+    let (old, _) = a.claim(&ann, DESKTOP, Some("tab")).await;
+    let (new, _) = b.claim(&ann, DESKTOP, Some("tab")).await;
+    let overwritten = Renewed::Overwritten { by: new.member, holder: Some(new.clone()) };
+    // The older one does not know yet; it learns of the newer one as soon as that has renewed.
     world.lose(&ann).await;
     assert_eq!(a.renew(&ann, DESKTOP, &old).await, Renewed::Kept { other: None });
     assert_eq!(b.renew(&ann, DESKTOP, &new).await, Renewed::Kept { other: None });
@@ -370,15 +384,25 @@ pub async fn an_earlier_attempt_of_a_client_changes_nothing(world: &World) {
     // Nothing was published either.
     let nonce = b.mark(&ann, DESKTOP);
     assert_eq!(b.until_marker(nonce).await.len(), 0, "nobody was overwritten");
-
-    // What was lost is put back with its attempt.
-    world.lose(&ann).await;
-    let _ = b.renew_attempt(&ann, DESKTOP, &lease.holder, lease.attempt).await;
-    let late = a.backplane.claim(&ann, attempt(&a, "tab", 19)).await.unwrap();
-    assert!(matches!(late, ClaimOutcome::Superseded { .. }), "{late:?}");
     // Equal numbers pass, and another client's mean nothing.
     for (client, number) in [("tab", 20), ("other", 1)] {
         let claimed = a.backplane.claim(&ann, attempt(&a, client, number)).await.unwrap();
         assert!(matches!(claimed, ClaimOutcome::Claimed(_)), "{client} {number}: {claimed:?}");
     }
+}
+
+pub async fn a_lost_room_is_put_back_with_its_attempt(world: &World) {
+    let (a, b, ann) = (world.attach().await, world.attach().await, user("ann"));
+    let attempt = |worker: &Worker, number| Claim {
+        attempt: Attempt::new(number),
+        ..worker.claim_of(DESKTOP, Some("tab"))
+    };
+    let claimed = b.backplane.claim(&ann, attempt(&b, 20)).await.unwrap();
+    assert!(matches!(claimed, ClaimOutcome::Claimed(_)), "{claimed:?}");
+    let [lease, _] = b.backplane.room(&ann).await.unwrap();
+    let lease = lease.unwrap();
+    world.lose(&ann).await;
+    let _ = b.renew_attempt(&ann, DESKTOP, &lease.holder, lease.attempt).await;
+    let late = a.backplane.claim(&ann, attempt(&a, 19)).await.unwrap();
+    assert!(matches!(late, ClaimOutcome::Superseded { .. }), "{late:?}");
 }

@@ -17,7 +17,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use tracing::warn;
 use url::Url;
 
-use crate::config::{RedisSource, RedisTls, check_redis_url};
+use super::settings::{RedisSource, RedisTls, check_redis_url};
 
 /// Why the backplane cannot be used at all: no retry helps.
 #[derive(Debug, thiserror::Error)]

@@ -86,7 +86,8 @@ fn unknown_variables_get_a_warning_and_a_suggestion() {
 fn a_value_that_is_not_utf8_is_a_mistake() {
     use std::os::unix::ffi::OsStringExt as _;
     let environment = [("PORT".into(), OsString::from_vec(vec![0xff]))];
-    let stop = load(["duorelay".into(), "demo".into()], environment, MACHINE, []).unwrap_err();
+    let stop =
+        load(["duorelay".into(), "demo".into()], environment, MACHINE, Additions::default()).unwrap_err();
     assert!(stop.to_string().contains("PORT: is not UTF-8"), "{stop}");
 }
 
@@ -128,24 +129,6 @@ fn demo_joins_others_only_by_its_flag_and_under_its_own_prefix() {
 }
 
 #[test]
-fn the_demos_own_flags_have_no_variables() {
-    let flags = |arguments: &[&str]| {
-        demo_with_flags(arguments, &[("DUORELAY_TLS", "true"), ("DUORELAY_FACES", "/x")]).1
-    };
-    assert_eq!(flags(&[]), DemoFlags::default());
-    assert_eq!(flags(&["--tls"]).tls, Some(DemoTls::Made));
-    let files = DemoTls::Files { certificate: "c.pem".into(), key: "k.pem".into() };
-    let given = flags(&["--tls", "--tls-cert=c.pem", "--tls-key", "k.pem", "--faces", "node_modules"]);
-    assert_eq!(given, DemoFlags { tls: Some(files), faces: Some("node_modules".into()) });
-    for arguments in
-        [["demo", "--tls-cert=c"], ["demo", "--tls-key=k"], ["serve", "--tls"], ["serve", "--faces=d"]]
-    {
-        let stop = load_on(MACHINE, &arguments, &[PROJECT]);
-        assert!(matches!(stop, Err(Stop::CommandLine(_))), "{arguments:?}");
-    }
-}
-
-#[test]
 fn no_variable_turns_serve_into_demo() {
     for setting in ALL {
         if let Ok(launch) = load_on(MACHINE, &["serve"], &[PROJECT, (setting.variable, "demo")]) {
@@ -176,7 +159,7 @@ fn serve_is_the_default_command() {
         assert!(matches!(launch(arguments, &[PROJECT]).command, Command::Serve(_)), "{arguments:?}");
     }
     assert!(matches!(
-        load([], [(PROJECT.0.into(), PROJECT.1.into())], MACHINE, []).unwrap().command,
+        load([], [(PROJECT.0.into(), PROJECT.1.into())], MACHINE, Additions::default()).unwrap().command,
         Command::Serve(_)
     ));
 }

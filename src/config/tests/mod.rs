@@ -12,13 +12,19 @@ use tempfile::NamedTempFile;
 use super::table::ALL;
 use super::*;
 use crate::auth::settings::Issuer;
+use crate::telemetry::LogFormat;
 
 const MACHINE: Machine = Machine { terminal: false, cores: 6, ipv6: true, google: false };
 const PROJECT: (&str, &str) = ("FIREBASE_PROJECT_ID", "my-project");
 
 fn load_on(machine: Machine, arguments: &[&str], environment: &[(&str, &str)]) -> Result<Launch, Stop> {
     let arguments = std::iter::once("duorelay").chain(arguments.iter().copied()).map(OsString::from);
-    load(arguments, environment.iter().map(|(name, value)| (name.into(), value.into())), machine, [])
+    load(
+        arguments,
+        environment.iter().map(|(name, value)| (name.into(), value.into())),
+        machine,
+        Additions::default(),
+    )
 }
 
 fn launch(arguments: &[&str], environment: &[(&str, &str)]) -> Launch {
@@ -35,13 +41,9 @@ fn config(environment: &[(&str, &str)]) -> Config {
 }
 
 fn demo(arguments: &[&str], environment: &[(&str, &str)]) -> Instance {
-    demo_with_flags(arguments, environment).0
-}
-
-fn demo_with_flags(arguments: &[&str], environment: &[(&str, &str)]) -> (Instance, DemoFlags) {
     let arguments: Vec<_> = std::iter::once("demo").chain(arguments.iter().copied()).collect();
     match launch(&arguments, environment).command {
-        Command::Demo(instance, flags) => (*instance, flags),
+        Command::Demo(instance, _) => *instance,
         other => panic!("{other:?}"),
     }
 }

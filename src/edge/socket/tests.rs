@@ -149,7 +149,8 @@ async fn a_silent_socket_is_pinged_and_closed_on_time_and_one_that_speaks_goes_o
             start.elapsed() >= silent + CLOSE_LIMIT && start.elapsed() < silent + CLOSE_LIMIT + HEARTBEAT
         );
         assert_eq!(worker.metrics.heartbeats_missed.get(), 1);
-        assert_eq!(worker.hub.room_count(), 0);
+        worker.hub.count_waiting();
+        assert_eq!(worker.metrics.users.get(), 0);
     };
     LocalSet::new().run_until(test).await;
 }

@@ -19,8 +19,8 @@ pub use self::assertion::{Assertion, FIGURES, Figure, Unit};
 pub use self::options::{
     Dialect, Direction, Link, LoadOptions, Output, Placement, Scenario, StreamSet, TokenSource,
 };
-use crate::config::Mistake;
-use crate::config::parse::{redis_url, truth};
+use crate::config::parse::truth;
+use crate::config::{Mistake, check_redis_url};
 
 /// One flag: name, value's name, default, help, heading.
 struct Flag(&'static str, &'static str, Option<&'static str>, &'static str, &'static str);
@@ -285,7 +285,7 @@ fn read_all(given: &mut Given<'_>) -> Option<LoadOptions> {
     });
     let dialect = given
         .checked("dialect", |text| named(text, &[("v1", Dialect::V1), ("socket.io", Dialect::SocketIo)]));
-    let redis = given.checked("redis-url", redis_url);
+    let redis = given.checked("redis-url", check_redis_url);
     let sources: Vec<IpAddr> = given.checked_list("source", sources).concat();
     let users = given.checked("users", number(1, 1_000_000));
     let fps = given.checked("fps", |text| match text.parse::<f64>() {

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 
 use super::*;
-use crate::config::{Command, Machine, Stop, load};
+use crate::config::{Additions, Command, Machine, Stop, load};
 
 const MACHINE: Machine = Machine { terminal: false, cores: 1, ipv6: false, google: false };
 
@@ -11,7 +11,8 @@ fn load_on(arguments: &[&str]) -> Result<LoadOptions, Stop> {
     let arguments = ["duorelay", "loadtest"].iter().chain(arguments).map(OsString::from);
     // Settings of an instance in the environment are not the load tester's.
     let environment = [("PORT".into(), "not a port".into()), ("DUORELAY_WORKERS".into(), "x".into())];
-    match load(arguments, environment, MACHINE, [command()])?.command {
+    let additions = Additions { commands: vec![command()], ..Additions::default() };
+    match load(arguments, environment, MACHINE, additions)?.command {
         Command::Other(given) => read(&given).map_err(Stop::Mistakes),
         other @ (Command::Serve(_) | Command::Demo(..) | Command::Health(_)) => panic!("{other:?}"),
     }

@@ -246,7 +246,10 @@ impl Simulation {
             self.wrong.borrow_mut().push(format!("subscribed {subscribed:?}, needed {expected:?}"));
         }
         for node in self.alive() {
-            let rooms = self.hub(node).map_or(0, |hub| hub.room_count());
+            let rooms = self.hub(node).map_or(0, |hub| {
+                hub.count_waiting();
+                usize::try_from(hub.metrics().users.get()).unwrap()
+            });
             let needed: std::collections::BTreeSet<_> =
                 expected.iter().filter(|(at, ..)| *at == node).map(|(_, user, _)| user).collect();
             if rooms != needed.len() {
