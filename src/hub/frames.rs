@@ -13,6 +13,7 @@ use crate::relay::direct::Direct;
 use crate::relay::envelope::Envelope;
 use crate::relay::ids::{ConnectionId, Device, Member, StreamId};
 use crate::relay::outbox::{Outgoing, Pushed, TooSlow};
+use crate::relay::pacing;
 use crate::relay::parcel::{Parcel, PressureState, Undelivered};
 use crate::relay::protocol::{Protocol, Sender, ServerMessage, compact_json, raw_json};
 use crate::relay::room::Route;
@@ -289,11 +290,18 @@ impl Hub {
 
     /// A control message to a v1 client; classic clients have none.
     pub fn control(self: &Rc<Self>, seat: &Rc<Seat>, message: &ServerMessage<'_>) {
+        if seat.protocol == Protocol::V1 {
+            self.control_encoded(seat, message.encode(), message.path_kind());
+        }
+    }
+
+    /// The same, for a message that is encoded already.
+    pub(super) fn control_encoded(self: &Rc<Self>, seat: &Rc<Seat>, text: Bytes, kind: pacing::Kind) {
         if seat.protocol == Protocol::Classic {
             return;
         }
         let limit = self.settings.limits.queue_bytes;
-        match seat.with_outbox(|outbox| outbox.push_control(message.encode(), message.path_kind(), limit)) {
+        match seat.with_outbox(|outbox| outbox.push_control(text, kind, limit)) {
             Ok(()) => seat.wake(),
             Err(TooSlow) => self.too_slow(seat),
         }

@@ -30,6 +30,8 @@ mod budget;
 mod frames;
 mod membership;
 mod seat;
+#[cfg(test)]
+mod tests;
 mod user;
 
 pub use self::budget::Budget;
@@ -58,6 +60,13 @@ pub enum Sent {
 const RENEW_SOON: Duration = Duration::from_secs(2);
 /// The pace at which many slots of a worker are renewed after a break: Redis serves other instances as well.
 const RENEWALS_PER_SECOND: u32 = 1000;
+
+/// Over how long so many slots of a worker are renewed after a break: the more there are, the longer, up to the time in
+/// which they are renewed anyway.
+fn renewals_spread(slots: usize, lease: Duration) -> Duration {
+    let at_the_pace = Duration::from_secs(1) / RENEWALS_PER_SECOND * u32::try_from(slots).unwrap_or(u32::MAX);
+    RENEW_SOON.max(at_the_pace).min(lease / 3)
+}
 
 /// How long a sender waits for what it sent through the backplane to arrive.
 pub const MARKER_LIMIT: Duration = Duration::from_millis(500);
@@ -302,8 +311,11 @@ impl Hub {
     }
 
     fn on_backplane(self: &Rc<Self>, state: BackplaneState, users: Users<'_>) {
+        // A whole instance may be told at once: encoded once.
+        let message = ServerMessage::Backplane { state };
+        let (text, kind) = (message.encode(), message.path_kind());
         for seat in self.seats().into_iter().filter(|seat| users.contains(&seat.user)) {
-            self.control(&seat, &ServerMessage::Backplane { state });
+            self.control_encoded(&seat, text.clone(), kind);
         }
         if state == BackplaneState::Up {
             self.renew_soon(users);
@@ -335,9 +347,7 @@ impl Hub {
     fn renew_soon(&self, users: Users<'_>) {
         let now = Instant::now();
         let seats: Vec<_> = self.seats().into_iter().filter(|seat| users.contains(&seat.user)).collect();
-        let number = u32::try_from(seats.len()).unwrap_or(u32::MAX);
-        let spread = RENEW_SOON.max(Duration::from_secs(1) / RENEWALS_PER_SECOND * number);
-        let spread = spread.min(self.settings.lease / 3);
+        let spread = renewals_spread(seats.len(), self.settings.lease);
         for seat in seats {
             seat.renew_at.set(now + spread.mul_f64(fastrand::f64()));
         }
