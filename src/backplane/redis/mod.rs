@@ -4,8 +4,10 @@
 //! cluster's nodes it has two each, and the nodes fail one by one. How a room lives in Redis is told in `src/README.md`.
 
 mod access;
+mod carrier;
 mod check;
 mod client;
+mod detours;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod link;
@@ -14,6 +16,8 @@ mod nodes;
 mod presence;
 mod promises;
 mod publisher;
+mod queue;
+mod redirection;
 mod scripts;
 mod settings;
 mod shared;
@@ -43,9 +47,11 @@ pub use self::access::{Access, RedisError, config};
 pub use self::check::{Checked, check};
 use self::client::cause_of;
 pub use self::client::{Template, agree};
-use self::names::Names;
-use self::nodes::{AbortOnDrop, Node, Nodes, Redirection};
-use self::publisher::{Departed, Publisher};
+use self::names::{Names, Ways};
+use self::nodes::{AbortOnDrop, Node, Nodes};
+use self::publisher::Publisher;
+use self::queue::Departed;
+use self::redirection::Redirection;
 use self::scripts::Scripts;
 pub(crate) use self::settings::check_prefix;
 pub use self::settings::{RedisSource, RedisTls, check_redis_url};
@@ -55,7 +61,7 @@ use self::unheard::Unheard;
 use super::connectivity::{Action, Cause};
 use super::readiness::Readiness;
 use super::{CALL_LIMIT, Event, InstanceInfo, LossCause, Lost, LostMessage, Sink, Users};
-use crate::metrics::{Metrics, WorkerGauge};
+use crate::metrics::{Dropped, Metrics, WorkerGauge};
 use crate::relay::envelope::Envelope;
 use crate::relay::ids::{ConnectionId, Device, InstanceId, StreamId, UserId};
 use crate::relay::parcel::Parcel;
@@ -102,6 +108,8 @@ pub struct Redis {
     scripts: Scripts,
     nodes: Rc<Nodes>,
     subscriptions: Rc<Subscriptions>,
+    /// Where this process hears what instances say.
+    ways: Ways,
     queued_bytes: WorkerGauge,
     sink: Sink,
     /// Claims that wait for their own message on the channel.
@@ -135,6 +143,7 @@ impl Redis {
                 subscriptions: Rc::new(Subscriptions::new(Rc::clone(&nodes))),
                 queued_bytes: WorkerGauge::of(&settings.metrics.backplane_queue_bytes),
                 served: RefCell::new(vec![false; nodes.slots()]),
+                ways: Ways::new(&names, settings.instance, nodes.is_cluster()),
                 nodes,
                 names,
                 sink,
@@ -165,10 +174,9 @@ impl Redis {
         let now = Instant::now();
         if channel == node.probe.borrow().channel {
             self.on_probe(node, &bytes, now);
-        } else if channel == self.names.instances() {
+        } else if self.ways.announcements.iter().any(|way| way == channel) {
             self.settings.shared.presence().on_announcement(&bytes, now);
-        } else if channel == self.names.unheard() || channel == self.names.unheard_by(self.settings.instance)
-        {
+        } else if self.ways.unheard.iter().any(|way| way == channel) {
             match rmp_serde::from_slice::<Vec<String>>(&bytes) {
                 Ok(channels) => self.settings.shared.on_unheard(&channels),
                 Err(_) => (self.sink)(Event::Unreadable),
@@ -334,18 +342,10 @@ impl Redis {
         }
     }
 
-    /// A publish was not heard by anybody, or failed: its sender learns of it where it is reliable.
-    fn on_lost(&self, departed: &Departed, error: Option<&Error>) {
-        let slot = self.nodes.slot(&departed.channel);
-        let moved = error.and_then(Redirection::of).filter(|_| self.nodes.is_cluster());
-        if let Some(Redirection::Moved(server)) = &moved {
-            self.nodes.learn(slot, server);
-        }
-        if let Some(error) = error.filter(|_| moved.is_none()) {
-            self.note("a publish failed", error);
-        }
-        if error.is_none() {
-            self.unheard.borrow_mut().add(&departed.user, departed.device);
+    /// A publish has not arrived, or may not have: its sender learns of it where it is reliable.
+    fn on_lost(&self, departed: &Departed, cause: LossCause) {
+        if cause == LossCause::Unanswered {
+            self.settings.metrics.dropped(Dropped::Backplane, 1);
         }
         let Ok(Envelope::Parcel { from, parcel }) = Envelope::decode(&departed.envelope) else { return };
         let message = match parcel {
@@ -357,9 +357,6 @@ impl Redis {
             Parcel::Text { .. } => LostMessage::Text,
             Parcel::Ack { .. } | Parcel::Pressure(_) => return,
         };
-        // What was refused as moved was published nowhere.
-        let is_known = error.is_none() || moved.is_some();
-        let cause = if is_known { LossCause::Unheard } else { LossCause::Unanswered };
         let lost = Lost { connection: from.connection, message, cause };
         (self.sink)(Event::Lost { user: &departed.user, device: departed.device.other(), lost });
     }
@@ -384,14 +381,14 @@ fn make_node(
     number: u16,
     server: Option<Server>,
 ) -> Rc<Node> {
-    let lost = me.clone();
-    let on_lost = Box::new(move |departed: &Departed, error: Option<&Error>| {
-        if let Some(redis) = lost.upgrade() {
-            redis.on_lost(departed, error);
+    let worker_of = me.clone();
+    let on_answer = Box::new(move |by: &Rc<Publisher>, departed: Departed, answer: Result<u64, Error>| {
+        if let Some(redis) = worker_of.upgrade() {
+            redis.on_answer(by, departed, answer);
         }
     });
     let metrics = Arc::clone(&settings.metrics);
-    let publisher = Publisher::new(server.is_some(), settings.queue_bytes, metrics, on_lost);
+    let publisher = Publisher::new(server.is_some(), settings.queue_bytes, metrics, on_answer);
     let probe = names.probe(&prober(settings.instance, worker, number), 0);
     Node::new(number, server, &settings.template, publisher, probe)
 }

@@ -1,12 +1,16 @@
 //! The names of keys and channels. Everything of one user shares a hash tag, so that it lives in one slot
 //! of a cluster (Redis cluster specification, "Hash tags").
 
+use fred::util::redis_keyslot;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::relay::ids::{Device, InstanceId, UserId};
 
 /// A uid can hold `{`, `}`, `:`, `*` or a line feed: everything outside A-Z a-z 0-9 - _ is encoded.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_');
+
+/// In so many parts of a cluster's slots an instance can be heard when the node of the common channel is away.
+const PARTS: u16 = 4;
 
 /// Makes names under one prefix.
 #[derive(Debug, Clone)]
@@ -84,6 +88,17 @@ impl Names {
         format!("{}:unheard:{instance}{}", self.prefix, self.database)
     }
 
+    /// The same channel elsewhere, once in each part of a cluster's slots. All instances agree on them.
+    #[must_use]
+    pub(super) fn elsewhere(&self, channel: &str) -> Vec<String> {
+        let stem = channel.strip_suffix(&self.database).unwrap_or(channel);
+        let in_part = |part: u16| {
+            let mut names = (0u32..).map(|number| format!("{stem}:{number}{}", self.database));
+            names.find(|name| redis_keyslot(name.as_bytes()) / (16_384 / PARTS) == part)
+        };
+        (0..PARTS).filter_map(in_part).collect()
+    }
+
     /// The key that says whose prefix this is.
     #[must_use]
     pub(super) fn owner(&self) -> String {
@@ -99,9 +114,55 @@ impl Names {
     }
 }
 
+/// The channels on which a process hears what instances say. The first of each is the common one, which instances of the
+/// first version know as well.
+#[derive(Debug, Clone)]
+pub(super) struct Ways {
+    /// Announcements.
+    pub(super) announcements: Vec<String>,
+    /// Channels on which nobody has heard a publish.
+    pub(super) unheard: Vec<String>,
+}
+
+impl Ways {
+    /// On a cluster they are in several parts of it: the life of no single node decides whether instances are heard.
+    #[must_use]
+    pub(super) fn new(names: &Names, instance: InstanceId, is_cluster: bool) -> Self {
+        let (mut announcements, mut unheard) =
+            (vec![names.instances()], vec![names.unheard(), names.unheard_by(instance)]);
+        if is_cluster {
+            announcements.extend(names.elsewhere(&names.instances()));
+            unheard.extend(names.elsewhere(&names.unheard_by(instance)));
+        }
+        Self { announcements, unheard }
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use uuid::Uuid;
+
     use super::*;
+
+    #[test]
+    fn an_instance_is_heard_in_every_part_of_a_cluster() {
+        let instance = InstanceId(Uuid::from_u128(7));
+        for prefix in ["duo", "another:prefix"] {
+            for database in [0, 3] {
+                let names = Names::new(prefix, database);
+                for common in [names.instances(), names.unheard_by(instance)] {
+                    let elsewhere = names.elsewhere(&common);
+                    let parts: Vec<u16> =
+                        elsewhere.iter().map(|name| redis_keyslot(name.as_bytes()) / 4096).collect();
+                    assert_eq!(parts, [0, 1, 2, 3], "{elsewhere:?}");
+                    assert!(elsewhere.iter().all(|name| name.ends_with(&names.database)), "{elsewhere:?}");
+                }
+            }
+        }
+        let names = Names::new("duo", 0);
+        assert_eq!(Ways::new(&names, instance, false).announcements, ["duo:instances"]);
+        assert_eq!(Ways::new(&names, instance, true).announcements.len(), 5);
+    }
 
     #[test]
     fn a_uid_is_encoded_into_one_hash_tag() {

@@ -1,6 +1,7 @@
 //! The servers that this worker is connected to: one, or the nodes of a cluster, and which node serves which slot.
 
 use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -11,9 +12,11 @@ use fred::util::redis_keyslot;
 use tokio::sync::Notify;
 
 use super::client::Template;
+use super::detours::Detours;
 use super::link::Link;
 use super::names::{Names, ProbeNames};
 use super::publisher::Publisher;
+use super::redirection::Redirection;
 use super::topology::{SLOTS, SlotMap, Topology};
 use crate::backplane::CALL_LIMIT;
 use crate::backplane::connectivity::Connectivity;
@@ -97,48 +100,6 @@ impl Node {
     }
 }
 
-/// What a node of a cluster answers when the slot is not its own (Redis cluster specification, "Redirection").
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Redirection {
-    /// The slot has moved.
-    Moved(Server),
-    /// The slot is moving, and this key has moved.
-    Ask(Server),
-    /// The slot is moving: later.
-    TryAgain,
-}
-
-impl Redirection {
-    /// What an error says about the way of a command that was not carried out.
-    pub(super) fn of(error: &Error) -> Option<Self> {
-        let mut words = error.details().split(' ');
-        let kind = words.next()?;
-        let server = |mut words: std::str::Split<'_, char>| {
-            let (host, port) = words.nth(1)?.rsplit_once(':')?;
-            Some(Server::new(host, port.parse().ok()?))
-        };
-        match kind {
-            "MOVED" => server(words).map(Self::Moved),
-            "ASK" => server(words).map(Self::Ask),
-            "TRYAGAIN" => Some(Self::TryAgain),
-            _ => None,
-        }
-    }
-
-    /// A node that does not know its own address leaves it out: it is the one that was asked.
-    fn seen_from(self, node: &Node) -> Self {
-        let fill = |server: Server| match &node.server {
-            Some(asked) if server.host.is_empty() => Server::new(asked.host.to_string(), server.port),
-            _ => server,
-        };
-        match self {
-            Self::Moved(server) => Self::Moved(fill(server)),
-            Self::Ask(server) => Self::Ask(fill(server)),
-            Self::TryAgain => Self::TryAgain,
-        }
-    }
-}
-
 /// The nodes that a worker knows.
 pub(super) struct Nodes {
     list: RefCell<Vec<Rc<Node>>>,
@@ -146,22 +107,39 @@ pub(super) struct Nodes {
     table: RefCell<Vec<u16>>,
     /// What the process knows of its cluster.
     topology: Option<Topology>,
+    /// What waits because its slot changes its node.
+    detours: Detours,
 }
 
 impl Nodes {
     /// One server.
     pub(super) fn one(node: Rc<Node>) -> Self {
-        Self { list: RefCell::new(vec![node]), table: RefCell::default(), topology: None }
+        Self {
+            list: RefCell::new(vec![node]),
+            table: RefCell::default(),
+            topology: None,
+            detours: Detours::default(),
+        }
     }
 
     /// A cluster of which nothing is known yet.
     pub(super) fn cluster(topology: Topology) -> Self {
-        Self { list: RefCell::default(), table: RefCell::new(vec![NOBODY; SLOTS]), topology: Some(topology) }
+        Self {
+            list: RefCell::default(),
+            table: RefCell::new(vec![NOBODY; SLOTS]),
+            topology: Some(topology),
+            detours: Detours::default(),
+        }
     }
 
     /// Sharded pub/sub, as on a cluster.
     pub(super) fn is_cluster(&self) -> bool {
         self.topology.is_some()
+    }
+
+    /// What waits because its slot changes its node.
+    pub(super) fn detours(&self) -> &Detours {
+        &self.detours
     }
 
     /// The slot of a key or channel; a server alone has one.
@@ -232,7 +210,16 @@ impl Nodes {
                 self.list.borrow_mut().push(node);
             }
         }
-        *self.table.borrow_mut() = table;
+        let mut left: HashMap<u16, Vec<u16>> = HashMap::new();
+        let before = self.table.replace(table);
+        for (slot, (before, now)) in (0u16..).zip(before.into_iter().zip(&*self.table.borrow())) {
+            if before != *now {
+                left.entry(before).or_default().push(slot);
+            }
+        }
+        for (number, slots) in left {
+            self.on_left(number, &slots);
+        }
         let mut list = self.list.borrow_mut();
         let (kept, gone) =
             list.drain(..).partition(|node| wanted.iter().any(|(number, _)| *number == node.number));
@@ -240,13 +227,26 @@ impl Nodes {
         gone
     }
 
+    /// Slots have another node than this one from now on. It comes at once with the change: what is published next
+    /// must not overtake what the old node has not answered for, or what waits for it.
+    fn on_left(&self, number: u16, slots: &[u16]) {
+        if let Some(node) = self.numbered(number) {
+            self.detours.on_moved(slots, &node.publisher, Instant::now());
+        }
+    }
+
     /// A node says that a slot has moved: it is believed until the cluster is read anew, which this asks for.
     pub(super) fn learn(&self, slot: u16, server: &Server) {
         let Some(topology) = &self.topology else { return };
         let known =
             self.list.borrow().iter().find(|node| node.server.as_ref() == Some(server)).map(|it| it.number);
-        if let (Some(number), Some(entry)) = (known, self.table.borrow_mut().get_mut(usize::from(slot))) {
-            *entry = number;
+        let before = known.and_then(|number| {
+            let mut table = self.table.borrow_mut();
+            let entry = table.get_mut(usize::from(slot))?;
+            Some(std::mem::replace(entry, number)).filter(|before| *before != number)
+        });
+        if let Some(before) = before {
+            self.on_left(before, &[slot]);
         }
         topology.look();
     }
@@ -281,7 +281,7 @@ impl Nodes {
             if tokio::time::Instant::now() >= deadline {
                 return Err(error);
             }
-            match redirection.seen_from(&node) {
+            match redirection.seen_from(node.server.as_ref()) {
                 Redirection::Ask(server) if !is_asking && self.at(&server).is_some() => {
                     asked_at = Some(server);
                     continue;
@@ -310,26 +310,5 @@ impl Nodes {
         let tries = if self.is_cluster() { 4 * 16_384 } else { 1 };
         let found = (0..tries).map(|try_| names.probe(who, try_)).find(serves);
         found.unwrap_or_else(|| names.probe(who, 0))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn redirections_are_read_as_redis_writes_them() {
-        let of = |words: &str| Redirection::of(&Error::new(ErrorKind::Cluster, words.to_owned()));
-        let server = Server::new("127.0.0.1", 7001);
-        assert_eq!(of("MOVED 12182 127.0.0.1:7001"), Some(Redirection::Moved(server.clone())));
-        assert_eq!(of("ASK 12182 127.0.0.1:7001"), Some(Redirection::Ask(server)));
-        assert_eq!(of("MOVED 1 fd00::1:7001"), Some(Redirection::Moved(Server::new("fd00::1", 7001))));
-        assert_eq!(
-            of("TRYAGAIN Multiple keys request during rehashing of slot"),
-            Some(Redirection::TryAgain)
-        );
-        for words in ["MOVED", "MOVED 1", "MOVED 1 host", "ASK 1 host:port", "OOM command not allowed", ""] {
-            assert_eq!(of(words), None, "{words}");
-        }
     }
 }

@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 use tokio::time::{timeout, timeout_at};
 use tracing::{Instrument as _, debug, info_span};
 
+use super::queue::Queue;
 use super::{RENEWALS, Redis, SECOND, tasks};
 use crate::backplane::{
     Backplane, Barrier, CALL_LIMIT, InstanceInfo, OWN_CLAIM_LIMIT, Published, Renewal, RoomSnapshot,
@@ -156,15 +157,24 @@ impl Backplane for Redis {
             | Envelope::Undelivered { .. } => None,
         };
         let name = self.names.channel(user, channel);
-        match self.nodes.of_slot(self.nodes.slot(&name)) {
-            Some(node) => node.publisher.publish((user, channel), name, envelope.encode(), stream, since),
-            None => Published::Full,
+        let slot = self.nodes.slot(&name);
+        let Some(node) = self.nodes.of_slot(slot) else { return Published::Full };
+        let (detours, envelope) = (self.nodes.detours(), envelope.encode());
+        let queue = || Queue::new(user.clone(), channel, name.as_str().into());
+        match detours.of(slot, &node.publisher, Instant::now(), &name, queue) {
+            Some(detour) => detours.publish(&detour, envelope.len(), |queue| {
+                let Self { settings, .. } = self;
+                queue.push(envelope, stream, since, settings.queue_bytes, &settings.metrics)
+            }),
+            None => node.publisher.publish((user, channel), name, envelope, stream, since),
         }
     }
 
     fn barrier(&self, user: &UserId, channel: Device) -> Option<Barrier> {
         let name = self.names.channel(user, channel);
-        self.nodes.of_slot(self.nodes.slot(&name))?.publisher.barrier(&name)
+        let slot = self.nodes.slot(&name);
+        let behind = self.nodes.detours().barrier(slot, &name);
+        behind.or_else(|| self.nodes.of_slot(slot)?.publisher.barrier(&name))
     }
 
     fn is_up(&self, user: &UserId) -> bool {
@@ -203,7 +213,9 @@ impl Backplane for Redis {
             let nodes = self.nodes.all();
             // What is queued leaves first: releases, and the last frames.
             let deadline = Instant::now() + SECOND;
-            while !nodes.iter().all(|node| node.publisher.is_idle()) && Instant::now() < deadline {
+            let is_idle =
+                || self.nodes.detours().is_idle() && nodes.iter().all(|node| node.publisher.is_idle());
+            while !is_idle() && Instant::now() < deadline {
                 tokio::time::sleep(tasks::TICK / 10).await;
             }
             self.tasks.borrow_mut().clear();

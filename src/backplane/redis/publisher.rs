@@ -13,14 +13,15 @@ use fred::clients::{Client, WithOptions};
 use fred::error::{Error, ErrorKind};
 use fred::interfaces::{ClientLike as _, PubsubInterface as _};
 use fred::types::config::Options;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
+use tokio::time::timeout;
 use tracing::debug;
 
 use super::client::unconnected;
+use super::queue::{Departed, Queue};
 use crate::backplane::{Barrier, Published, STALE};
 use crate::metrics::{Dropped, Metrics, PublishResult};
 use crate::relay::ids::{Device, StreamId, UserId};
-use crate::relay::outbox::{Outbox, Outgoing, Pushed};
 
 /// Publishes that are under way at the same time.
 const IN_FLIGHT: usize = 2048;
@@ -31,7 +32,7 @@ const IN_FLIGHT_BYTES: usize = 8 * 1024 * 1024;
 const STALLED: Duration = Duration::from_millis(200);
 
 /// Bytes that may wait for all channels of a worker together.
-const WAITING_BYTES: usize = 64 * 1024 * 1024;
+pub(super) const WAITING_BYTES: usize = 64 * 1024 * 1024;
 
 /// Channels that wait for Redis, each with what waits.
 #[derive(Default)]
@@ -43,27 +44,11 @@ struct Waiting {
     barriers: HashMap<Str, Vec<oneshot::Sender<()>>>,
 }
 
-/// A publish that has left.
-pub(super) struct Departed {
-    /// The receiver.
-    pub(super) user: UserId,
-    /// The receiver's device.
-    pub(super) device: Device,
-    /// Its channel.
-    pub(super) channel: Str,
-    /// What was published.
-    pub(super) envelope: Bytes,
-}
+/// What waits for one channel, and who waits behind it.
+pub(super) type Waiter = (Queue, Vec<oneshot::Sender<()>>);
 
-/// What waits for one channel.
-struct Queue {
-    user: UserId,
-    device: Device,
-    outbox: Outbox,
-}
-
-/// Takes each publish that nobody has heard, or that has failed.
-pub(super) type OnLost = Box<dyn Fn(&Departed, Option<&Error>)>;
+/// Takes what became of each publish: how many have heard it, or why it failed.
+pub(super) type OnAnswer = Box<dyn Fn(&Rc<Publisher>, Departed, Result<u64, Error>)>;
 
 /// What one worker publishes through one node.
 pub(super) struct Publisher {
@@ -80,8 +65,10 @@ pub(super) struct Publisher {
     /// Each told when all numbers below its own have arrived.
     barriers: RefCell<VecDeque<(u64, oneshot::Sender<()>)>>,
     waiting: RefCell<Waiting>,
-    on_lost: OnLost,
+    on_answer: OnAnswer,
     is_up: Cell<bool>,
+    /// Notified when publishes may leave again.
+    opened: Notify,
     /// A publish got no answer at all. Nothing leaves until a probe is back: what is written to a Redis that
     /// stands still is lost or arrives stale.
     is_stuck: Cell<bool>,
@@ -89,7 +76,12 @@ pub(super) struct Publisher {
 
 impl Publisher {
     /// A publisher that waits until there is a connection and Redis serves.
-    pub(super) fn new(sharded: bool, queue_bytes: usize, metrics: Arc<Metrics>, on_lost: OnLost) -> Rc<Self> {
+    pub(super) fn new(
+        sharded: bool,
+        queue_bytes: usize,
+        metrics: Arc<Metrics>,
+        on_answer: OnAnswer,
+    ) -> Rc<Self> {
         Rc::new(Self {
             client: RefCell::default(),
             sharded,
@@ -100,8 +92,9 @@ impl Publisher {
             in_flight_bytes: Cell::default(),
             barriers: RefCell::default(),
             waiting: RefCell::default(),
-            on_lost,
+            on_answer,
             is_up: Cell::new(false),
+            opened: Notify::new(),
             is_stuck: Cell::new(false),
         })
     }
@@ -111,11 +104,13 @@ impl Publisher {
         // Never a second try: it could arrive twice, or late.
         let options = Options { timeout: Some(STALE), max_attempts: Some(1), ..Options::default() };
         *self.client.borrow_mut() = client.map(|client| Rc::new(client.with_options(&options)));
+        self.opened.notify_waiters();
     }
 
     /// What is published reaches other instances, or does not.
     pub(super) fn set_up(self: &Rc<Self>, is_up: bool) {
         if self.is_up.replace(is_up) != is_up {
+            self.opened.notify_waiters();
             self.drain();
         }
     }
@@ -123,6 +118,7 @@ impl Publisher {
     /// A probe is back: Redis answers.
     pub(super) fn on_probe(self: &Rc<Self>) {
         if self.is_stuck.replace(false) {
+            self.opened.notify_waiters();
             self.drain();
         }
     }
@@ -140,7 +136,8 @@ impl Publisher {
         if waiting.order.is_empty() && self.may_send(Instant::now()) {
             drop(waiting);
             let (user, device) = to;
-            self.send(Departed { user: user.clone(), device, channel: channel.into(), envelope });
+            let since = stream.map(|_| since);
+            self.send(Departed { user: user.clone(), device, channel: channel.into(), envelope, since });
             return Published::Queued;
         }
         if waiting.bytes + envelope.len() > WAITING_BYTES {
@@ -152,28 +149,13 @@ impl Publisher {
             waiting.order.push_back(channel.clone());
         }
         let (user, device) = to;
-        let queue = waiting.channels.entry(channel).or_insert_with(|| Queue {
-            user: user.clone(),
-            device,
-            outbox: Outbox::default(),
-        });
-        let outbox = &mut queue.outbox;
-        let before = outbox.waiting_bytes();
-        let published = match stream {
-            Some(stream) => {
-                match outbox.push_volatile(stream, envelope, since, self.queue_bytes) {
-                    Pushed::Waits => {}
-                    Pushed::Replaced => self.metrics.dropped(Dropped::Superseded, 1),
-                    Pushed::Dropped(count) => self.metrics.dropped(Dropped::QueueFull, count),
-                }
-                Published::Queued
-            }
-            None => match outbox.push_reliable(Outgoing::binary(envelope, None), self.queue_bytes) {
-                Ok(()) => Published::Queued,
-                Err(_) => Published::Full,
-            },
-        };
-        let after = outbox.waiting_bytes();
+        let queue = waiting
+            .channels
+            .entry(channel.clone())
+            .or_insert_with(|| Queue::new(user.clone(), device, channel));
+        let before = queue.bytes();
+        let published = queue.push(envelope, stream, since, self.queue_bytes, &self.metrics);
+        let after = queue.bytes();
         waiting.bytes = waiting.bytes + after - before;
         published
     }
@@ -181,23 +163,80 @@ impl Publisher {
     /// A barrier behind what was published on this channel. What has left is counted for the whole worker: its answers
     /// come in order, so that waiting for other channels' as well costs at most one round trip.
     pub(super) fn barrier(&self, channel: &str) -> Option<Barrier> {
-        let (done, barrier) = oneshot::channel();
         let mut waiting = self.waiting.borrow_mut();
         if let Some((channel, _)) = waiting.channels.get_key_value(channel) {
             let channel = channel.clone();
+            let (done, barrier) = oneshot::channel();
             let behind = waiting.barriers.entry(channel).or_default();
             // A channel may wait for as long as Redis is away; who asks does not.
             behind.retain(|done| !done.is_closed());
             behind.push(done);
-        } else if self.in_flight.borrow().is_empty() {
-            return None;
+            Some(barrier)
         } else {
-            self.barriers.borrow_mut().push_back((self.next.get(), done));
+            drop(waiting);
+            self.answered()
         }
+    }
+
+    /// Resolves when all that has left is answered for; `None` when it is.
+    pub(super) fn answered(&self) -> Option<Barrier> {
+        if self.in_flight.borrow().is_empty() {
+            return None;
+        }
+        let (done, barrier) = oneshot::channel();
+        self.barriers.borrow_mut().push_back((self.next.get(), done));
         Some(barrier)
     }
 
-    fn may_send(&self, now: Instant) -> bool {
+    /// True when something waits for this channel.
+    pub(super) fn waits_for(&self, channel: &str) -> bool {
+        self.waiting.borrow().channels.contains_key(channel)
+    }
+
+    /// Hands out what waits for these channels: another node serves them now.
+    pub(super) fn take(&self, is_elsewhere: impl Fn(&str) -> bool) -> Vec<Waiter> {
+        let waiting = &mut *self.waiting.borrow_mut();
+        if waiting.order.is_empty() {
+            return Vec::new();
+        }
+        let (gone, kept): (VecDeque<Str>, _) =
+            waiting.order.drain(..).partition(|channel| is_elsewhere(channel));
+        waiting.order = kept;
+        let mut taken = Vec::with_capacity(gone.len());
+        for channel in gone {
+            let behind = waiting.barriers.remove(&channel).unwrap_or_default();
+            if let Some(queue) = waiting.channels.remove(&channel) {
+                waiting.bytes -= queue.bytes();
+                taken.push((queue, behind));
+            }
+        }
+        taken
+    }
+
+    /// Takes over what has waited elsewhere for a channel for which nothing waits here.
+    pub(super) fn adopt(self: &Rc<Self>, (queue, behind): Waiter) {
+        {
+            let waiting = &mut *self.waiting.borrow_mut();
+            let channel = queue.channel().clone();
+            waiting.bytes += queue.bytes();
+            waiting.order.push_back(channel.clone());
+            waiting.barriers.entry(channel.clone()).or_default().extend(behind);
+            waiting.channels.insert(channel, queue);
+        }
+        self.drain();
+    }
+
+    /// Waits until publishes may leave, for a limited time.
+    pub(super) async fn until_open(&self, limit: Duration) {
+        let opened = self.opened.notified();
+        if !self.may_send(Instant::now()) {
+            // A limit is enough: what waits looks again.
+            let _ = timeout(limit, opened).await;
+        }
+    }
+
+    /// True while publishes may leave.
+    pub(super) fn may_send(&self, now: Instant) -> bool {
         let in_flight = self.in_flight.borrow();
         let is_stalled = in_flight.front().is_some_and(|(_, left)| now.duration_since(*left) > STALLED);
         self.client.borrow().is_some()
@@ -220,10 +259,9 @@ impl Publisher {
                 return;
             };
             let due = waiting.channels.get_mut(&channel).and_then(|queue| {
-                let before = queue.outbox.waiting_bytes();
-                let due = queue.outbox.pop()?;
-                let gone = before - queue.outbox.waiting_bytes();
-                Some((due, gone, queue.user.clone(), queue.device))
+                let before = queue.bytes();
+                let due = queue.pop()?;
+                Some((due, before - queue.bytes()))
             });
             match due {
                 None => {
@@ -235,62 +273,70 @@ impl Publisher {
                     self.barriers.borrow_mut().extend(behind.into_iter().map(|done| (next, done)));
                     self.release_barriers();
                 }
-                Some((due, gone, user, device)) => {
+                Some((due, gone)) => {
                     waiting.bytes -= gone;
                     drop(waiting);
-                    if due.since.is_some_and(|since| now.duration_since(since) > STALE) {
+                    if due.is_stale(now) {
                         self.metrics.dropped(Dropped::Backplane, 1);
                         continue;
                     }
-                    self.send(Departed { user, device, channel, envelope: due.bytes });
+                    self.send(due);
                 }
             }
         }
     }
 
     fn send(self: &Rc<Self>, departed: Departed) {
-        let Some(client) = self.client.borrow().clone() else {
-            return self.on_failed(&departed, None);
-        };
-        let number = self.next.get();
-        self.next.set(number + 1);
-        let bytes = departed.envelope.len();
-        self.in_flight.borrow_mut().push_back((number, Instant::now()));
-        self.in_flight_bytes.set(self.in_flight_bytes.get() + bytes);
+        let number = self.left(&departed);
         let publisher = Rc::clone(self);
         // Tasks of this thread begin in the order in which they were spawned, and a command takes its place in
         // fred's queue when it is first polled: the order of a channel is kept.
         tokio::task::spawn_local(async move {
-            let (channel, envelope) = (departed.channel.clone(), departed.envelope.clone());
-            let heard = if publisher.sharded {
-                client.spublish::<u64, _, _>(channel, envelope).await
-            } else {
-                client.publish::<u64, _, _>(channel, envelope).await
-            };
-            let result = match heard {
-                Ok(0) => {
-                    (publisher.on_lost)(&departed, None);
-                    PublishResult::Unheard
-                }
-                Ok(_) => PublishResult::Heard,
-                Err(error) => {
-                    publisher.on_failed(&departed, Some(error));
-                    PublishResult::Failed
-                }
-            };
-            publisher.metrics.published(result);
+            let (bytes, answer) = (departed.envelope.len(), publisher.ask(&departed).await);
+            (publisher.on_answer)(&publisher, departed, answer);
             publisher.arrived(number, bytes);
         });
     }
 
-    fn on_failed(&self, departed: &Departed, error: Option<Error>) {
-        self.metrics.dropped(Dropped::Backplane, 1);
-        let error = error.unwrap_or_else(unconnected);
-        if matches!(error.kind(), ErrorKind::Timeout) {
-            self.is_stuck.set(true);
-        }
-        debug!(%error, "a publish failed");
-        (self.on_lost)(departed, Some(&error));
+    /// Publishes at once, before all that waits: what calls this keeps the order of the channel. How many have heard it.
+    ///
+    /// # Errors
+    /// What Redis or fred says.
+    pub(super) async fn carry(self: &Rc<Self>, departed: &Departed) -> Result<u64, Error> {
+        let number = self.left(departed);
+        let answer = self.ask(departed).await;
+        self.arrived(number, departed.envelope.len());
+        answer
+    }
+
+    fn left(&self, departed: &Departed) -> u64 {
+        let number = self.next.get();
+        self.next.set(number + 1);
+        self.in_flight.borrow_mut().push_back((number, Instant::now()));
+        self.in_flight_bytes.set(self.in_flight_bytes.get() + departed.envelope.len());
+        number
+    }
+
+    async fn ask(&self, departed: &Departed) -> Result<u64, Error> {
+        let client = self.client.borrow().clone();
+        let (channel, envelope) = (departed.channel.clone(), departed.envelope.clone());
+        let answer = match client {
+            Some(client) if self.sharded => client.spublish::<u64, _, _>(channel, envelope).await,
+            Some(client) => client.publish::<u64, _, _>(channel, envelope).await,
+            None => Err(unconnected()),
+        };
+        self.metrics.published(match &answer {
+            Ok(0) => PublishResult::Unheard,
+            Ok(_) => PublishResult::Heard,
+            Err(error) => {
+                debug!(%error, "a publish failed");
+                if matches!(error.kind(), ErrorKind::Timeout) {
+                    self.is_stuck.set(true);
+                }
+                PublishResult::Failed
+            }
+        });
+        answer
     }
 
     fn arrived(self: &Rc<Self>, number: u64, bytes: usize) {

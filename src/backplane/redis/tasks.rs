@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, sleep, timeout};
 use tracing::{info, warn};
 
+use super::carrier::carry_detours;
 use super::client::cause_of;
 use super::link::Link;
 use super::nodes::Node;
@@ -37,15 +38,16 @@ impl Redis {
         let mut tasks = vec![spawn(tick(me.clone()))];
         if self.worker == 0 {
             // One worker hears for the whole process.
-            self.subscriptions.keep(self.names.instances());
-            self.subscriptions.keep(self.names.unheard());
-            self.subscriptions.keep(self.names.unheard_by(self.settings.instance));
+            for way in self.ways.announcements.iter().chain(&self.ways.unheard) {
+                self.subscriptions.keep(way.clone());
+            }
         }
         for node in self.nodes.all() {
             self.spawn_node(&node);
         }
         if let Some(topology) = self.settings.shared.topology() {
             tasks.push(spawn(follow_map(me.clone(), topology.watch())));
+            tasks.push(spawn(carry_detours(me.clone())));
             if self.worker == 0 {
                 let (template, nodes) = (self.settings.template.clone(), Rc::downgrade(&self.nodes));
                 tasks.push(spawn(topology.follow(template, move || Some(nodes.upgrade()?.connected()))));
@@ -157,7 +159,10 @@ impl Redis {
             self.act(node, now);
             node.publisher.drain();
         }
-        self.queued_bytes.set(nodes.iter().map(|node| node.publisher.queued_bytes()).sum());
+        let detours = self.nodes.detours();
+        detours.sweep(now);
+        let waiting = nodes.iter().map(|node| node.publisher.queued_bytes());
+        self.queued_bytes.set(waiting.sum::<usize>() + detours.bytes());
         self.subscriptions.on_unheard(&self.settings.shared.take_unheard(self.worker));
         self.sweep_presence(now);
         self.report_readiness(now);
@@ -172,8 +177,11 @@ impl Redis {
         let silent = {
             let mut presence = self.settings.shared.presence();
             if self.worker == 0 {
-                let node = self.nodes.of_slot(self.nodes.slot(&self.names.instances()));
-                presence.set_hears(node.is_some_and(|node| node.health.borrow().is_up()), now);
+                let is_up = |way: &String| {
+                    let node = self.nodes.of_slot(self.nodes.slot(way));
+                    node.is_some_and(|node| node.health.borrow().is_up())
+                };
+                presence.set_ways(self.ways.announcements.iter().map(is_up).collect(), now);
             }
             presence.silent(now).clone()
         };
@@ -213,7 +221,13 @@ impl Redis {
     /// What one worker does for the whole process once a second.
     async fn announce(&self) {
         let announcement = announce(&(self.settings.announce)());
-        self.publish_best_effort(self.names.instances(), announcement).await;
+        let [common, elsewhere @ ..] = self.ways.announcements.as_slice() else { return };
+        let heard = self.publish_best_effort(common.clone(), announcement.clone()).await;
+        if heard.is_none_or(|heard| heard == 0) {
+            // Not even this process has heard it: the channel's node is away, or its slot has just moved.
+            let publish = |way: &String| self.publish_best_effort(way.clone(), announcement.clone());
+            join_all(elsewhere.iter().map(publish)).await;
+        }
     }
 
     /// Keeps the prefix for this fleet.

@@ -11,7 +11,7 @@ use fred::interfaces::{ClientLike as _, ClusterInterface as _};
 use fred::types::Value;
 use fred::types::config::Server;
 use tokio::sync::{Notify, watch};
-use tokio::time::{MissedTickBehavior, timeout};
+use tokio::time::{Instant, MissedTickBehavior, timeout};
 use tracing::debug;
 
 use super::client::{Template, close};
@@ -21,6 +21,8 @@ use crate::backplane::CALL_LIMIT;
 pub(super) const SLOTS: usize = 16_384;
 /// How often the cluster's epoch is asked for; each change of slots raises it.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Between two reads that commands have asked for.
+const LOOK_PAUSE: Duration = Duration::from_millis(100);
 /// What one node knows already is news to another for a while, so that a change is looked at several times.
 const LOOKS: u32 = 5;
 
@@ -108,12 +110,16 @@ impl Topology {
         let mut ticks = tokio::time::interval(LOOK_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut known, mut looks, mut turn) = (0, 1, 0usize);
+        let mut next = Instant::now();
         loop {
             tokio::select! {
                 () = self.0.look.notified() => {
                     looks = LOOKS;
                     // Many commands meet a moved slot at once; instances look at different moments.
-                    tokio::time::sleep(Duration::from_millis(fastrand::u64(5..30))).await;
+                    next = next.max(Instant::now() + Duration::from_millis(fastrand::u64(5..30)));
+                    tokio::time::sleep_until(next).await;
+                    // A slot may be on its way for seconds, and each command that meets it asks for a look.
+                    next = Instant::now() + LOOK_PAUSE;
                 }
                 _ = ticks.tick() => {}
             }

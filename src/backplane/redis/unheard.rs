@@ -56,10 +56,20 @@ impl Redis {
         }
         join_all(by_instance.into_iter().map(async |(instance, channels)| {
             let bytes = bytes::Bytes::from(rmp_serde::to_vec(&channels).unwrap_or_default());
-            let heard = self.publish_best_effort(self.names.unheard_by(instance), bytes.clone()).await;
-            if heard == Some(0) {
+            let own = self.names.unheard_by(instance);
+            match self.publish_best_effort(own.clone(), bytes.clone()).await {
+                Some(1..) => {}
                 // An instance of the first version listens only where everybody does.
-                self.publish_best_effort(self.names.unheard(), bytes).await;
+                Some(0) => drop(self.publish_best_effort(self.names.unheard(), bytes).await),
+                // The channel's node is away.
+                None if self.nodes.is_cluster() => {
+                    for way in self.names.elsewhere(&own) {
+                        if self.publish_best_effort(way, bytes.clone()).await.is_some_and(|heard| heard > 0) {
+                            break;
+                        }
+                    }
+                }
+                None => {}
             }
         }))
         .await;

@@ -1,0 +1,100 @@
+//! What waits to be published on one channel.
+
+use std::time::Instant;
+
+use bytes::Bytes;
+use fred::bytes_utils::Str;
+
+use crate::backplane::{Published, STALE};
+use crate::metrics::{Dropped, Metrics};
+use crate::relay::ids::{Device, StreamId, UserId};
+use crate::relay::outbox::{Outbox, Outgoing, Pushed};
+
+/// A publish that has left.
+pub(super) struct Departed {
+    /// The receiver.
+    pub(super) user: UserId,
+    /// The receiver's device.
+    pub(super) device: Device,
+    /// Its channel.
+    pub(super) channel: Str,
+    /// What was published.
+    pub(super) envelope: Bytes,
+    /// When a volatile frame was read.
+    pub(super) since: Option<Instant>,
+}
+
+impl Departed {
+    /// True for a volatile frame that newer ones are worth more than.
+    pub(super) fn is_stale(&self, now: Instant) -> bool {
+        self.since.is_some_and(|since| now.duration_since(since) > STALE)
+    }
+}
+
+/// What waits for one channel.
+pub(super) struct Queue {
+    user: UserId,
+    device: Device,
+    channel: Str,
+    outbox: Outbox,
+}
+
+impl Queue {
+    /// Nothing waits for this channel.
+    pub(super) fn new(user: UserId, device: Device, channel: Str) -> Self {
+        Self { user, device, channel, outbox: Outbox::default() }
+    }
+
+    /// Lets an envelope wait behind the others; `stream` is that of a volatile frame.
+    pub(super) fn push(
+        &mut self,
+        envelope: Bytes,
+        stream: Option<StreamId>,
+        since: Instant,
+        limit: usize,
+        metrics: &Metrics,
+    ) -> Published {
+        match stream {
+            Some(stream) => {
+                match self.outbox.push_volatile(stream, envelope, since, limit) {
+                    Pushed::Waits => {}
+                    Pushed::Replaced => metrics.dropped(Dropped::Superseded, 1),
+                    Pushed::Dropped(count) => metrics.dropped(Dropped::QueueFull, count),
+                }
+                Published::Queued
+            }
+            None => match self.outbox.push_reliable(Outgoing::binary(envelope, None), limit) {
+                Ok(()) => Published::Queued,
+                Err(_) => Published::Full,
+            },
+        }
+    }
+
+    /// What leaves next.
+    pub(super) fn pop(&mut self) -> Option<Departed> {
+        let Outgoing { bytes, since, .. } = self.outbox.pop()?;
+        let (user, device, channel) = (self.user.clone(), self.device, self.channel.clone());
+        Some(Departed { user, device, channel, envelope: bytes, since })
+    }
+
+    /// All that waits; nothing waits here afterwards.
+    pub(super) fn take(&mut self) -> Self {
+        let (user, device, channel) = (self.user.clone(), self.device, self.channel.clone());
+        std::mem::replace(self, Self::new(user, device, channel))
+    }
+
+    /// Its channel.
+    pub(super) fn channel(&self) -> &Str {
+        &self.channel
+    }
+
+    /// True when nothing waits.
+    pub(super) fn is_empty(&self) -> bool {
+        self.outbox.is_empty()
+    }
+
+    /// Bytes that wait.
+    pub(super) fn bytes(&self) -> usize {
+        self.outbox.waiting_bytes()
+    }
+}
