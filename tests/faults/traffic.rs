@@ -1,5 +1,6 @@
 //! A pair of clients that send to each other all the time, and remember what came of it.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -22,6 +23,8 @@ pub struct Side {
     volatile: Vec<(usize, Instant)>,
     /// What the relay told, but for answers to frames without a peer.
     pub told: Vec<(Instant, Value)>,
+    /// When the relay told that a frame had no peer.
+    pub absent: Vec<Instant>,
     has_ended: bool,
 }
 
@@ -33,6 +36,7 @@ impl Side {
             reliable: Vec::new(),
             volatile: Vec::new(),
             told: Vec::new(),
+            absent: Vec::new(),
             has_ended: false,
         }
     }
@@ -62,7 +66,9 @@ impl Side {
             }
             Event::Text(text) => {
                 let message: Value = serde_json::from_str(&text).unwrap();
-                if message["code"] != "peer_absent" {
+                if message["code"] == "peer_absent" {
+                    self.absent.push(now);
+                } else {
                     self.told.push((now, message));
                 }
             }
@@ -92,11 +98,17 @@ impl Side {
 pub struct Traffic {
     pub desktop: Side,
     pub mobile: Side,
+    turn: Duration,
 }
 
 impl Traffic {
     pub fn new((desktop, mobile): (Client, Client)) -> Self {
-        Self { desktop: Side::new(desktop), mobile: Side::new(mobile) }
+        Self { desktop: Side::new(desktop), mobile: Side::new(mobile), turn: TURN }
+    }
+
+    /// The same at another pace.
+    pub fn each(self, turn: Duration) -> Self {
+        Self { turn, ..self }
     }
 
     /// A newer connection takes the desktop's slot. It goes on counting where the old one stopped: what that has sent
@@ -113,7 +125,7 @@ impl Traffic {
     /// Sends and receives until something is so.
     pub async fn until(&mut self, limit: Duration, what: &str, is_so: impl Fn(&Self) -> bool) {
         let deadline = Instant::now() + limit;
-        let mut turns = interval(TURN);
+        let mut turns = interval(self.turn);
         turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while !is_so(self) {
             assert!(Instant::now() < deadline, "waited {limit:?} for {what}; told: {:?}", self.summary());
@@ -172,6 +184,33 @@ impl Traffic {
             mine.map(move |(number, at)| at.duration_since(sent[number])).max().unwrap_or_default()
         };
         ages(&self.desktop, &self.mobile).max(ages(&self.mobile, &self.desktop))
+    }
+
+    /// The longest time between two arrivals on any of the four lanes, of those that touch these times.
+    pub fn longest_silence(&self, from: Instant, to: Instant) -> Duration {
+        let lanes =
+            [&self.desktop, &self.mobile].into_iter().flat_map(|side| [&side.reliable, &side.volatile]);
+        let silence = |lane: &Vec<(usize, Instant)>| {
+            let before = lane.iter().map(|(_, at)| *at).rfind(|at| *at <= from).unwrap_or(from);
+            let within = lane.iter().map(|(_, at)| *at).filter(|at| *at > from && *at < to);
+            let (mut last, mut longest) = (before, Duration::ZERO);
+            for at in within.chain([to]) {
+                longest = longest.max(at.duration_since(last));
+                last = at;
+            }
+            longest
+        };
+        lanes.map(silence).max().unwrap_or_default()
+    }
+
+    /// Reliable frames that were sent in these times and have not arrived: the desktop's and the mobile's.
+    pub fn missing(&self, from: Instant, to: Instant) -> [Vec<usize>; 2] {
+        let missing = |sender: &Side, receiver: &Side| {
+            let arrived: HashSet<usize> = receiver.reliable.iter().map(|(number, _)| *number).collect();
+            let sent = sender.sent.iter().enumerate().filter(|(_, at)| **at >= from && **at < to);
+            sent.map(|(number, _)| number).filter(|number| !arrived.contains(number)).collect()
+        };
+        [missing(&self.desktop, &self.mobile), missing(&self.mobile, &self.desktop)]
     }
 
     /// What the two were told, without times.

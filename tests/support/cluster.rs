@@ -22,22 +22,28 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts three masters, and a replica of each of the first `replicas`.
+    /// Starts three masters, and a replica of each of the first `replicas`, which take over after a second.
     pub async fn start(replicas: usize) -> Self {
+        let masters: Vec<usize> = (0..replicas).collect();
+        Self::start_with(&masters, &["--cluster-node-timeout", "1000"]).await
+    }
+
+    /// Starts three masters, and a replica of each of these, with more arguments for all of them.
+    pub async fn start_with(masters: &[usize], more: &[&str]) -> Self {
+        let replicas = masters.len();
         let starts = (0..3 + replicas).map(|_| async {
             for _ in 0..10 {
-                let arguments = [
+                let mut arguments = vec![
                     "--cluster-enabled",
                     "yes",
                     "--cluster-config-file",
                     "nodes.conf",
-                    "--cluster-node-timeout",
-                    "1000",
                     "--repl-diskless-sync-delay",
                     "0",
                     "--cluster-allow-replica-migration",
                     "no",
                 ];
+                arguments.extend(more);
                 if let Some(node) = RedisServer::try_start_with(cluster_address(), &arguments).await {
                     return node;
                 }
@@ -68,8 +74,8 @@ impl Cluster {
                     .contains(&format!("cluster_known_nodes:{}", 3 + replicas))
             })
             .await;
-        for number in 0..replicas {
-            let master = cluster.id(number).await;
+        for (number, master) in masters.iter().enumerate() {
+            let master = cluster.id(*master).await;
             cluster.nodes[3 + number].ask(&["CLUSTER", "REPLICATE", &master]).await;
         }
         cluster
@@ -121,6 +127,30 @@ impl Cluster {
     /// For `REDIS_URL`: any node will do.
     pub fn url(&self) -> String {
         format!("redis-cluster://{}", self.nodes[0].address())
+    }
+
+    /// Lets the cluster name another address for a node: that of a proxy in front of it.
+    pub async fn announce(&self, node: usize, address: SocketAddr) {
+        let port = address.port().to_string();
+        let node = &self.nodes[node];
+        node.ask(&["CONFIG", "SET", "cluster-announce-port", &port]).await;
+        let deadline = Instant::now() + FORMS_WITHIN;
+        self.wait("the new address to be known", deadline, async |node: &RedisServer| {
+            node.ask(&["CLUSTER", "SLOTS"]).await.to_string().contains(&port)
+        })
+        .await;
+    }
+
+    /// How often all nodes together were asked this (`cluster|slots`).
+    pub async fn calls(&self, command: &str) -> u64 {
+        let calls = self.nodes.iter().map(async |node| {
+            let stats = node.ask(&["INFO", "commandstats"]).await;
+            let of = format!("cmdstat_{command}:calls=");
+            let line =
+                stats.as_str().unwrap().lines().find_map(|line| line.strip_prefix(&of)?.split(',').next());
+            line.map_or(0, |calls| calls.parse::<u64>().unwrap())
+        });
+        join_all(calls).await.into_iter().sum()
     }
 
     /// The id of a node.

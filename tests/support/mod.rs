@@ -33,7 +33,7 @@ pub use proxy::Proxy;
 pub use raw::{RawClient, RawEvent, RawFrame};
 pub use redis::RedisServer;
 pub use relay::{ADMIN_TOKEN, Config, Relay};
-pub use resp::ask;
+pub use resp::{Subscriber, ask};
 pub use sentinel::Sentinel;
 
 /// How long a test waits for one thing that has to happen at once.

@@ -25,6 +25,26 @@ pub async fn ask(to: SocketAddr, command: &[&str]) -> io::Result<Value> {
     within(LIMIT, &format!("{to} to answer {command:?}"), exchange).await
 }
 
+/// Hears a channel.
+#[derive(Debug)]
+pub struct Subscriber(BufReader<TcpStream>);
+
+impl Subscriber {
+    /// Subscribes; the server has acknowledged it when this returns.
+    pub async fn start(to: SocketAddr, channel: &str) -> io::Result<Self> {
+        let mut stream = BufReader::new(TcpStream::connect(to).await?);
+        stream.write_all(format!("SUBSCRIBE {channel}\r\n").as_bytes()).await?;
+        within(LIMIT, "the channel to be subscribed", read(&mut stream)).await?;
+        Ok(Self(stream))
+    }
+
+    /// The next message, as text.
+    pub async fn next(&mut self) -> String {
+        let message = within(LIMIT, "a message on the channel", read(&mut self.0)).await.unwrap();
+        message[2].as_str().unwrap().to_owned()
+    }
+}
+
 async fn read(stream: &mut BufReader<TcpStream>) -> io::Result<Value> {
     let mut line = String::new();
     if stream.read_line(&mut line).await? == 0 {
