@@ -1,4 +1,4 @@
-//! Firebase Authentication's tokens.
+//! Fetches the public keys of Firebase Authentication's ID tokens.
 
 use super::AuthError;
 use super::claims::Rules;

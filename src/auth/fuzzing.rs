@@ -8,12 +8,12 @@ use super::claims::{Identity, Rules, SignedToken};
 use super::jwks::KeySet;
 use super::{AuthError, Refusal, emulator, firebase, keys, revocation};
 
-/// Whose rules a token is held against, for one audience.
+/// The rules that a token is held against, for one audience.
 #[derive(Debug)]
 pub enum Issuer {
-    /// Firebase's.
+    /// Firebase's rules, with signatures.
     Firebase,
-    /// The emulator's.
+    /// The emulator's rules, without signatures.
     Emulator,
     /// Any other's, with this `iss`.
     OpenId(&'static str),

@@ -78,7 +78,7 @@ enum Granted {
 struct TokenAnswer {
     #[serde(deserialize_with = "secret")]
     access_token: SecretString,
-    /// Seconds.
+    /// Seconds from the answer.
     expires_in: u64,
 }
 

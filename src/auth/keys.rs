@@ -48,7 +48,7 @@ pub(super) enum FetchError {
 
 /// Where keys come from.
 pub(super) trait Source: Send + Sync + 'static {
-    /// Fetches all keys.
+    /// Fetches the issuer's whole key set.
     fn fetch(&self) -> impl Future<Output = Result<Fetched, FetchError>> + Send;
 }
 

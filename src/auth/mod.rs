@@ -47,7 +47,7 @@ pub enum AuthError {
     /// Not an absolute `https://` or `http://` URL, or one with a user name or password in it.
     #[error("{what} is not a URL to fetch from: {problem}")]
     Url {
-        /// Which setting.
+        /// The setting that holds the URL.
         what: &'static str,
         /// What is wrong with it; never its user name or password.
         problem: String,
@@ -55,7 +55,7 @@ pub enum AuthError {
     /// Keys and access tokens that cross a network in the clear prove nothing.
     #[error("{what} is plain http:// to {host}, which is not a loopback address: use https://")]
     PlainHttp {
-        /// Which setting.
+        /// The setting that holds the URL.
         what: &'static str,
         /// The host that it names.
         host: String,
@@ -169,7 +169,7 @@ impl Verifier {
         Ok(Self::new(Tokens::Signed { rules, keys }, None, metrics))
     }
 
-    /// Whose token is this? `now` is in Unix seconds ([`unix_now`]).
+    /// Returns the user of a token that is good now. `now` is in Unix seconds ([`unix_now`]).
     ///
     /// Takes about 17 us of CPU (`benches/verify.rs`); waits for the network only when the token names an unknown key
     /// (at most 3 s) and for the revocation check, where one is configured (at most 3 s).

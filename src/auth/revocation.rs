@@ -23,7 +23,7 @@ use crate::relay::refusal::Refusal;
 
 /// Lookups that are under way at once; those past it wait, within their own time limit.
 const LOOKUPS: usize = 64;
-/// Checks that are under way or wait; one past it is told at once that there is no answer.
+/// Checks that are under way or wait. One past it ends at once without an answer.
 const CHECKS: usize = 4096;
 
 /// What is escaped in a path segment; a project id has dashes.

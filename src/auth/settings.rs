@@ -1,4 +1,4 @@
-//! Whose tokens are accepted: decided once, before anything starts.
+//! The issuers of accepted tokens: decided once, before anything starts.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use secrecy::SecretString;
 /// Everything that the verifier is built from.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Whose tokens are accepted.
+    /// The issuer of accepted tokens.
     pub issuer: Issuer,
     /// Set when sessions are also checked for revocation.
     pub revocation: Option<Revocation>,
@@ -33,7 +33,7 @@ pub enum Issuer {
     },
     /// Any other OpenID Connect issuer that signs with RS256 or ES256.
     OpenId {
-        /// `iss`, exactly.
+        /// What a token's `iss` must equal.
         issuer: String,
         /// `aud`, or one of its values.
         audience: String,
@@ -43,7 +43,7 @@ pub enum Issuer {
 }
 
 impl Issuer {
-    /// Tells apart whose tokens are accepted, in 32 hexadecimal digits. The emulator's users are not those of the project
+    /// 32 hexadecimal digits for each issuer and audience. The emulator's users are not those of the project
     /// whose name it bears: anybody signs their tokens.
     #[must_use]
     pub fn fingerprint(&self) -> String {
@@ -60,13 +60,13 @@ impl Issuer {
 /// How and how often it is asked whether a session was revoked.
 #[derive(Debug, Clone)]
 pub struct Revocation {
-    /// Who knows.
+    /// The service to query.
     pub service: IdentityService,
     /// The pause between two checks of an open socket's session, give or take a fifth.
     pub pause: Duration,
 }
 
-/// Who knows whether a session was revoked.
+/// The services that know whether a session was revoked.
 #[derive(Debug, Clone)]
 pub enum IdentityService {
     /// Google's Identity Toolkit, with these credentials.
@@ -82,7 +82,7 @@ pub enum Credentials {
     ServiceAccount(ServiceAccount),
     /// The metadata server of Google's platforms, which speaks for the account of the machine, pod or service.
     Metadata {
-        /// `HOST` or `HOST:PORT`
+        /// The server as `HOST` or `HOST:PORT`, without a scheme.
         host: String,
     },
     /// Workload identity federation: another platform says who this is.
@@ -92,22 +92,22 @@ pub enum Credentials {
 /// The parts of an `external_account` file that are needed (<https://google.aip.dev/auth/4117>).
 #[derive(Debug, Clone)]
 pub struct ExternalAccount {
-    /// `audience`
+    /// The field `audience`: the pool and provider.
     pub audience: String,
-    /// `subject_token_type`
+    /// The field `subject_token_type`, a URN.
     pub subject_token_type: String,
-    /// `token_url`
+    /// The field `token_url`: Google's STS.
     pub token_url: String,
-    /// `service_account_impersonation_url`
+    /// The field `service_account_impersonation_url`, where it is used.
     pub impersonation_url: Option<String>,
-    /// `credential_source`
+    /// The field `credential_source`, reduced to what is read.
     pub subject: SubjectToken,
 }
 
 /// The token by which another platform says who this is.
 #[derive(Debug, Clone)]
 pub struct SubjectToken {
-    /// Where it is.
+    /// A file, or a URL of the platform.
     pub source: SubjectTokenSource,
     /// The field that holds it, where the source is JSON.
     pub field: Option<String>,
@@ -118,9 +118,9 @@ pub struct SubjectToken {
 pub enum SubjectTokenSource {
     /// In a file, such as a projected token of Kubernetes.
     File(String),
-    /// At a URL.
+    /// A URL of the platform, asked with GET.
     Url {
-        /// The URL.
+        /// Plain http is allowed: platforms use addresses of the machine.
         url: String,
         /// What the platform wants to see beside it.
         headers: Vec<(String, String)>,
@@ -130,14 +130,14 @@ pub enum SubjectTokenSource {
 /// The parts of a service account's JSON file that are needed.
 #[derive(Debug, Clone)]
 pub struct ServiceAccount {
-    /// `project_id`
+    /// The field `project_id` of the file.
     pub project_id: String,
-    /// `client_email`
+    /// The field `client_email`: the JWT's `iss`.
     pub client_email: String,
     /// `private_key`, PEM (PKCS #8)
     pub private_key: SecretString,
-    /// `private_key_id`
+    /// The field `private_key_id`: the JWT's `kid`.
     pub private_key_id: Option<String>,
-    /// `token_uri`
+    /// The field `token_uri`: the JWT's `aud`.
     pub token_uri: String,
 }

@@ -24,9 +24,9 @@ pub const SILENT_AFTER: Duration = Duration::from_secs(10);
 /// Why Redis does not do what a handshake needs. The names are a metric's labels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Cause {
-    /// No answer.
+    /// No probe came back in time.
     Silent,
-    /// No connection.
+    /// TCP or TLS could not be opened.
     Unreachable,
     /// The server is a replica (READONLY).
     ReadOnly,
@@ -52,12 +52,12 @@ pub enum Cause {
     Undelivered,
     /// The prefix belongs to instances of another issuer or audience.
     Owner,
-    /// Something else.
+    /// An error that has no cause of its own here.
     Other,
 }
 
 impl Cause {
-    /// All causes.
+    /// Every cause, in the order of the metric's labels.
     pub const ALL: [Self; 15] = [
         Self::Silent,
         Self::Unreachable,
@@ -153,7 +153,7 @@ impl Cause {
 /// What the shell has to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    /// Send a probe.
+    /// Send a probe on every connection.
     Probe,
     /// Make the connections anew.
     Reconnect,
@@ -189,7 +189,7 @@ pub struct Connectivity {
     gap: bool,
     /// When a probe that was written came back.
     delivered: Option<Instant>,
-    /// When a probe came back whose write was refused.
+    /// When a probe last came back whose write was refused.
     delivered_unwritten: Option<Instant>,
     /// When Redis last carried out a probe.
     written: Option<Instant>,

@@ -78,7 +78,7 @@ impl Troubles {
 pub struct Journal(Arc<(Mutex<Troubles>, Arc<Metrics>)>);
 
 impl Journal {
-    /// No trouble yet.
+    /// A journal in which no trouble is open.
     #[must_use]
     pub fn new(metrics: Arc<Metrics>) -> Self {
         Self(Arc::new((Mutex::default(), metrics)))
@@ -100,7 +100,7 @@ impl Journal {
         }
     }
 
-    /// It has ended.
+    /// Ends a trouble. The last node of a cause to end it writes a log line.
     pub fn end(&self, node: u16, place: Option<&str>, cause: Cause) {
         if self.with(cause, |troubles| troubles.end(node, cause)) == Line::Yes {
             let place = place.unwrap_or_default();

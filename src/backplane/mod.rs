@@ -47,16 +47,16 @@ pub const STALE: Duration = Duration::from_millis(500);
 #[error("the backplane does not answer")]
 pub struct Unavailable;
 
-/// What a backplane tells a worker, in the order in which it happened.
+/// What a backplane reports to a worker, in the order in which it happened.
 #[derive(Debug)]
 pub enum Event<'a> {
     /// A message came on the channel of a user's device.
     Envelope {
-        /// Whose.
+        /// The user whose channel it is.
         user: &'a UserId,
         /// Which of the two.
         channel: Device,
-        /// What came.
+        /// The decoded message of that channel.
         envelope: Envelope,
     },
     /// What came on a channel could not be read (another version, or somebody else's publish).
@@ -69,11 +69,11 @@ pub enum Event<'a> {
     Gap(Users<'a>),
     /// A reliable message of a connection here has not arrived, although it was taken.
     Lost {
-        /// The sender's user.
+        /// The user who sent it.
         user: &'a UserId,
-        /// The sender's device.
+        /// The device that sent it.
         device: Device,
-        /// The message.
+        /// The message, and why it did not arrive.
         lost: Lost,
     },
     /// An instance has not been heard of for some time.
@@ -85,7 +85,7 @@ pub enum Event<'a> {
 /// The users whom a change concerns: all of a server's, or those whose slots a node of a cluster holds.
 #[derive(Clone, Copy)]
 pub enum Users<'a> {
-    /// Every user.
+    /// Every user of this worker.
     All,
     /// The users for whom the function is true.
     Some(&'a dyn Fn(&UserId) -> bool),
@@ -116,7 +116,7 @@ impl fmt::Debug for Users<'_> {
 pub struct Lost {
     /// The connection that sent it.
     pub connection: ConnectionId,
-    /// What it was.
+    /// What the sender has to hear about it.
     pub message: LostMessage,
     /// Why it did not arrive.
     pub cause: LossCause,
@@ -129,7 +129,7 @@ pub enum LostMessage {
     Frame(StreamId),
     /// A `send` or a `signal`, with its `id` if it had one.
     Send(Option<String>),
-    /// A classic message.
+    /// A classic message, which has no `id`.
     Text,
 }
 
@@ -148,11 +148,11 @@ pub type Sink = Rc<dyn Fn(Event<'_>)>;
 /// A slot to renew.
 #[derive(Debug, Clone)]
 pub struct Renewal {
-    /// Whose.
+    /// The user whose room it is.
     pub user: UserId,
-    /// Which slot.
+    /// The slot to renew.
     pub device: Device,
-    /// Who holds it.
+    /// The connection that holds it here.
     pub holder: Holder,
     /// Which of its client's attempts it is, if the client counts them.
     pub attempt: Option<Attempt>,
@@ -177,15 +177,15 @@ pub type RoomSnapshot = [Option<Lease>; 2];
 /// One running instance, as it announces itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InstanceInfo {
-    /// Which one.
+    /// The process's UUID, new at each start.
     pub instance: InstanceId,
-    /// Its open connections.
+    /// Open WebSockets, of all its workers.
     pub connections: u64,
     /// Its version of duorelay.
     pub version: String,
-    /// Unix milliseconds.
+    /// Unix milliseconds of its start.
     pub started_at: u64,
-    /// It is leaving.
+    /// It drains, and takes no handshakes soon.
     pub draining: bool,
 }
 

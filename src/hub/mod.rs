@@ -44,7 +44,7 @@ type SharedRoom = Rc<RefCell<Room<Rc<Seat>>>>;
 pub enum Sent {
     /// It is on its way.
     Done,
-    /// Nobody is there.
+    /// The other slot is empty: the message was dropped.
     Absent,
     /// Send it again when the seat is woken, at the latest after [`MARKER_LIMIT`]; read nothing before.
     Wait,
@@ -71,12 +71,12 @@ fn renewals_spread(slots: usize, lease: Duration) -> Duration {
 /// How long a sender waits for what it sent through the backplane to arrive.
 pub const MARKER_LIMIT: Duration = Duration::from_millis(500);
 
-/// What a hub is told once.
+/// What stays the same for a hub's whole life.
 #[derive(Debug, Clone)]
 pub struct HubSettings {
-    /// This process.
+    /// The same for all workers of a process.
     pub instance: InstanceId,
-    /// What clients are told.
+    /// What `welcome` says about limits.
     pub limits: ClientLimits,
     /// What this relay understands beyond the first version.
     pub features: Vec<Feature>,

@@ -24,15 +24,15 @@ use super::budget::Share;
 /// A connection that is about to claim its slot.
 #[derive(Clone)]
 pub struct Joining {
-    /// The verified user.
+    /// The user of the verified token.
     pub user: UserId,
-    /// The slot.
+    /// The slot that the connection claims.
     pub device: Device,
     /// The client, if it named itself.
     pub client: Option<ClientId>,
     /// Which of its client's attempts it is, if the client counts them.
     pub attempt: Option<Attempt>,
-    /// What it speaks.
+    /// The dialect of its socket.
     pub protocol: Protocol,
     /// The e-mail address of its token, or the uid where there is none: the classic room's name.
     pub label: Arc<str>,
@@ -42,13 +42,13 @@ pub struct Joining {
 
 /// A local connection: what its room and its socket task share.
 pub struct Seat {
-    /// The connection.
+    /// The connection that holds the seat.
     pub connection: ConnectionId,
-    /// Whose.
+    /// The user of the verified token.
     pub user: UserId,
-    /// Which slot.
+    /// The slot that it claims or holds.
     pub device: Device,
-    /// What it speaks.
+    /// The dialect of its socket.
     pub protocol: Protocol,
     pub(super) client: Option<ClientId>,
     pub(super) attempt: Option<Attempt>,
@@ -77,7 +77,7 @@ pub struct Seat {
 /// This instance is leaving: when this connection should come back elsewhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Drain {
-    /// Its turn.
+    /// The connection gets `reconnect` or 1012 at this time.
     pub at: Instant,
     /// When it is closed with 1012 if it is still here.
     pub deadline: Instant,

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 /// Handshakes of all kinds, as a multiple of the setting, which is for those that are refused.
 pub const ALL: u32 = 5;
-/// Those who are refused for a while are told to come back over at most this time.
+/// After a refusal, clients return at turns of their own, spread over at most this time.
 const SPREAD: Duration = Duration::from_secs(15);
 /// Handshakes of a minute, through trusted proxies, from which on it is judged where they come from.
 const CROWD: u32 = 40;
@@ -19,7 +19,7 @@ const WARNING_PAUSE: Duration = Duration::from_secs(600);
 struct Bucket {
     /// It is full when this has passed.
     full_at: Option<Instant>,
-    /// The latest time for which somebody was told to come back.
+    /// The latest turn that a refusal has promised.
     promised: Option<Instant>,
 }
 
@@ -39,7 +39,7 @@ impl Bucket {
         self.full_at = self.full_at.and_then(|at| at.checked_sub(one));
     }
 
-    /// When somebody for whom there is no token should come back, in seconds. Each is told a turn of its own: if all came
+    /// Seconds until the turn of a client that finds no token. Each refusal promises a turn of its own: if all came
     /// back when the next token is there, all but one would come in vain.
     fn promise(&mut self, wait: Duration, one: Duration, now: Instant) -> u32 {
         let (first, last) = (now + wait, now + SPREAD);
@@ -58,7 +58,7 @@ impl Bucket {
 /// The buckets of one address. The setting, handshakes a second, is passed in each time.
 #[derive(Debug, Default)]
 pub struct Address {
-    /// All handshakes.
+    /// Every handshake, whatever its outcome: [`ALL`] times the setting.
     all: Bucket,
     /// Handshakes that are not verified yet, or were refused.
     unproven: Bucket,
@@ -91,7 +91,7 @@ impl Address {
         self.unproven.give_back(Self::ones(per_second)[1]);
     }
 
-    /// A handshake whose token was good is refused after all.
+    /// Spends a token for a handshake whose ID token was good, and which the relay refuses after all.
     pub fn on_refused(&mut self, per_second: u32, now: Instant) {
         self.unproven.take(Self::ones(per_second)[1], now);
     }

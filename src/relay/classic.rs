@@ -20,7 +20,7 @@ pub fn classic_text(occupancy: Occupancy, label: &str, text: &str) -> Bytes {
     ))
 }
 
-/// What a classic connection is told when it loses its slot.
+/// The last message to a classic connection that loses its slot; close 4001 follows.
 pub const CLASSIC_OVERWRITTEN: &str = "This connection has been overwritten with a new one";
 
 #[cfg(test)]

@@ -36,7 +36,7 @@ pub enum ComeBack {
     No,
     /// At once, with jitter.
     AtOnce,
-    /// With back-off.
+    /// With back-off, as after a network failure.
     BackOff,
     /// After a long back-off.
     LongBackOff,
@@ -90,13 +90,13 @@ impl Close {
         Facts { code, reason, come_back }
     }
 
-    /// [`Facts::code`]
+    /// The close code of RFC 6455 or of the range 4000 to 4999.
     #[must_use]
     pub const fn code(self) -> u16 {
         self.facts().code
     }
 
-    /// [`Facts::reason`]
+    /// The close frame's text, for people: at most 123 bytes.
     #[must_use]
     pub const fn reason(self) -> &'static str {
         self.facts().reason

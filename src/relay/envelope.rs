@@ -19,33 +19,33 @@ pub enum Envelope {
     Parcel {
         /// Who sent it, and under which generation: stale senders are fenced off by it.
         from: Member,
-        /// What was sent.
+        /// The message, as its sender's protocol wrote it.
         parcel: Parcel,
     },
     /// A slot has a new holder (published on both channels).
     Claimed {
-        /// Which slot.
+        /// The slot that changed hands.
         device: Device,
         /// Who holds it now.
         holder: Holder,
     },
     /// A slot became free (published on both channels).
     Released {
-        /// Which slot.
+        /// The slot that became free.
         device: Device,
-        /// Who held it.
+        /// The connection that left, and its generation.
         member: Member,
     },
     /// What its publisher sent on this channel before it has arrived.
     Marker {
-        /// Who published it.
+        /// The publisher; other instances ignore the marker.
         instance: InstanceId,
-        /// Which one.
+        /// The number that the publisher's room waits for.
         nonce: u64,
     },
     /// From an operator, for this device.
     ServerMessage {
-        /// JSON.
+        /// The operator's JSON, as it was posted.
         data: Private<Bytes>,
     },
     /// An operator disconnects this device.
@@ -57,7 +57,7 @@ pub enum Envelope {
     Undelivered {
         /// The connection that sent it.
         connection: ConnectionId,
-        /// Why.
+        /// What the receiver's instance found.
         cause: Undelivered,
         /// The message's `id`, where it had one.
         id: Option<String>,

@@ -27,7 +27,7 @@ pub struct Freshness {
     free_at: u32,
     /// The pace that the client was asked for.
     asked: u16,
-    /// The client reports.
+    /// The client has sent a first `received`.
     is_reporting: bool,
 }
 

@@ -16,7 +16,7 @@ use super::refusal::Refusal;
 /// The header in which native apps send the token.
 pub const CLIENT_ID_HEADER: HeaderName = HeaderName::from_static("clientid");
 
-/// A handshake that has the right form; whose token it carries is not known yet.
+/// A handshake of the right form. Its token is not verified yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Handshake {
     /// The slot that is asked for.
@@ -168,11 +168,11 @@ fn is_nonce(value: &HeaderValue) -> bool {
 /// What the query of a handshake, or of `GET /v1/session`, says.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Parameters {
-    /// `device`
+    /// The query's `device`; without it the token's place decides.
     pub device: Option<Device>,
-    /// `client`
+    /// The query's `client`: 1 to 64 characters.
     pub client: Option<ClientId>,
-    /// `attempt`
+    /// The query's `attempt`, below 2^53 and with `client` only.
     pub attempt: Option<Attempt>,
 }
 
@@ -215,7 +215,7 @@ impl Parameters {
     }
 
     /// The attempt of the slot's holder, if a claim of these parameters would be refused for it. Where no device is named,
-    /// it is the one that the client holds: `GET /v1/session` has its token in a header, so that its place tells nothing.
+    /// it is the one that the client holds: `GET /v1/session` has its token in a header, whose place says nothing here.
     #[must_use]
     pub fn later_attempt(&self, device: Device, lease: &Lease) -> Option<Attempt> {
         let is_mine = self.client.is_some() && lease.holder.client == self.client;

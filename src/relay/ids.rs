@@ -11,7 +11,7 @@ use uuid::Uuid;
 /// Never the e-mail address: that can be absent, unverified, or change.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct UserId {
-    /// `UID`, or `TENANT/UID`.
+    /// `UID`, or `TENANT/UID` with a tenant.
     qualified: Arc<str>,
     /// Bytes of the tenant in it; 0 without one. A uid can hold a slash, so the text alone does not say.
     tenant: u16,
@@ -96,7 +96,7 @@ impl Device {
         }
     }
 
-    /// `desktop` or `mobile`.
+    /// The name on the wire and in labels: `desktop` or `mobile`.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -149,7 +149,7 @@ uuid_id! {
 }
 
 impl ConnectionId {
-    /// No connection.
+    /// The nil UUID: stands where no connection is.
     pub const NONE: Self = Self(Uuid::nil());
 }
 
@@ -208,14 +208,14 @@ impl ClientId {
 /// A connection that holds a slot, as others see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, serde::Deserialize)]
 pub struct Member {
-    /// Which connection.
+    /// Unique over all instances and time.
     pub connection: ConnectionId,
     /// The generation under which it holds its slot.
     pub generation: Generation,
 }
 
 impl Member {
-    /// Before any member.
+    /// Older than every member: no connection under generation 0.
     pub const NONE: Self = Self { connection: ConnectionId::NONE, generation: Generation::NONE };
 }
 
@@ -226,7 +226,7 @@ impl Member {
 pub struct Attempt(u64);
 
 impl Attempt {
-    /// The lowest number.
+    /// The lowest number, below every clock's.
     pub const ZERO: Self = Self(0);
 
     /// An attempt, or `None` unless it is below 2^53.

@@ -28,7 +28,7 @@ pub enum Verdict {
     Limited {
         /// When the next message may pass.
         until: Instant,
-        /// True at most once a second: tell the client `rate_limited`.
+        /// True at most once a second: the socket then sends `rate_limited`.
         report: bool,
     },
     /// Past the rate for too long: close with 1008.
@@ -88,7 +88,7 @@ struct Past {
 }
 
 impl Rate {
-    /// So much more.
+    /// Spends `amount`. The bucket may go below zero; the verdict says what that means.
     pub fn on(&mut self, amount: usize, quota: Quota, now: Instant) -> Verdict {
         let verdict = self.judge(amount, quota, now);
         if verdict == Verdict::Pass {
@@ -204,7 +204,7 @@ impl Errors {
     }
 }
 
-/// When a sender was last told that nobody received a stream's frames.
+/// When the relay last reported to a sender that no device receives a stream's frames.
 #[derive(Debug, Default)]
 pub struct AbsentNotices(Vec<(StreamId, Instant)>);
 
@@ -212,9 +212,9 @@ impl AbsentNotices {
     /// True at most once a second for each stream (at most 128 of them: only reliable ones ask).
     pub fn is_due(&mut self, stream: StreamId, now: Instant) -> bool {
         match self.0.iter_mut().find(|(known, _)| *known == stream) {
-            Some((_, told)) if now.duration_since(*told) < Duration::from_secs(1) => false,
-            Some((_, told)) => {
-                *told = now;
+            Some((_, reported)) if now.duration_since(*reported) < Duration::from_secs(1) => false,
+            Some((_, reported)) => {
+                *reported = now;
                 true
             }
             None => {

@@ -18,18 +18,18 @@ use super::parcel::PressureState;
 /// The two kinds of message in a WebSocket (RFC 6455 section 5.6).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// UTF-8 text.
+    /// A text message of WebSocket: valid UTF-8.
     Text,
-    /// A frame.
+    /// A binary message of WebSocket.
     Binary,
 }
 
 /// One WebSocket message on its way out. `Debug` prints its kind and its size.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Outgoing {
-    /// Text or binary.
+    /// The opcode under which the codec sends it.
     pub kind: Kind,
-    /// The payload.
+    /// The payload, shared with every other copy of it.
     pub bytes: Bytes,
     /// When it was read from the other socket or from the backplane; `None` for what the relay says itself.
     pub since: Option<Instant>,
@@ -48,7 +48,7 @@ impl Outgoing {
         Self { kind: Kind::Text, bytes, since }
     }
 
-    /// A binary message.
+    /// A frame of another device, byte for byte.
     #[must_use]
     pub const fn binary(bytes: Bytes, since: Option<Instant>) -> Self {
         Self { kind: Kind::Binary, bytes, since }
@@ -221,8 +221,8 @@ impl Outbox {
         true
     }
 
-    /// Drops the volatile frames that wait (they came from a connection that has lost its slot), and
-    /// tells how many there were.
+    /// Drops the volatile frames that wait, because they came from a connection that has lost its slot.
+    /// Returns how many there were.
     pub fn drop_volatile(&mut self) -> usize {
         let dropped = self.volatile.len();
         self.volatile = VecDeque::new();

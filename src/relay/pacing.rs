@@ -5,7 +5,7 @@
 //! browser client and the Dart client hold the same law; `tests/vectors/pacing.json` binds all three.
 //!
 //! # Why one way
-//! The round trip cannot tell which direction is slow: holding frames for it starves the direction that is
+//! A round trip does not show which direction is slow: holding frames for it starves the direction that is
 //! well. A report carries the receiver's clock. `read_at - sent_at` is the one-way delay up to a constant, and a
 //! late report spoils nothing.
 //!
@@ -427,7 +427,7 @@ impl Pacing {
         Ok(())
     }
 
-    /// The path lives.
+    /// A report has arrived: the path carries something.
     fn on_life(&mut self, now: f64, messages: u32) {
         let pause = now - self.waiting;
         if self.reporting && pause > 0.0 {
@@ -527,7 +527,7 @@ impl Pacing {
     }
 }
 
-/// The receiver's side.
+/// The receiver's side: counts what it reads, and says when a report is due.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Reporter {
     due_at: f64,

@@ -13,7 +13,7 @@ use super::ids::ConnectionId;
 pub enum Parcel {
     /// A v1 binary message, stream id included; never empty.
     Frame(Bytes),
-    /// A v1 `send`.
+    /// A v1 `send`: becomes `message`.
     Send {
         /// JSON, as the client wrote it.
         data: Bytes,
@@ -24,12 +24,12 @@ pub enum Parcel {
         /// The sender waits for an `ack`.
         ack: bool,
     },
-    /// A v1 `ack`.
+    /// A v1 `ack`: becomes `acked`.
     Ack {
-        /// The message's.
+        /// The `id` of the acknowledged message.
         id: String,
     },
-    /// A v1 `signal`.
+    /// A v1 `signal`, between two client libraries.
     Signal {
         /// The connection that it is for, and no later one.
         to: ConnectionId,
@@ -40,7 +40,7 @@ pub enum Parcel {
     },
     /// Not from the other device itself: the relay that writes to it reports its reliable queue.
     Pressure(PressureState),
-    /// A classic message.
+    /// A classic message, text or binary.
     Text {
         /// What the client sent, as text.
         text: Bytes,

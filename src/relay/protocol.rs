@@ -49,7 +49,7 @@ pub enum ClientMessage<'a> {
     },
     /// A message with `ack` has been delivered.
     Ack {
-        /// The message's.
+        /// The `id` of the acknowledged message.
         id: String,
     },
     /// To the other device's client library, to arrange a direct path.
@@ -58,7 +58,7 @@ pub enum ClientMessage<'a> {
         to: ConnectionId,
         /// Any JSON value, exactly as the client wrote it.
         data: Private<&'a str>,
-        /// Repeated in errors.
+        /// Errors about this message repeat it.
         id: Option<String>,
     },
     /// What the client has read of this connection.
@@ -80,7 +80,7 @@ pub enum ClientMessage<'a> {
     },
     /// A fresh token for the same user.
     Auth {
-        /// The ID token.
+        /// The new ID token, of the same user.
         token: Private<String>,
     },
 }
@@ -100,9 +100,9 @@ pub fn features(pacing: bool, direct: bool) -> Vec<Feature> {
 /// Why a client's message was not accepted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MessageError {
-    /// Stable, for programs.
+    /// Stable: programs may compare it.
     pub code: &'static str,
-    /// For people.
+    /// A sentence for people; it may change.
     pub detail: &'static str,
     /// The `id` of the message, where it had one.
     pub id: Option<String>,
@@ -298,11 +298,11 @@ impl<'a> ClientMessage<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Sender {
-    /// The user's desktop.
+    /// The device in the `desktop` slot.
     Desktop,
-    /// The user's mobile.
+    /// The device in the `mobile` slot.
     Mobile,
-    /// An operator.
+    /// An operator's call, not a device.
     Server,
 }
 
@@ -321,7 +321,7 @@ impl From<Device> for Sender {
 pub enum PeerState {
     /// A connection holds it.
     Connected,
-    /// Nobody does.
+    /// The other slot is empty.
     Disconnected,
 }
 
@@ -329,9 +329,9 @@ pub enum PeerState {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BackplaneState {
-    /// It has not.
+    /// Other instances are unreachable.
     Down,
-    /// It has again.
+    /// Other instances are reachable again.
     Up,
 }
 
@@ -345,7 +345,7 @@ pub enum ReconnectReason {
     Lifetime,
 }
 
-/// What a client may send, told in `welcome`.
+/// What a client may send. `welcome` carries it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct ClientLimits {
     /// The largest whole message, stream byte included, in bytes.
@@ -363,11 +363,11 @@ pub struct ClientLimits {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Feature {
-    /// `received` and `reports`.
+    /// The relay reads `received` and sends `reports`.
     Received,
     /// `send` with `ack`, and `ack`.
     Ack,
-    /// `signal`.
+    /// Client libraries may exchange `signal`.
     Signal,
     /// The relay reports a long reliable queue with `pressure`.
     Pressure,
@@ -376,9 +376,9 @@ pub enum Feature {
 /// Who took a slot over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Successor {
-    /// The new connection.
+    /// The connection that holds the slot now.
     pub connection: ConnectionId,
-    /// Its generation.
+    /// The generation under which it claimed the slot.
     pub generation: Generation,
     /// True for a hand-over: the same client came back.
     pub same_client: bool,
@@ -390,13 +390,13 @@ pub struct Successor {
 pub enum ServerMessage<'a> {
     /// The first message, always.
     Welcome {
-        /// This connection.
+        /// The id of the connection that reads this.
         connection: ConnectionId,
-        /// Its slot.
+        /// The slot that this connection holds.
         device: Device,
-        /// Its generation.
+        /// The generation under which it holds the slot.
         generation: Generation,
-        /// The user.
+        /// The uid, without its tenant.
         uid: &'a str,
         /// Who holds the other slot.
         peer: Option<Member>,
@@ -406,7 +406,7 @@ pub enum ServerMessage<'a> {
         heartbeat_ms: u64,
         /// What the client may send.
         limits: ClientLimits,
-        /// This instance.
+        /// The instance that has the socket.
         instance: InstanceId,
         /// What this relay understands beyond the first version.
         features: &'a [Feature],
@@ -419,18 +419,18 @@ pub enum ServerMessage<'a> {
     },
     /// The other slot changed hands or became empty.
     Peer {
-        /// The other device.
+        /// The slot that changed, never the reader's own.
         device: Device,
         /// Whether it is there.
         state: PeerState,
         /// Which connection came or went.
         connection: ConnectionId,
-        /// Its generation.
+        /// The generation of that connection.
         generation: Generation,
     },
     /// From the other device, or from an operator.
     Message {
-        /// Who sent it.
+        /// The sender, as far as a client may know it.
         from: Sender,
         /// Any JSON value, exactly as its sender wrote it.
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -447,7 +447,7 @@ pub enum ServerMessage<'a> {
     },
     /// The other device has delivered a message with `ack`.
     Acked {
-        /// The message's.
+        /// The `id` of the acknowledged message.
         id: &'a str,
     },
     /// From the other device's client library.
@@ -461,7 +461,7 @@ pub enum ServerMessage<'a> {
     Pressure {
         /// Which of the two.
         state: PressureState,
-        /// The connection whose queue it is.
+        /// The receiver's connection: its queue is long, or short again.
         connection: ConnectionId,
     },
     /// What the relay has read of this connection.
@@ -483,12 +483,12 @@ pub enum ServerMessage<'a> {
     },
     /// The token expires soon.
     Expiring {
-        /// Unix seconds.
+        /// Unix seconds, from the token's `exp`.
         expires_at: u64,
     },
     /// The session goes on under a fresh token.
     Authenticated {
-        /// Unix seconds.
+        /// Unix seconds, from the new token's `exp`.
         expires_at: u64,
     },
     /// The relay lost, or has again, its way to other instances.
@@ -498,7 +498,7 @@ pub enum ServerMessage<'a> {
     },
     /// This socket will end: connect again first.
     Reconnect {
-        /// Why.
+        /// Why the socket is going to end.
         reason: ReconnectReason,
         /// When to connect again, milliseconds from now.
         in_ms: u64,
@@ -515,9 +515,9 @@ pub enum ServerMessage<'a> {
     },
     /// The last message was not accepted.
     Error {
-        /// Stable, for programs.
+        /// Stable: programs may compare it.
         code: &'a str,
-        /// For people.
+        /// A sentence for people; it may change.
         detail: &'a str,
         /// The `id` of the message.
         #[serde(skip_serializing_if = "Option::is_none")]

@@ -39,9 +39,9 @@ pub struct Lease {
 /// What a new connection asks for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Claim {
-    /// The slot.
+    /// The slot that the connection wants.
     pub device: Device,
-    /// The new connection.
+    /// The connection that claims, unique over all time.
     pub connection: ConnectionId,
     /// Where its socket is.
     pub instance: InstanceId,
@@ -66,7 +66,7 @@ pub enum ClaimOutcome {
     },
     /// The slot is held by a later attempt of the same client: this one was given up, and comes late.
     Superseded {
-        /// The later one.
+        /// The holder's attempt, which is higher.
         attempt: Attempt,
     },
 }
@@ -385,7 +385,7 @@ mod tests {
         let _ = claimed(record.claim(SECOND, LEASE, attempt(3, Some("tab"), 20)));
         let _ = claimed(record.claim(SECOND, LEASE, claim(4, Some("tab"))));
         let _ = claimed(record.claim(SECOND, LEASE, attempt(5, Some("tab"), 1)));
-        // Another client's numbers mean nothing, and neither do those of one that has left, or whose lease has ended.
+        // Another client's numbers do not count. Nor do those of a client that has left, or has let its lease end.
         let third = claimed(record.claim(SECOND, LEASE, attempt(6, Some("other"), 0)));
         assert!(third.generation > second.generation);
         let _ = record.release(Device::Desktop, ConnectionId(Uuid::from_u128(6)));

@@ -36,7 +36,7 @@ pub enum Refusal {
     WrongAudience,
     /// `iss` is not ours.
     WrongIssuer,
-    /// `exp` has passed.
+    /// `exp` is not in the future.
     TokenExpired,
     /// `iat` or `auth_time` is in the future.
     TokenNotYetValid,
@@ -50,7 +50,7 @@ pub enum Refusal {
     BackplaneUnavailable,
     /// The same client has a later attempt that holds the slot.
     Superseded {
-        /// The later one.
+        /// The holder's attempt, which is higher.
         attempt: Attempt,
     },
 }
@@ -69,7 +69,7 @@ pub struct Facts {
 }
 
 impl Refusal {
-    /// One of each.
+    /// Every refusal, in the order in which they are judged.
     pub const ALL: [Self; 21] = [
         Self::TooManyAttempts { retry_after: 0 },
         Self::Draining,
@@ -222,19 +222,19 @@ impl Refusal {
         }
     }
 
-    /// [`Facts::code`]
+    /// The stable name, for programs and labels.
     #[must_use]
     pub const fn code(self) -> &'static str {
         self.facts().code
     }
 
-    /// [`Facts::status`]
+    /// The HTTP status of the refused handshake.
     #[must_use]
     pub const fn status(self) -> u16 {
         self.facts().status
     }
 
-    /// [`Facts::detail`]
+    /// A sentence for people; it may change.
     #[must_use]
     pub const fn detail(self) -> &'static str {
         self.facts().detail

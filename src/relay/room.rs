@@ -12,42 +12,42 @@ use super::record::{Claimed, Holder, Renewed};
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[must_use]
 pub enum Effect<L> {
-    /// A local connection lost its slot: tell it and close it.
+    /// A local connection lost its slot: notify and close it.
     Overwrite {
         /// The connection that lost.
         seat: L,
         /// The one that won.
         by: Successor,
     },
-    /// The other slot of a local connection changed: drop the volatile frames that wait for it, then tell.
+    /// The other slot of a local connection changed: drop the volatile frames that wait for it, then notify it.
     Peer {
-        /// Whom to tell.
+        /// The connection to notify.
         seat: L,
-        /// Which slot changed.
+        /// The slot that changed.
         device: Device,
         /// Who came or went.
         member: Member,
-        /// Came, or went.
+        /// True if the member came, false if it went.
         connected: bool,
     },
-    /// The other slot of a local connection changed before its `welcome`, which will tell: drop the volatile frames
+    /// The other slot of a local connection changed before its `welcome`, which will name it: drop the volatile frames
     /// that wait for it.
     DropVolatile {
-        /// Whose.
+        /// The connection whose frames go.
         seat: L,
     },
     /// Publish a marker on a channel: when it comes back, everything sent before it has arrived.
     Mark {
         /// The sender that waits for it.
         seat: L,
-        /// The channel.
+        /// The device whose channel carries the marker.
         channel: Device,
         /// Repeated by the marker.
         nonce: u64,
     },
     /// A local sender that waits may go on.
     Resume {
-        /// The sender.
+        /// The sender that waits.
         seat: L,
     },
 }
@@ -63,7 +63,7 @@ pub enum Route<L> {
     /// Nobody holds the other slot.
     Absent,
     /// Not yet: frames still travel through the backplane, and the next must not overtake them in
-    /// memory. The sender waits until it is told to [`Effect::Resume`].
+    /// memory. The sender waits for [`Effect::Resume`].
     Wait,
     /// The sender has lost its slot; nothing that it sends reaches anyone.
     Overwritten,
@@ -99,9 +99,9 @@ struct Slot<L> {
     silent: bool,
     /// The holder's connection, if it is here.
     here: Option<L>,
-    /// What `here` believes of the other slot, or will be told in its `welcome`.
+    /// What `here` was last notified of the other slot, or what its `welcome` will say.
     reported: Option<Member>,
-    /// `here` has been told.
+    /// `here` has its `welcome`.
     welcomed: bool,
     /// `here` has sent frames through the backplane that may still be on their way.
     sent_away: bool,
@@ -296,7 +296,7 @@ impl<L: Clone> Room<L> {
         }
     }
 
-    /// The answer to a local claim. It completes what the channel has told, and stands in for it if the
+    /// The answer to a local claim. It usually repeats what the channel has delivered, and replaces it if the
     /// channel's message was lost.
     pub fn on_claim_answered(
         &mut self,
@@ -311,7 +311,7 @@ impl<L: Clone> Room<L> {
     }
 
     /// What an answer of the backplane said of the slot beside ours. The answer may be older than what
-    /// the channel has told since: only what cannot have been overtaken is believed. `asked` is the newest
+    /// the channel has delivered since: only what cannot have been overtaken is believed. `asked` is the newest
     /// generation of which it is certain that the answer includes it.
     fn on_other_slot(
         &mut self,
@@ -325,7 +325,7 @@ impl<L: Clone> Room<L> {
             Some(holder) if holder.member.generation >= slot.newest.generation => {
                 self.on_claimed(device, holder, effects)
             }
-            // Older than a release or a claim that the channel has told since.
+            // Older than a release or a claim that the channel has delivered since.
             Some(_) if slot.here.is_some() || slot.newest.generation > asked => {}
             // The record never goes back by itself: it was lost, and an older holder that never heard of the
             // newer one has put its slot back. The newer one will do the same, if it still lives.
@@ -464,7 +464,7 @@ impl<L: Clone> Room<L> {
         self.slot(to).here.as_ref()
     }
 
-    /// What the new connection is told of its peer in its welcome; from now on it is told of changes.
+    /// The peer that the new connection's `welcome` names. From now on the room notifies it of changes.
     pub fn on_welcomed(&mut self, device: Device, connection: ConnectionId) -> Option<Member> {
         let peer = self.slot(device.other()).visible();
         let slot = self.slot_mut(device);
@@ -475,7 +475,7 @@ impl<L: Clone> Room<L> {
         peer
     }
 
-    /// Tells the local holder of `device` what has become of the other slot, if it believes otherwise.
+    /// Notifies the local holder of `device` of the other slot's present member, if it believes otherwise.
     fn notify(&mut self, device: Device, effects: &mut Vec<Effect<L>>) {
         let now = self.slot(device.other()).visible();
         let slot = self.slot_mut(device);

@@ -164,7 +164,7 @@ fn volatile_frames_of_an_older_peer_than_the_welcome_will_name_are_dropped() {
         room.on_claimed(Desktop, holder(3, A, ""), &mut vec![]);
         assert_eq!(room.accept(Desktop, member(2), &mut vec![]), Some(&3));
         assert_eq!(effects(|fx| change(&mut room, fx)), [Effect::DropVolatile { seat: 3 }]);
-        // From here on it is told with the change.
+        // From here on an effect notifies it of the change.
         let newest = room.on_welcomed(Desktop, member(3).connection);
         assert_eq!(newest, room.visible(Mobile));
         assert_eq!(away(&mut room, Mobile, 5), [peer(3, Mobile, 5, true)]);

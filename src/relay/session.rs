@@ -97,13 +97,13 @@ pub enum Due {
     NoHeartbeat,
     /// The client takes nothing of what waits for it: leave the room, close with 4008.
     Stalled,
-    /// Send `expiring`.
+    /// Warn of the token's expiry with `expiring`.
     Expiring,
     /// Leave the room, close with 4003.
     Expired,
-    /// Send `reconnect`.
+    /// Ask the client to move with `reconnect`.
     Reconnect {
-        /// Why.
+        /// A drain, or the maximum lifetime.
         reason: ReconnectReason,
         /// When the client should connect again.
         at: Instant,
@@ -162,7 +162,7 @@ pub struct Session {
     phase: Phase,
     beat: Beat,
     sent_expiring: bool,
-    /// `reconnect` was sent.
+    /// `reconnect` was sent, so that none follows.
     is_leaving: bool,
     last_byte: Instant,
     expires: Instant,
@@ -232,7 +232,7 @@ impl Session {
 
     // ---- what happens
 
-    /// Bytes have come.
+    /// The client has sent something: it is alive.
     pub fn on_bytes(&mut self, now: Instant) {
         // The timer stays: it is set anew when it is due, not with each byte.
         self.last_byte = now;

@@ -11,7 +11,7 @@ const SETTINGS: SessionSettings = SessionSettings {
     quotas: Quotas::new(240, 1 << 20),
 };
 const HOUR: Duration = s(3600);
-/// Just before.
+/// Just before a timer is due.
 const TICK: Duration = Duration::from_nanos(1);
 
 const fn s(seconds: u64) -> Duration {

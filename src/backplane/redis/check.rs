@@ -18,7 +18,7 @@ use crate::backplane::connectivity::Cause;
 
 /// The first versions that do what an instance needs.
 const LEAST: &str = "duorelay needs Redis 6.2 or Valkey 7.2, or newer, and Redis 7.0 for a cluster";
-/// Another fleet's prefix.
+/// The refusal of a prefix that another fleet owns.
 pub(super) const FOREIGN: &str = "DUORELAY_REDIS_PREFIX is in use by instances with another issuer or audience: \
                                   each project needs a prefix or a database of its own";
 

@@ -46,7 +46,7 @@ impl Template {
         self.0.config.server.is_clustered()
     }
 
-    /// The database; pub/sub knows none, so that names of channels tell it.
+    /// The number of the database. Pub/sub knows no databases, so names of channels contain it.
     pub(super) fn database(&self) -> u8 {
         self.0.config.database.unwrap_or(0)
     }

@@ -54,7 +54,7 @@ impl Link {
         }
     }
 
-    /// The present connection.
+    /// The connection in use; none while it is made anew.
     pub(super) fn client(&self) -> Option<Client> {
         self.client.borrow().clone()
     }
@@ -71,7 +71,7 @@ impl Link {
         }
     }
 
-    /// Connects, once.
+    /// Connects once, and gives up at the first error.
     pub(super) async fn connect(&self) -> Result<Connection, Error> {
         let client = self.template.client(self.server.as_ref(), self.hears)?;
         // Before connecting: no message is missed.

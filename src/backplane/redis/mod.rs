@@ -1,7 +1,7 @@
 //! The backplane of many instances: one Redis (alone, with Sentinel, or a cluster) that they all share.
 //!
 //! Each worker has one connection for everything, so that what it publishes, claims and subscribes has one order; to a
-//! cluster's nodes it has two each, and the nodes fail one by one. How a room lives in Redis is told in `src/README.md`.
+//! cluster's nodes it has two each, and the nodes fail one by one. `src/README.md` says how a room lives in Redis.
 
 mod access;
 mod carrier;
@@ -71,7 +71,7 @@ const SECOND: Duration = Duration::from_secs(1);
 /// Renewals that are under way to one node at the same time.
 const RENEWALS: usize = 256;
 
-/// Tells what an instance announces of itself.
+/// Makes what an instance announces of itself.
 pub type Announce = Arc<dyn Fn() -> InstanceInfo + Send + Sync>;
 
 /// What a worker's share of the backplane is made from.
@@ -87,7 +87,7 @@ pub struct RedisSettings {
     pub lease: Duration,
     /// What may wait for one channel.
     pub queue_bytes: usize,
-    /// This process.
+    /// The same for all workers of a process.
     pub instance: InstanceId,
     /// What it says of itself.
     pub announce: Announce,
@@ -249,7 +249,7 @@ impl Redis {
         node.publisher.set_up(may_publish);
     }
 
-    /// Tells the hub whose node has gone down, or has come up, since it was told last.
+    /// Notifies the hub of the users whose node has gone down, or has come up, since the last call.
     fn update_served(&self) {
         let up: HashSet<u16> = self
             .nodes
@@ -277,7 +277,7 @@ impl Redis {
         }
     }
 
-    /// Messages may have been lost, but the way was not down long enough to tell anybody.
+    /// Messages may have been lost, but the way was not down long enough to notify anybody.
     fn on_gap(&self, is_concerned: &dyn Fn(u16) -> bool) {
         self.settings.metrics.backplane_gaps.inc();
         if !self.nodes.is_cluster() {
@@ -365,7 +365,7 @@ impl Redis {
     fn note(&self, what: &str, error: &Error) {
         debug!(%error, "{what}");
         match cause_of(error) {
-            // The probe tells that Redis is away.
+            // The probe reports that Redis is away.
             (Cause::Silent | Cause::Unreachable, _) => {}
             (cause, words) => self.settings.shared.journal().note(what, cause, &words),
         }

@@ -99,7 +99,7 @@ impl Names {
         (0..PARTS).filter_map(in_part).collect()
     }
 
-    /// The key that says whose prefix this is.
+    /// The key that names the owner of this prefix.
     #[must_use]
     pub(super) fn owner(&self) -> String {
         format!("{}:owner", self.prefix)

@@ -1,4 +1,4 @@
--- Whose prefix this is: the first fleet's, as long as one of its instances renews it.
+-- The owner of this prefix: the first fleet, as long as one of its instances renews it.
 -- KEYS: the owner's key
 -- ARGV: a hash of the issuer and the audience, how long it holds without renewal in ms
 -- Answers {1} when it is ours, {0} when it is another fleet's.

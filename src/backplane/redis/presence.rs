@@ -47,7 +47,7 @@ pub(super) struct Presence {
 }
 
 impl Presence {
-    /// An announcement came.
+    /// Notes an instance that lives, and whether it is a new one.
     pub(super) fn on_announcement(&mut self, bytes: &[u8], now: Instant) {
         let Ok(Announcement(instance, connections, version, started_at, draining)) =
             rmp_serde::from_slice(bytes)

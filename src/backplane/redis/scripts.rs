@@ -258,12 +258,12 @@ fn number_or_nothing(attempt: Option<Attempt>) -> Value {
     attempt.map_or_else(String::new, |attempt| attempt.to_string()).into()
 }
 
-/// `connection attempt`: whose it is stands beside it, because an older instance, which knows no attempts, leaves it as
-/// it is when it gives the slot to another connection.
+/// `connection attempt`: the connection stands beside the number, because an older instance, which knows no attempts,
+/// leaves the field as it is when it gives the slot to another connection.
 fn attempt_of(connection: ConnectionId, field: &Value) -> Option<Attempt> {
-    let (whose, attempt) =
-        field.as_str()?.split_once(' ').map(|(whose, it)| (whose.to_owned(), Attempt::parse(it)))?;
-    attempt.filter(|_| whose == connection.to_string())
+    let (owner, attempt) =
+        field.as_str()?.split_once(' ').map(|(owner, it)| (owner.to_owned(), Attempt::parse(it)))?;
+    attempt.filter(|_| owner == connection.to_string())
 }
 
 /// Calls a script by its SHA. A server that does not know it (it has restarted, or its scripts were flushed) gets its

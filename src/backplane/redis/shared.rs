@@ -17,7 +17,7 @@ pub struct Shared(Arc<Inner>);
 
 struct Inner {
     presence: Mutex<Presence>,
-    /// For each worker.
+    /// One list for each worker.
     unheard: Vec<Mutex<Vec<String>>>,
     topology: Option<Topology>,
     journal: Journal,

@@ -30,7 +30,7 @@ pub(super) const RETRY: Duration = Duration::from_millis(200);
 type Acknowledged = (u16, u64);
 
 struct Subscription {
-    /// Whose; none for the channels that are always heard.
+    /// The user and device of the channel; none for the channels that are always heard.
     owner: Option<(UserId, Device)>,
     slot: u16,
     /// Some socket here needs it.
@@ -47,7 +47,7 @@ pub(super) struct Subscriptions {
 }
 
 impl Subscriptions {
-    /// No subscriptions yet.
+    /// Starts without a channel.
     pub(super) fn new(nodes: Rc<Nodes>) -> Self {
         Self { nodes, channels: RefCell::default(), unwanted: RefCell::default() }
     }
@@ -64,7 +64,7 @@ impl Subscriptions {
         self.channels.borrow_mut().remove(channel);
     }
 
-    /// Whose channel this is.
+    /// The user and device of a channel.
     pub(super) fn user_of(&self, channel: &str) -> Option<(UserId, Device)> {
         self.channels.borrow().get(channel)?.owner.clone()
     }
