@@ -19,7 +19,7 @@ pub enum HealthError {
     /// Nobody listens, or whoever listens does not speak HTTP.
     #[error("{address} cannot be asked: {source}")]
     Unreachable {
-        /// Who was asked.
+        /// The address of the health check.
         address: SocketAddr,
         /// What the system says.
         source: std::io::Error,
@@ -27,7 +27,7 @@ pub enum HealthError {
     /// It takes too long.
     #[error("{address} does not answer within {} s", LIMIT.as_secs())]
     Silent {
-        /// Who was asked.
+        /// The address of the health check.
         address: SocketAddr,
     },
     /// It says no; the text is its answer's status line.

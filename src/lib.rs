@@ -21,7 +21,7 @@
 //! - [`backplane`]: what joins instances, as promises; [`backplane::memory`] and [`backplane::redis`] keep them.
 //! - [`relay`]: the pure core, without clock, randomness or I/O: everything that can be decided is
 //!   decided there.
-//! - [`auth`]: whose token is this? [`config`]: every setting. [`metrics`] and [`telemetry`]: what it says of itself.
+//! - [`auth`]: who signed in. [`config`]: every setting. [`metrics`] and [`telemetry`]: what it says of itself.
 //!
 //! `README.md` is for users, `src/README.md` for those who change the code, and `src/relay/README.md` is the wire
 //! protocol.

@@ -36,7 +36,7 @@ pub enum FacesError {
         "--faces: {path} is not the file of the version that this demo was made for; `{install}` fetches that"
     )]
     Differs {
-        /// Where it is.
+        /// The file that differs, inside the folder of `--faces`.
         path: PathBuf,
         /// The command that fetches the right one.
         install: String,
@@ -74,7 +74,7 @@ pub(super) struct Faces {
     served: BTreeMap<String, Bytes>,
 }
 
-/// What the page is told.
+/// The page's JSON: where the face tracker comes from.
 #[derive(Debug, Serialize)]
 pub(super) struct Source<'a> {
     here: bool,

@@ -47,7 +47,7 @@ pub enum TlsError {
     /// A file is not there, or is none of PEM.
     #[error("{path}: {problem}")]
     File {
-        /// Which one.
+        /// The file of `--tls-cert` or `--tls-key`.
         path: PathBuf,
         /// What is wrong with it.
         problem: pem::Error,
@@ -107,7 +107,7 @@ impl Front {
     }
 }
 
-/// One port, two languages: the first byte tells which.
+/// One port, two protocols: the first byte decides between TLS and plain HTTP.
 async fn hand_over(client: TcpStream, acceptor: &TlsAcceptor, relay: SocketAddr) -> io::Result<()> {
     stream::tune(&client)?;
     let mut first = [0];

@@ -48,7 +48,7 @@ pub enum DemoError {
          --port and --admin-listen"
     )]
     PortTaken {
-        /// Which one.
+        /// The address of `--listen`, or its default.
         address: SocketAddr,
     },
     /// The instance cannot run.

@@ -1,4 +1,4 @@
-//! The demo's page: its files, what it is told, its tokens, and what its browser may reach.
+//! The demo's page: its files, its JSON, its tokens, and what its browser may reach.
 
 use std::sync::Arc;
 use std::time::Duration;

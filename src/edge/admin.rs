@@ -37,7 +37,7 @@ pub struct Operator {
     message_bytes: usize,
 }
 
-/// The admin port.
+/// The router of the admin port: health, metrics and the calls of operators.
 pub fn admin(edge: Arc<Edge>, token: Option<SecretString>, me: InstanceInfo, message_bytes: usize) -> Router {
     let operator = Operator { edge: Arc::clone(&edge), token: token.map(Arc::new), me, message_bytes };
     let calls = Router::new()
@@ -62,7 +62,7 @@ async fn metrics(State(operator): State<Operator>, headers: HeaderMap) -> Respon
 struct Reached(usize);
 
 /// Lets a call with the admin token through, and writes the audit line of every call: who (by address), what, about
-/// which device of whom, and what came of it.
+/// device of which user, and with what status.
 ///
 /// A uid can be an e-mail address, which no log may hold: the line has a part of its SHA-256 instead
 /// (`printf %s UID | sha256sum | cut -c1-16`), by which calls about one user can be found.
@@ -80,7 +80,7 @@ async fn authorize(
     let (method, address) = (request.method().clone(), peer_of(&request));
     let query = request.uri().query().unwrap_or_default().to_owned();
     let given = handshake::bearer(request.headers()).ok().flatten().unwrap_or_default();
-    // In constant time: how long it takes tells nothing about how much of a guess was right.
+    // In constant time: the time that it takes says nothing about how much of a guess was right.
     let expected = token.expose_secret().as_bytes();
     let is_operator = aws_lc_rs::constant_time::verify_slices_are_equal(given.as_bytes(), expected).is_ok();
     let response = if is_operator {
@@ -215,8 +215,8 @@ async fn message(
     })?;
     let devices = message.device.map_or(Device::ALL.to_vec(), |device| vec![device]);
     let data = bytes::Bytes::copy_from_slice(message.data.get().as_bytes());
-    let tell = |answer| Command::Send(user.clone(), devices, data, answer);
-    let connected = operator.edge.workers.ask(&user, tell).await?;
+    let send = |answer| Command::Send(user.clone(), devices, data, answer);
+    let connected = operator.edge.workers.ask(&user, send).await?;
     Ok((Extension(Reached(connected)), axum::Json(Connected { connected })).into_response())
 }
 

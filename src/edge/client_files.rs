@@ -21,11 +21,11 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 pub static DIRECT: LazyLock<ClientFile> =
     LazyLock::new(|| ClientFile::new("text/javascript", include_str!("../client/js/duorelay-direct.js")));
 
-/// `GET /duorelay.js`.
+/// Served as `GET /duorelay.js`.
 pub static SCRIPT: LazyLock<ClientFile> =
     LazyLock::new(|| ClientFile::new("text/javascript", include_str!("../client/js/duorelay.js")));
 
-/// `GET /duorelay.d.ts`.
+/// Served as `GET /duorelay.d.ts`.
 pub static TYPES: LazyLock<ClientFile> =
     LazyLock::new(|| ClientFile::new("text/plain", include_str!("../client/js/duorelay.d.ts")));
 

@@ -53,7 +53,7 @@ pub fn public(edge: Arc<Edge>, page: Option<Router>) -> Router {
     routes.with_state(edge)
 }
 
-/// Health checks.
+/// Answered on both ports, for Kubernetes and for App Engine.
 pub const HEALTH_PATHS: [&str; 4] =
     ["/healthz/live", "/liveness_check", "/healthz/ready", "/readiness_check"];
 
@@ -93,7 +93,7 @@ fn health(status: StatusCode, text: &'static str) -> Response {
     (status, [(CACHE_CONTROL, "no-store")], text).into_response()
 }
 
-/// RFC 9457.
+/// The body of a refusal: `application/problem+json` of RFC 9457.
 #[derive(Serialize)]
 struct Problem {
     r#type: &'static str,

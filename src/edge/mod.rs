@@ -29,7 +29,7 @@ use self::workers::Workers;
 pub struct Edge {
     /// Who may come in.
     pub gate: Arc<Gate>,
-    /// Who they are.
+    /// Verifies the tokens of handshakes.
     pub verifier: Verifier,
     /// Where their rooms are.
     pub workers: Workers,

@@ -15,7 +15,7 @@ const UNKNOWN: usize = 1 << 30;
 /// Where a version of control groups says what.
 #[derive(Debug)]
 struct Version {
-    /// Which line of `/proc/self/cgroup` tells the group.
+    /// Finds the group in a line of `/proc/self/cgroup`.
     line: fn(&str) -> Option<&str>,
     mount: &'static str,
     most: &'static str,

@@ -37,7 +37,7 @@ struct Inner {
 }
 
 impl Durations {
-    /// Counts one duration.
+    /// Counts one duration in its bucket and in the sum.
     pub fn observe(&self, duration: Duration) {
         let seconds = duration.as_secs_f64();
         let bucket = BUCKETS.iter().position(|bound| seconds <= *bound).unwrap_or(BUCKETS.len() - 1);

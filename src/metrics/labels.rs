@@ -71,7 +71,7 @@ label! {
         Overdue = "overdue",
         /// It did not take its answer.
         Untaken = "untaken",
-        /// It was idle.
+        /// No request came within its time.
         Idle = "idle",
         /// It was idle longest when places were short.
         Cleared = "cleared",
@@ -121,9 +121,9 @@ label! {
 label! {
     /// Outcome of a publish.
     PublishResult {
-        /// Somebody was subscribed.
+        /// At least one subscriber received it.
         Heard = "heard",
-        /// Nobody was subscribed.
+        /// No subscriber received it.
         Unheard = "unheard",
         /// It was refused, or not answered.
         Failed = "failed",
@@ -143,7 +143,7 @@ label! {
 label! {
     /// Outcome of a fetch of the issuer's keys.
     KeyRefresh {
-        /// There are keys.
+        /// The issuer answered with keys.
         Fetched = "fetched",
         /// The issuer did not answer, or its answer was unreadable.
         Failed = "failed",

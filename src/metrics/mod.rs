@@ -105,14 +105,14 @@ impl Register<'_> {
         metric
     }
 
-    /// `NAME_seconds`
+    /// Registers `NAME_seconds`.
     fn seconds<M: Metric + Clone + Default>(&mut self, name: &str, help: &str) -> M {
         let metric = M::default();
         self.0.register_with_unit(name, help, Unit::Seconds, metric.clone());
         metric
     }
 
-    /// `NAME_bytes`
+    /// Registers `NAME_bytes`.
     fn bytes<M: Metric + Clone + Default>(&mut self, name: &str, help: &str) -> M {
         let metric = M::default();
         self.0.register_with_unit(name, help, Unit::Bytes, metric.clone());
@@ -325,7 +325,7 @@ impl Metrics {
         }
     }
 
-    /// Everything, as text.
+    /// All metrics as one text of the format.
     #[must_use]
     pub fn encode(&self, format: Format) -> String {
         let mut text = String::new();

@@ -15,7 +15,7 @@ use rustix::time::{ClockId, clock_gettime};
 /// `process_…`: CPU, memory, threads, open files and their limit, the start.
 #[derive(Debug)]
 pub(super) struct Process {
-    /// Unix seconds.
+    /// When the process started, in Unix seconds.
     started: f64,
 }
 

@@ -17,7 +17,7 @@ impl Format {
         if accept.contains("application/openmetrics-text") { Self::OpenMetrics } else { Self::Text }
     }
 
-    /// Its media type.
+    /// The `Content-Type` of the answer.
     #[must_use]
     pub const fn content_type(self) -> &'static str {
         match self {

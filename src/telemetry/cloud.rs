@@ -54,6 +54,7 @@ where
     }
 }
 
+/// The severity of Cloud Logging:
 /// <https://cloud.google.com/logging/docs/reference/v2/rest/v2/LogEntry#LogSeverity>
 const fn severity(level: Level) -> &'static str {
     match level {

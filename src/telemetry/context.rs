@@ -1,4 +1,4 @@
-//! To which trace a request belongs, as its headers tell. They come from anybody: what is not exactly of the form is
+//! Reads from a request's headers to which trace it belongs. They come from anybody: what is not exactly of the form is
 //! passed over, and nothing but numbers leaves here.
 
 use std::num::{NonZeroU64, NonZeroU128};
@@ -9,7 +9,7 @@ use http::HeaderMap;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct TraceContext {
     pub(super) trace: NonZeroU128,
-    /// The caller's span.
+    /// The caller's span: the new span's parent.
     pub(super) span: Option<NonZeroU64>,
     /// The caller keeps this trace.
     pub(super) sampled: bool,

@@ -148,7 +148,7 @@ fn parse_filter(text: &str) -> Result<EnvFilter, String> {
             return Err(format!("has {directive:?}, which is no level; did you mean {level}?"));
         }
     }
-    // What fred says of each connection and try, our own lines tell once; who wants it names it: fred=warn.
+    // Our own lines log once what fred says of each connection and try. `RUST_LOG=fred=warn` shows both.
     let quiet = ["fred=off", text].join(",");
     EnvFilter::builder()
         .with_default_directive(LevelFilter::INFO.into())

@@ -27,12 +27,12 @@ pub const STEPS: &str = "duorelay::steps";
 /// What still waits is sent at exit for at most this long: a drain's end has a time limit of its own.
 const FLUSH_LIMIT: Duration = Duration::from_millis(200);
 
-/// Where traces go.
+/// The collector, and this service's name there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TraceSettings {
     /// `OTEL_EXPORTER_OTLP_ENDPOINT`, without the signal's path.
     pub endpoint: String,
-    /// `OTEL_SERVICE_NAME`
+    /// From `OTEL_SERVICE_NAME`; `duorelay` without it.
     pub service_name: Option<String>,
 }
 
@@ -78,7 +78,7 @@ pub(super) fn flush(provider: &SdkTracerProvider) {
     let _ = provider.shutdown_with_timeout(FLUSH_LIMIT);
 }
 
-/// Tells once when the collector does not take spans, and once when it does again; the library would with each batch.
+/// Logs once when the collector does not take spans, and once when it does again; the library would with each batch.
 #[derive(Debug)]
 struct Exporter {
     inner: opentelemetry_otlp::SpanExporter,
@@ -106,7 +106,7 @@ impl SpanExporter for Exporter {
     }
 }
 
-/// The span of a handshake: a child of the client's, if it tells one, and in its trace. The trace's ids are in the log
+/// The span of a handshake: a child of the client's span, if its headers name one. The trace's ids are in the log
 /// lines inside it.
 #[must_use]
 pub fn handshake(headers: &HeaderMap) -> Span {
@@ -117,8 +117,8 @@ pub fn handshake(headers: &HeaderMap) -> Span {
         span_id = Empty,
         trace_sampled = Empty,
     );
-    let told = TraceContext::of(headers);
-    if let Some(parent) = told.and_then(remote) {
+    let caller = TraceContext::of(headers);
+    if let Some(parent) = caller.and_then(remote) {
         // Without a collector there is nothing that could have a parent.
         let _ = span.set_parent(Context::new().with_remote_span_context(parent));
     }
@@ -128,20 +128,20 @@ pub fn handshake(headers: &HeaderMap) -> Span {
         span.record("trace_id", display(own.trace_id()));
         span.record("span_id", display(own.span_id()));
         span.record("trace_sampled", own.is_sampled());
-    } else if let Some(told) = told {
-        span.record("trace_id", display(format_args!("{:032x}", told.trace)));
-        if let Some(id) = told.span {
+    } else if let Some(caller) = caller {
+        span.record("trace_id", display(format_args!("{:032x}", caller.trace)));
+        if let Some(id) = caller.span {
             span.record("span_id", display(format_args!("{id:016x}")));
         }
-        span.record("trace_sampled", told.sampled);
+        span.record("trace_sampled", caller.sampled);
     }
     span
 }
 
-fn remote(told: TraceContext) -> Option<SpanContext> {
-    let span = SpanId::from(told.span?.get());
-    let flags = TraceFlags::default().with_sampled(told.sampled);
-    Some(SpanContext::new(TraceId::from(told.trace.get()), span, flags, true, TraceState::default()))
+fn remote(caller: TraceContext) -> Option<SpanContext> {
+    let span = SpanId::from(caller.span?.get());
+    let flags = TraceFlags::default().with_sampled(caller.sampled);
+    Some(SpanContext::new(TraceId::from(caller.trace.get()), span, flags, true, TraceState::default()))
 }
 
 /// What is known of a handshake when it is read.

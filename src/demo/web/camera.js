@@ -46,7 +46,7 @@ export function reasonOf(error) {
   }
 }
 
-/** How many faces a second, and whether that is too few: pure, told the time. */
+/** How many faces a second, and whether that is too few: pure, the time is an argument. */
 export class Pace {
   #times = [];
   #seen = 0;

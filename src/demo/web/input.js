@@ -122,7 +122,7 @@ export class Input {
     this.#onExpression(name, false);
   }
 
-  /** Browsers tell how a device is turned only to https and localhost pages; iOS only after a tap and a question. */
+  /** Browsers report a device's turn only to https and localhost pages; iOS only after a tap and a question. */
   static get canUseMotion() {
     return window.isSecureContext && "DeviceOrientationEvent" in window && matchMedia("(pointer: coarse)").matches;
   }

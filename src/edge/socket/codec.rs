@@ -16,20 +16,20 @@ const GROWTH: usize = 256;
 /// A whole message of a client.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) enum Message {
-    /// UTF-8 text.
+    /// A text message, checked to be UTF-8.
     Text(Utf8Bytes),
-    /// A frame.
+    /// A binary message: stream id and payload.
     Binary(Bytes),
 }
 
 /// What a client sent.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) enum Item {
-    /// A whole message.
+    /// A whole message, of one frame or of several fragments.
     Message(Message),
     /// A ping, to be answered with the same payload.
     Ping(Bytes),
-    /// A pong.
+    /// A pong, whatever its payload.
     Pong,
     /// A fragment that brings nothing, and is not the last one.
     EmptyFragment,
@@ -40,13 +40,13 @@ pub(super) enum Item {
 /// Why a client's bytes are not WebSocket frames that the relay takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Broken {
-    /// 1002
+    /// Ends in 1002: a rule of RFC 6455 is broken.
     #[error("{0}")]
     Protocol(&'static str),
-    /// 1007
+    /// Ends in 1007: text that is no UTF-8.
     #[error("invalid UTF-8")]
     Utf8,
-    /// 1009
+    /// Ends in 1009: the announced size is past the limit.
     #[error("a message of {0} bytes")]
     TooBig(usize),
 }
@@ -339,7 +339,7 @@ impl Partial {
     }
 }
 
-/// Section 5.3.
+/// XORs the payload with the client's mask (RFC 6455, section 5.3).
 fn unmask(payload: &mut [u8], mask: [u8; 4]) {
     let [a, b, c, d] = mask;
     let eight = u64::from_ne_bytes([a, b, c, d, a, b, c, d]);
@@ -361,9 +361,9 @@ pub(super) enum Opcode {
     Text = 1,
     /// A whole binary message.
     Binary = 2,
-    /// A close frame.
+    /// A close frame, with code and reason.
     Close = 8,
-    /// A ping.
+    /// A ping, with at most 125 bytes.
     Ping = 9,
     /// The answer to one.
     Pong = 10,

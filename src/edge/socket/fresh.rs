@@ -40,7 +40,7 @@ impl Socket {
         self.shared.is_paced
     }
 
-    /// `received` or `reports`.
+    /// Handles the client's `received` or `reports`.
     pub(super) fn on_report(&mut self, report: &ClientMessage<'_>, now: Instant) {
         let ms = self.shared.ms(now);
         let taken = match *report {

@@ -244,7 +244,7 @@ impl Socket {
         }
     }
 
-    /// An error of the client: told, and counted.
+    /// An error of the client: sent as `error`, and counted.
     pub(super) fn on_error(&mut self, error: &MessageError, now: Instant) {
         self.send_error(error);
         if self.session.on_error(now) {

@@ -41,11 +41,11 @@ const READS_A_TURN: usize = 32;
 /// What every socket of a worker needs to know.
 #[derive(Clone)]
 pub struct SocketSettings {
-    /// Verifies fresh tokens.
+    /// Verifies the tokens of `auth`.
     pub verifier: Verifier,
     /// Where they are verified, so that no socket waits for it.
     pub verify_on: tokio::runtime::Handle,
-    /// The largest message.
+    /// Bytes of the largest whole message.
     pub message_bytes: usize,
     /// Close with 4003 when the token expires.
     pub enforce_expiry: bool,
@@ -110,7 +110,7 @@ pub struct Socket {
 
 type PendingAuth = JoinHandle<Result<Identity, Refusal>>;
 
-/// Whose session is checked again, how often, and the check that is under way.
+/// The identity whose session is checked again, how often, and the check that is under way.
 struct Revocation {
     identity: Identity,
     pause: Duration,
@@ -183,7 +183,7 @@ impl Socket {
             let at = self.session.deadline().unwrap_or_else(now);
             let mut sleep = pin!(tokio::time::sleep_until(at.into()));
             let end = std::future::poll_fn(|cx| self.poll(cx, sleep.as_mut())).await;
-            // In this order: leave the room, then let the socket go; telling other instances goes on beside.
+            // In this order: leave the room, then let the socket go. Other instances learn of it beside.
             self.hub.leave(&self.seat);
             self.hub.metrics().disconnected(self.seat.device, self.seat.protocol);
             match end {
