@@ -208,7 +208,7 @@ class Bench(contextlib.ExitStack):
         seconds = [float(flag.partition("=")[2].rstrip("s")) for flag in command if flag.startswith(("--duration=", "--warmup="))]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         try:
-            told = meanwhile() if meanwhile else None
+            seen = meanwhile() if meanwhile else None
             out, err = process.communicate(timeout=sum(seconds) + SLACK)
         except BaseException:
             process.send_signal(signal.SIGKILL)
@@ -218,8 +218,8 @@ class Bench(contextlib.ExitStack):
             logs = "\n".join(server.log.read_text()[-500:] for server in servers)
             raise SystemExit(f"{' '.join(command)}\n{err}\n{logs}")
         results = json.loads(out)
-        if told is not None:
-            results["meanwhile"] = told
+        if seen is not None:
+            results["meanwhile"] = seen
         return results
 
 

@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_comes_back_when_told_finds_room() {
+    fn a_client_that_comes_back_at_its_turn_finds_room() {
         // 300 people behind one address, who all come back when a relay has been restarted.
         let begun = Instant::now();
         let mut address = Address::default();

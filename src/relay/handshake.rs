@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn the_place_of_the_token_tells_the_device_and_the_offer_the_protocol() {
+    fn the_place_of_the_token_decides_the_device_and_the_offer_the_protocol() {
         use Device::{Desktop, Mobile};
         use Protocol::{Classic, V1 as V};
         let p = "sec-websocket-protocol";
@@ -336,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_upgrade_is_told_so() {
+    fn what_is_no_upgrade_is_refused_with_426() {
         let without = |name: &str| {
             let list: Vec<_> = UPGRADE_HEADERS.into_iter().filter(|(n, _)| *n != name).collect();
             read(&Method::GET, "", &headers(&list), false)

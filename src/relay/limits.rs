@@ -351,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn absence_is_told_once_a_second_for_each_stream() {
+    fn absence_is_reported_once_a_second_for_each_stream() {
         let (mut notices, now) = (AbsentNotices::default(), Instant::now());
         assert!(notices.is_due(StreamId(0x80), now));
         assert!(notices.is_due(StreamId(0x81), now));

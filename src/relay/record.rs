@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn a_claim_replaces_and_tells_the_other_slot() {
+    fn a_claim_replaces_and_returns_the_other_slot() {
         let mut record = Record::default();
         let mobile = Claim { device: Device::Mobile, ..claim(7, None) };
         let mobile = claimed(record.claim(SECOND, LEASE, mobile));

@@ -203,7 +203,7 @@ fn a_claim_that_was_overtaken_before_its_answer_is_overwritten() {
 }
 
 #[test]
-fn what_the_lane_told_after_a_question_is_newer_than_its_answer() {
+fn what_the_channel_delivered_after_a_question_is_newer_than_its_answer() {
     let mut room = Room::default();
     seat(&mut room, Desktop, 1, "");
     let asked = room.known();

@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_filter_is_told() {
+    fn a_bad_filter_is_reported() {
         for good in
             ["info", "INFO", "warn,duorelay=debug", "duorelay::edge=trace,off", "error,hyper", "", "3"]
         {

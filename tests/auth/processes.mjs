@@ -68,7 +68,7 @@ export async function startEmulator(project) {
   const at = (port) => ({ host: '127.0.0.1', port })
   const config = { emulators: { auth: at(auth), hub: at(hub), logging: at(logging), ui: { enabled: false } } }
   await writeFile(join(folder, 'firebase.json'), JSON.stringify(config))
-  // It tells Google that it runs, and looks for news there: a proxy that nobody is behind spares it the wait.
+  // It reports to Google that it runs, and looks for news there: a proxy that nobody is behind spares it the wait.
   const nowhere = 'http://127.0.0.1:9'
   const env = { PATH: process.env.PATH, HOME: folder, CI: 'true', HTTPS_PROXY: nowhere, HTTP_PROXY: nowhere }
   const cli = fileURLToPath(new URL('node_modules/firebase-tools/lib/bin/firebase.js', import.meta.url))

@@ -17,8 +17,8 @@ use crate::world::{Heard, LEASE, QUEUE_BYTES, Worker, World, claimed, frame, run
 
 const DESKTOP: Device = Device::Desktop;
 const MOBILE: Device = Device::Mobile;
-/// What a client is told within, and frames cross within, by the contract.
-const TOLD_WITHIN: Duration = Duration::from_secs(3);
+/// A client gets its notice, and frames cross, within this time by the contract.
+const NOTIFIED_WITHIN: Duration = Duration::from_secs(3);
 /// A busy machine may be late.
 const SLACK: Duration = Duration::from_millis(500);
 /// What may be on its way to Redis at the same time, for all channels of a worker.
@@ -96,7 +96,7 @@ fn every_call_ends_in_time_while_redis_stands_still() {
 }
 
 #[test]
-fn down_is_told_and_refuses_claims_at_once_until_up() {
+fn down_is_reported_and_refuses_claims_at_once_until_up() {
     run(async {
         let (world, ann) = (World::standalone().await, user("ann"));
         let (a, desktop, b, _) = pair(&world, &ann).await;
@@ -104,7 +104,7 @@ fn down_is_told_and_refuses_claims_at_once_until_up() {
         world.server().signal("STOP");
         for worker in [&a, &b] {
             worker.until(|heard| *heard == Heard::Down).await;
-            assert!(start.elapsed() < TOLD_WITHIN + SLACK, "told after {:?}", start.elapsed());
+            assert!(start.elapsed() < NOTIFIED_WITHIN + SLACK, "notified after {:?}", start.elapsed());
         }
         let refused = timeout(SLACK, a.backplane.claim(&ann, a.claim_of(DESKTOP, None))).await;
         assert_eq!(refused.unwrap(), Err(Unavailable));
@@ -112,7 +112,7 @@ fn down_is_told_and_refuses_claims_at_once_until_up() {
         world.server().signal("CONT");
         for worker in [&a, &b] {
             worker.until(|heard| *heard == Heard::Up).await;
-            assert!(start.elapsed() < TOLD_WITHIN + SLACK, "told after {:?}", start.elapsed());
+            assert!(start.elapsed() < NOTIFIED_WITHIN + SLACK, "notified after {:?}", start.elapsed());
         }
         assert!(crosses(&a, &ann, MOBILE, &b).await < SLACK);
         let (_, again) = b.claim(&ann, DESKTOP, None).await;
@@ -227,10 +227,10 @@ fn killed_connections_lose_no_lane() {
         join_all(users.iter().map(|user| b.claim(user, MOBILE, None))).await;
         for kind in ["pubsub", "normal"] {
             world.server().ask(&["CLIENT", "KILL", "TYPE", kind]).await;
-            assert!(crosses(&a, &ann, MOBILE, &b).await < TOLD_WITHIN, "{kind}");
-            assert!(crosses(&b, &ann, DESKTOP, &a).await < TOLD_WITHIN, "{kind}");
+            assert!(crosses(&a, &ann, MOBILE, &b).await < NOTIFIED_WITHIN, "{kind}");
+            assert!(crosses(&b, &ann, DESKTOP, &a).await < NOTIFIED_WITHIN, "{kind}");
             for user in users.iter().step_by(10).chain(users.last()) {
-                assert!(crosses(&a, user, MOBILE, &b).await < TOLD_WITHIN, "{kind}: {user:?}");
+                assert!(crosses(&a, user, MOBILE, &b).await < NOTIFIED_WITHIN, "{kind}: {user:?}");
             }
         }
         assert!(b.metrics.backplane_gaps.get() > 0);
@@ -247,7 +247,7 @@ fn a_redis_that_comes_back_empty_is_filled_by_renewals() {
         for worker in [&a, &b] {
             worker.until(|heard| matches!(heard, Heard::Gap | Heard::Up)).await;
         }
-        assert!(crosses(&a, &ann, MOBILE, &b).await < TOLD_WITHIN);
+        assert!(crosses(&a, &ann, MOBILE, &b).await < NOTIFIED_WITHIN);
         assert_eq!(b.holders(&ann).await, [None, None]);
         assert!(matches!(a.renew(&ann, DESKTOP, &desktop).await, Renewed::Kept { .. }));
         assert!(matches!(b.renew(&ann, MOBILE, &mobile).await, Renewed::Kept { .. }));
@@ -274,7 +274,7 @@ fn lanes_that_nobody_needs_are_given_back() {
             sleep(Duration::from_millis(20)).await;
         }
         a.claim(&ann, DESKTOP, None).await;
-        assert!(crosses(&b, &ann, DESKTOP, &a).await < TOLD_WITHIN);
+        assert!(crosses(&b, &ann, DESKTOP, &a).await < NOTIFIED_WITHIN);
         assert_eq!(channels().await, 2);
     });
 }
@@ -335,13 +335,13 @@ fn a_worker_starts_without_redis_and_waits() {
         let start = Instant::now();
         let _server = RedisServer::try_start(address).await.unwrap();
         worker.until(|heard| *heard == Heard::Up).await;
-        assert!(start.elapsed() < TOLD_WITHIN + SLACK, "up after {:?}", start.elapsed());
+        assert!(start.elapsed() < NOTIFIED_WITHIN + SLACK, "up after {:?}", start.elapsed());
         worker.claim(&ann, DESKTOP, None).await;
     });
 }
 
 #[test]
-fn what_is_not_an_envelope_is_told_and_harms_nobody() {
+fn what_is_not_an_envelope_is_reported_and_harms_nobody() {
     run(async {
         let (world, ann) = (World::standalone().await, user("ann"));
         let (a, desktop, b, _) = pair(&world, &ann).await;

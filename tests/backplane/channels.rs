@@ -27,8 +27,8 @@ pub async fn who_has_claimed_hears_everything_that_is_published_after_it(world: 
             a.publish(&ann, DESKTOP, frame(&mobile, b"hello"));
             holder
         };
-        let ((desktop, _), told) = tokio::join!(b.claim(&ann, DESKTOP, None), answer);
-        assert_eq!(told, desktop);
+        let ((desktop, _), other) = tokio::join!(b.claim(&ann, DESKTOP, None), answer);
+        assert_eq!(other, desktop);
         let nonce = a.mark(&ann, DESKTOP);
         let heard: Vec<_> = b.until_marker(nonce).await.into_iter().map(|heard| heard.2).collect();
         assert_eq!(heard, [claimed(DESKTOP, &desktop), frame(&mobile, b"hello")]);

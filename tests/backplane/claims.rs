@@ -67,7 +67,7 @@ pub async fn claims_of_different_workers_leave_exactly_one_holder(world: &World)
     }
 }
 
-pub async fn a_claim_tells_whom_it_replaced_and_who_holds_the_other_slot(world: &World) {
+pub async fn a_claim_returns_whom_it_replaced_and_who_holds_the_other_slot(world: &World) {
     let (a, b, ann) = (world.attach().await, world.attach().await, user("ann"));
     let (mobile, first) = a.claim(&ann, MOBILE, None).await;
     assert_eq!((first.replaced, first.other), (None, None));
@@ -202,7 +202,7 @@ pub async fn a_renewal_puts_back_what_was_lost_and_says_so_on_both_lanes(world: 
     assert!(next.generation > desktop.member.generation);
 }
 
-pub async fn a_renewal_tells_who_has_overwritten_it(world: &World) {
+pub async fn a_renewal_returns_who_has_overwritten_it(world: &World) {
     let (a, b, ann) = (world.attach().await, world.attach().await, user("ann"));
     let (old, _) = a.claim(&ann, DESKTOP, Some("tab")).await;
     let (new, _) = b.claim(&ann, DESKTOP, Some("tab")).await;

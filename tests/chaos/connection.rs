@@ -38,7 +38,7 @@ pub enum Command {
     Return,
 }
 
-/// What a connection tells its device.
+/// What a connection reports to its device.
 #[derive(Debug, Clone, Copy)]
 pub enum Notice {
     /// It is over.
@@ -232,10 +232,10 @@ impl Connection {
 
     async fn on_message(&mut self, message: &Value) {
         if message["type"] != "message" {
-            let told = format!("{:.3} {message}", self.record.start.elapsed().as_secs_f64());
+            let notice = format!("{:.3} {message}", self.record.start.elapsed().as_secs_f64());
             self.record.with(self.number, |known| {
-                known.told.push(told);
-                known.told.drain(..known.told.len().saturating_sub(12));
+                known.notices.push(notice);
+                known.notices.drain(..known.notices.len().saturating_sub(12));
             });
         }
         match message["type"].as_str().unwrap_or_default() {
@@ -246,7 +246,7 @@ impl Connection {
             "peer" => self.on_peer(message),
             "overwritten" => {
                 self.record.count(&self.record.overwritten);
-                self.record.with(self.number, |known| known.told_overwritten = true);
+                self.record.with(self.number, |known| known.was_overwritten = true);
                 if message["by"]["generation"].as_u64().is_none_or(|by| by <= self.generation) {
                     self.wrong(&format!("overwritten by an older one: {message}"));
                 }
@@ -275,7 +275,7 @@ impl Connection {
                 self.record.with(self.number, |known| known.expires = expires.unwrap_or_default());
             }
             "reconnect" => {
-                self.record.with(self.number, |known| known.told_to_move = true);
+                self.record.with(self.number, |known| known.was_asked_to_move = true);
                 let pause = Duration::from_millis(message["in_ms"].as_u64().unwrap_or_default());
                 let _ = self.notices.send(Notice::Move(self.number, pause));
             }

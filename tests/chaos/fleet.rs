@@ -34,7 +34,7 @@ struct Place {
     /// Held by the trouble that it is in: whoever is in trouble has no other one.
     trouble: Mutex<()>,
     relay: Mutex<Option<Relay>>,
-    /// Where clients find it; nobody is told of one that is gone.
+    /// Where clients find it; clients never get the address of one that is gone.
     process: StdMutex<Option<Process>>,
     line: Proxy,
     config: Config,
@@ -247,7 +247,7 @@ impl Fleet {
         redis.as_ref().unwrap().ask(question).await.as_array().cloned().unwrap()
     }
 
-    /// Tells all instances to leave, and looks how they do.
+    /// Sends SIGTERM to all instances, and checks how they leave.
     pub async fn leave(&self, record: &Record) {
         let relays = join_all(self.places.iter().map(async |place| place.relay.lock().await.take())).await;
         join_all(relays.into_iter().flatten().map(async |relay| {
@@ -258,11 +258,11 @@ impl Fleet {
     }
 }
 
-/// An instance that was told to leave ends in time, with 0.
+/// After SIGTERM an instance ends in time, with 0.
 async fn leaves(mut relay: Relay, record: &Record) {
-    let told = Instant::now();
+    let signalled = Instant::now();
     let status = relay.exit(3 * LEAVES_WITHIN).await;
-    let took = told.elapsed();
+    let took = signalled.elapsed();
     if took > LEAVES_WITHIN {
         record.wrong(format!("an instance left after {took:?}"));
     }

@@ -18,7 +18,7 @@ pub struct Frame {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mark {
     None,
-    /// Sent after the sender was told that it had lost its slot.
+    /// Sent after the sender got `overwritten`.
     Late,
     /// Sent in the calm: must arrive.
     Calm,

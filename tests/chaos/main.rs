@@ -1,5 +1,5 @@
 //! Chaos: four real instances on a real Redis, many users with two devices each that come, stream, roam, vanish and
-//! take over, while instances are killed, stopped, told to leave and cut off, and Redis is frozen, killed and emptied.
+//! take over, while instances are killed, stopped, drained and cut off, and Redis is frozen, killed and emptied.
 //! Every client looks at each message that it reads; at the end the troubles end, everything settles, all devices
 //! move once more, and then the books have to balance.
 //!

@@ -13,7 +13,7 @@ use crate::support;
 
 /// What is this long ago does not explain what is wrong.
 const REMEMBERED: Duration = Duration::from_secs(30);
-/// Things that are wrong and told with their whole history.
+/// Things that are wrong and reported with their whole history.
 const HISTORIES: usize = 8;
 /// The contract's 2 s after a token's end, in whole seconds, and as much again for a busy machine.
 const EXPIRY_LIMIT: i64 = 5;
@@ -47,12 +47,12 @@ pub struct Known {
     pub asked: Instant,
     pub welcomed: Instant,
     pub vanished: Option<Instant>,
-    pub told_overwritten: bool,
-    pub told_to_move: bool,
+    pub was_overwritten: bool,
+    pub was_asked_to_move: bool,
     /// When its token expires, in seconds since the Unix epoch.
     pub expires: i64,
-    /// What the relay told last.
-    pub told: Vec<String>,
+    /// The latest notices of the relay.
+    pub notices: Vec<String>,
     pub end: Option<(Instant, End)>,
     pub received: Received,
     /// From which connection it heard last, and when: reliable and volatile.
@@ -88,7 +88,7 @@ pub struct Record {
     pub is_calm: AtomicBool,
     /// The machine was so busy that Redis seemed to be away in the calm.
     pub is_disturbed: AtomicBool,
-    /// Who was told in the calm that there was no peer: user, connection.
+    /// Senders without a peer in the calm: user, connection.
     pub calm_absent: Mutex<Vec<(u32, u32)>>,
     /// Reliable frames that were sent in the calm: sender, number.
     pub calm_sent: Mutex<Vec<(u32, u32)>>,
@@ -151,14 +151,14 @@ impl Record {
             if !recent(known.end.map(|(at, _)| at)) {
                 continue;
             }
-            let Known { device, place, process, id, generation, told, received, .. } = &known;
+            let Known { device, place, process, id, generation, notices, received, .. } = &known;
             let vanished = known.vanished.map(|at| format!(", vanished {:.3}", self.seconds(at)));
             let end = known.end.map(|(at, end)| format!(", ended {:.3} {end:?}", self.seconds(at)));
             lines.push((
                 known.asked,
                 format!(
                     "#{number} {} at {place} (process {process}), {id}, generation {generation}: welcomed {:.3}{}{}, \
-                     received {received:?}, told {told:?}",
+                     received {received:?}, notices {notices:?}",
                     DEVICES[*device],
                     self.seconds(known.welcomed),
                     vanished.unwrap_or_default(),
@@ -254,8 +254,8 @@ impl Record {
         let troubled = || self.was_in_trouble(&[known.place], known.welcomed, now);
         let is_right = match end {
             End::Own => true,
-            End::Closed(4001) => known.told_overwritten,
-            End::Closed(1012) => known.told_to_move,
+            End::Closed(4001) => known.was_overwritten,
+            End::Closed(1012) => known.was_asked_to_move,
             // Within 2 s of its token's end, and no earlier.
             End::Closed(4003) => support::now() >= known.expires,
             // Only who is silent: a stopped process has no ear, but must look before it judges.
@@ -265,7 +265,7 @@ impl Record {
             End::Cut => {
                 killed()
                     || known.vanished.is_some()
-                    || (known.told_overwritten || known.told_to_move) && troubled()
+                    || (known.was_overwritten || known.was_asked_to_move) && troubled()
             }
         };
         if !is_right {

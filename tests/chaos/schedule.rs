@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 
-/// What goes wrong. Instances are told by their place in the fleet.
+/// What goes wrong. Instances are named by their place in the fleet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trouble {
     /// SIGKILL; another process takes its place afterwards.
@@ -65,7 +65,7 @@ pub struct Fault {
     pub trouble: Trouble,
 }
 
-/// How long an instance that was told to leave may take, with the time that another needs to start.
+/// How long an instance may take after SIGTERM, with the time that another needs to start.
 const LEAVES_WITHIN: f64 = 8.0;
 /// Kinds of trouble.
 pub const KINDS: usize = 9;

@@ -132,7 +132,7 @@ async fn classic_messages_are_reliable_and_in_order() {
 }
 
 #[tokio::test]
-async fn a_classic_connection_that_loses_its_slot_is_told_and_closed() {
+async fn a_classic_connection_that_loses_its_slot_is_notified_and_closed() {
     let (_issuer, relay) = start().await;
     let mut old = relay.classic_desktop("ann").await;
     let mut mobile = relay.classic_mobile("ann").await;

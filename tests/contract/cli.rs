@@ -150,7 +150,7 @@ fn secrets_never_reach_the_help() {
 }
 
 #[test]
-fn all_mistakes_are_told_together_each_with_its_variable() {
+fn all_mistakes_are_reported_together_each_with_its_variable() {
     let mistakes = [
         ("DUORELAY_LISTEN", "somewhere"),
         ("PORT", "eighty"),
@@ -431,7 +431,7 @@ async fn under_files(files: u32, connections: u32) -> (String, f64) {
 }
 
 #[tokio::test]
-async fn the_limit_of_open_files_is_raised_and_told_when_too_low() {
+async fn the_limit_of_open_files_is_raised_and_logged_when_too_low() {
     let (log, limit) = under_files(4000, 3001).await;
     assert!((limit - 4000.0).abs() < 0.5, "the soft limit is {limit}");
     let line = log.lines().find(|line| line.contains("DUORELAY_MAX_CONNECTIONS")).unwrap();

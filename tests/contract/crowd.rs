@@ -15,7 +15,7 @@ fn of_user(relay: &Relay, n: usize) -> Handshake {
     relay.handshake().offer(&["duorelay.v1"]).bearer(&token)
 }
 
-/// A client that does what a refusal tells it, and nothing clever.
+/// A client that does what a refusal says, and nothing clever.
 async fn persistent(handshake: &Handshake) -> Client {
     loop {
         match handshake.try_open().await {
@@ -64,11 +64,11 @@ async fn movable(mut old: Client, next: Handshake) -> Client {
             other => panic!("{other:?}"),
         }
     };
-    let told = Instant::now();
+    let asked = Instant::now();
     let ms = |field: &str| Duration::from_millis(reconnect[field].as_u64().unwrap());
-    sleep_until(told + ms("in_ms")).await;
+    sleep_until(asked + ms("in_ms")).await;
     let next = persistent(&next).await;
-    assert!(told.elapsed() < ms("deadline_ms"), "cut off: {:?} after it was asked", told.elapsed());
+    assert!(asked.elapsed() < ms("deadline_ms"), "cut off: {:?} after it was asked", asked.elapsed());
     // The old socket is overwritten by the new one, and not cut.
     while let Event::Text(text) = old.next().await {
         assert!(!text.contains("\"error\""), "{text}");

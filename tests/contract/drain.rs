@@ -32,7 +32,7 @@ async fn wait_for_status(relay: &Relay, path: &str, expected: u16, limit: Durati
 }
 
 #[tokio::test]
-async fn health_is_told_on_both_ports_under_both_names() {
+async fn health_is_answered_on_both_ports_under_both_names() {
     let (_issuer, relay) = start(1, 1).await;
     for path in ["/healthz/live", "/healthz/ready", "/liveness_check", "/readiness_check"] {
         assert_eq!(status(&relay, path).await, [200; 2], "{path}");
@@ -59,13 +59,13 @@ async fn a_drain_first_turns_unready_then_refuses_then_asks_everyone_to_reconnec
     let mut deadlines = Vec::new();
     for client in [&mut v1, &mut late] {
         let reconnect = client.expect_json("reconnect").await;
-        let told = Instant::now();
+        let signalled = Instant::now();
         assert!(signalled.elapsed() > Duration::from_millis(1900), "asked before the delay was over");
         assert_eq!(reconnect["reason"], "draining");
         let (due, deadline) =
             (reconnect["in_ms"].as_u64().unwrap(), reconnect["deadline_ms"].as_u64().unwrap());
         assert!(due <= deadline && deadline <= 2000, "{reconnect}");
-        deadlines.push(told + Duration::from_millis(deadline));
+        deadlines.push(signalled + Duration::from_millis(deadline));
     }
     // After the delay handshakes are refused, and so is the session.
     let token = Token::firebase("dora").sign();
@@ -120,11 +120,11 @@ async fn the_process_ends_as_soon_as_nobody_is_left() {
     let mut client = relay.v1_desktop("ann").await;
     relay.signal("TERM");
     client.expect_json("reconnect").await;
-    let told = Instant::now();
+    let signalled = Instant::now();
     client.send_close(1000, "").await;
     client.expect_close(1000).await;
     assert_eq!(relay.exit(Duration::from_secs(5)).await.code(), Some(0));
-    assert!(told.elapsed() < Duration::from_secs(3), "{:?}", told.elapsed());
+    assert!(signalled.elapsed() < Duration::from_secs(3), "{:?}", signalled.elapsed());
 }
 
 #[tokio::test]
@@ -175,14 +175,14 @@ async fn a_stalled_client_does_not_hold_up_the_end() {
 
 async fn expect_lifetime(client: &mut Client) {
     let reconnect = client.expect_json("reconnect").await;
-    let told = Instant::now();
+    let signalled = Instant::now();
     assert_eq!(reconnect["reason"], "lifetime");
     let (due, deadline) = (reconnect["in_ms"].as_u64().unwrap(), reconnect["deadline_ms"].as_u64().unwrap());
     assert!(due <= deadline && deadline > 0, "{reconnect}");
     client.sync().await;
     let deadline = Duration::from_millis(deadline);
     client.expect_close_within(deadline + Duration::from_secs(2), 1012).await;
-    let took = told.elapsed();
+    let took = signalled.elapsed();
     assert!(
         took + Duration::from_millis(300) > deadline,
         "closed after {took:?}, announced for {deadline:?}"

@@ -136,7 +136,7 @@ async fn a_classic_session_is_closed_at_its_expiry_without_warning() {
 }
 
 #[tokio::test]
-async fn the_peer_is_told_when_a_session_expires() {
+async fn the_peer_is_notified_when_a_session_expires() {
     let (_issuer, relay) = start().await;
     let mut mobile = relay.v1_mobile("ann").await;
     let _desktop = expiring_desktop(&relay, "ann", now() + 2).await;

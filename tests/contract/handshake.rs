@@ -17,7 +17,7 @@ fn token() -> String {
     Token::firebase("ann").sign()
 }
 
-/// The device of a v1 connection, as its welcome tells.
+/// The device of a v1 connection, as its welcome says.
 fn device(client: &Client) -> &str {
     client.welcome["device"].as_str().unwrap()
 }
@@ -32,7 +32,7 @@ async fn both_paths_upgrade() {
 }
 
 #[tokio::test]
-async fn welcome_tells_who_and_under_which_limits() {
+async fn welcome_names_the_user_and_the_limits() {
     let issuer = Issuer::start();
     let relay = Config::new(&issuer)
         .set("DUORELAY_MESSAGE_BYTES", 4096)
@@ -73,7 +73,7 @@ async fn welcome_tells_who_and_under_which_limits() {
 }
 
 #[tokio::test]
-async fn the_place_of_the_token_tells_the_device() {
+async fn the_place_of_the_token_decides_the_device() {
     let (_issuer, relay) = start().await;
     let (relay, token) = (&relay, token());
     let v1 = || relay.handshake().offer(&["duorelay.v1"]);
@@ -316,7 +316,7 @@ async fn any_origin_may_connect_by_default() {
 }
 
 #[tokio::test]
-async fn the_first_of_several_refusals_is_told() {
+async fn the_first_of_several_refusals_is_answered() {
     let issuer = Issuer::start();
     let relay = Config::new(&issuer)
         .set("DUORELAY_ALLOWED_ORIGINS", "https://app.example.org")

@@ -98,8 +98,8 @@ async fn past_the_rate_reliable_messages_wait_and_all_arrive() {
         took > Duration::from_millis(1700) && took < Duration::from_secs(6),
         "150 at 50 a second took {took:?}"
     );
-    // Told, at most once a second, and never closed for it.
-    let mut told = 0;
+    // Reported, at most once a second, and never closed for it.
+    let mut reported = 0;
     mobile.send_json(json!({"type": "ping"})).await;
     loop {
         let text = mobile.expect_text().await;
@@ -107,10 +107,10 @@ async fn past_the_rate_reliable_messages_wait_and_all_arrive() {
             break;
         }
         assert!(text.contains("rate_limited"), "{text}");
-        told += 1;
+        reported += 1;
     }
-    assert!((1..=took.as_secs() + 1).contains(&told), "told {told} times in {took:?}");
-    assert_eq!(relay.metric("duorelay_errors_total", &["rate_limited"]).await, told as f64);
+    assert!((1..=took.as_secs() + 1).contains(&reported), "{reported} reports in {took:?}");
+    assert_eq!(relay.metric("duorelay_errors_total", &["rate_limited"]).await, reported as f64);
 }
 
 #[tokio::test]
@@ -222,7 +222,7 @@ async fn ten_seconds_past_the_rate_without_a_break_end_in_1008() {
             }
             assert!(started.elapsed() < Duration::from_secs(25), "not closed");
         }
-        // Its peer is told when it has left.
+        // Its peer hears of it when it has left.
         loop {
             if raw_peer.expect_text().await.contains("disconnected") {
                 break;
@@ -232,7 +232,7 @@ async fn ten_seconds_past_the_rate_without_a_break_end_in_1008() {
     let (errors, ()) = tokio::join!(volatile, reliable);
     let took = started.elapsed();
     assert!(took > Duration::from_secs(9), "closed after {took:?} already");
-    assert!((5..=13).contains(&errors), "told {errors} times in {took:?}");
+    assert!((5..=13).contains(&errors), "{errors} errors in {took:?}");
     assert_eq!(relay.metric("duorelay_closes_total", &["1008"]).await, 2.0);
     assert!(relay.metric("duorelay_errors_total", &["rate_limited"]).await >= f64::from(errors));
 }
@@ -252,7 +252,7 @@ async fn at_the_rate_a_stream_goes_on_for_good() {
     mobile.sync().await;
 }
 
-/// Sends reliable frames of 8 KiB until the peer is told to be gone; how many, at most `most`.
+/// Sends reliable frames of 8 KiB until the relay reports the peer as gone; how many, at most `most`.
 async fn overflow(mobile: &mut Client, most: usize) -> usize {
     let mut sent = 0;
     let mut gone = None;
@@ -348,7 +348,7 @@ async fn a_stalled_receiver_gets_the_latest_of_each_volatile_stream() {
         mobile.send_frame((n % 2) as u8, &payload(n)).await;
     }
     mobile.sync().await;
-    // 10 MB were sent; the receiver was never told too slow, and memory held two frames for it.
+    // 10 MB were sent; the receiver was never too slow, and memory held two frames for it.
     slow.send(0x1, br#"{"type":"ping","id":"end"}"#).await;
     let (mut newest, mut late, mut ponged) = ([0_u32; 2], 0, false);
     while !(ponged && newest.contains(&ROUNDS) && newest.contains(&(ROUNDS - 1))) {

@@ -63,7 +63,7 @@ async fn without_a_configured_token_there_is_no_operators_api() {
 }
 
 #[tokio::test]
-async fn a_room_tells_who_holds_its_slots() {
+async fn a_room_names_who_holds_its_slots() {
     let (_issuer, relay) = start().await;
     assert_eq!(relay.room("ann").await, json!({"uid": "ann", "desktop": null, "mobile": null}));
     let desktop = relay.v1_desktop("ann").await;
@@ -145,7 +145,7 @@ async fn operators_disconnect_devices_and_rooms() {
     desktop.expect_json("peer").await;
     assert_eq!(delete("/v1/rooms/ann").await, json!({"disconnected": 2}));
     loop {
-        // Its peer may be told gone before it is closed itself.
+        // The relay may report its peer as gone before it is closed itself.
         match desktop.next().await {
             crate::support::Event::Close(4002, _) => break,
             crate::support::Event::Text(text) if text.contains("disconnected") => {}

@@ -94,10 +94,10 @@ async fn a_silent_identity_service_holds_nothing_up() {
     within(LIMIT, "a handshake that is accepted again", again).await;
     issuer.account(json!({"disabled": true}));
     // Whose turn comes second hears first that the other one has gone.
-    let told = |event: &Event| matches!(event, Event::Text(text) if text.contains("disconnected"));
+    let is_notified = |event: &Event| matches!(event, Event::Text(text) if text.contains("disconnected"));
     for client in [&mut desktop, &mut mobile] {
         let mut event = client.next().await;
-        if told(&event) {
+        if is_notified(&event) {
             event = client.next().await;
         }
         assert!(matches!(event, Event::Close(4003, _)), "{event:?}");

@@ -1,4 +1,4 @@
-//! Section 2: `GET /v1/session`, which tells a page what a refused handshake cannot.
+//! Section 2: `GET /v1/session`, which answers a page what a refused handshake cannot.
 
 use serde_json::json;
 
@@ -13,7 +13,7 @@ async fn ask_as(relay: &Relay, token: &str) -> Response {
 }
 
 #[tokio::test]
-async fn a_session_tells_the_user_the_expiry_and_the_room() {
+async fn a_session_returns_the_user_the_expiry_and_the_room() {
     let issuer = Issuer::start();
     let relay = Config::new(&issuer).start().await;
     let expires_at = now() + 600;
@@ -67,7 +67,7 @@ async fn a_session_is_refused_exactly_as_the_handshake_would_be() {
 }
 
 #[tokio::test]
-async fn a_full_relay_tells_so_in_the_session() {
+async fn a_full_relay_answers_so_in_the_session() {
     let issuer = Issuer::start();
     let relay = Config::new(&issuer).set("DUORELAY_MAX_CONNECTIONS", 1).start().await;
     let _only = relay.v1_desktop("ann").await;

@@ -58,7 +58,7 @@ async fn users_of_the_same_uid_in_different_tenants_never_meet() {
 }
 
 #[tokio::test]
-async fn the_session_tells_the_tenant() {
+async fn the_session_names_the_tenant() {
     let (_issuer, relay) = start().await;
     let ask = async |token: &str| {
         let bearer = format!("Bearer {token}");

@@ -118,7 +118,7 @@ async fn what_is_no_signed_token_is_refused() {
 }
 
 #[tokio::test]
-async fn the_first_broken_rule_is_told() {
+async fn the_first_broken_rule_is_answered() {
     let issuer = Issuer::start();
     let relay = Config::new(&issuer).start().await;
     let mut token = Token::firebase("ann").claim("auth_time", now() + 90);

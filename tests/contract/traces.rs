@@ -25,10 +25,10 @@ impl Collector {
     async fn start() -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let (tell, exports) = mpsc::unbounded_channel();
+        let (to_exports, exports) = mpsc::unbounded_channel();
         tokio::spawn(async move {
             while let Ok((mut stream, _)) = listener.accept().await {
-                let tell = tell.clone();
+                let to_exports = to_exports.clone();
                 tokio::spawn(async move {
                     let mut bytes = Vec::new();
                     loop {
@@ -36,7 +36,7 @@ impl Collector {
                             let rest = bytes.split_off(head.len() + length);
                             let body = bytes.split_off(head.len());
                             bytes = rest;
-                            tell.send((head, body)).unwrap();
+                            to_exports.send((head, body)).unwrap();
                             let answer = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-protobuf\r\nContent-Length: 0\r\n\r\n";
                             stream.write_all(answer).await.unwrap();
                         } else if stream.read_buf(&mut bytes).await.unwrap_or(0) == 0 {
@@ -113,14 +113,14 @@ async fn a_collector_gets_a_handshake_with_its_steps_and_nobodys_name() {
     let root = &spans["handshake"];
     assert_eq!((hex(&root.trace_id), hex(&root.parent_span_id)), (TRACE.into(), "00f067aa0ba902b7".into()));
     assert_eq!(root.kind, SpanKind::Server as i32);
-    let told = attributes(&root.attributes);
+    let recorded = attributes(&root.attributes);
     for (name, value) in [
         ("duorelay.device", "mobile"),
         ("duorelay.protocol", "v1"),
         ("duorelay.result", "accepted"),
         ("http.response.status_code", "101"),
     ] {
-        assert_eq!(told.get(name).map(String::as_str), Some(value), "{told:?}");
+        assert_eq!(recorded.get(name).map(String::as_str), Some(value), "{recorded:?}");
     }
     for step in ["verify", "claim"] {
         let span = &spans[step];
@@ -192,7 +192,7 @@ async fn a_collector_that_is_away_or_silent_is_not_waited_for() {
         relay.signal("TERM");
         assert!(relay.exit(Duration::from_secs(5)).await.success());
         assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
-        let told = relay.log().matches("traces cannot be sent").count();
-        assert!(told <= 1, "told {told} times");
+        let logged = relay.log().matches("traces cannot be sent").count();
+        assert!(logged <= 1, "logged {logged} times");
     }
 }

@@ -51,7 +51,7 @@ async fn fields_may_come_in_any_order_with_unknown_ones_among_them() {
 }
 
 #[tokio::test]
-async fn each_send_without_a_peer_is_told() {
+async fn each_send_without_a_peer_is_reported() {
     let (_issuer, relay) = start().await;
     let mut mobile = relay.v1_mobile("ann").await;
     for n in 0..30 {
@@ -123,7 +123,7 @@ async fn the_twenty_first_error_in_ten_seconds_ends_the_connection() {
     }
     client.sync().await;
     client.send_text("?").await;
-    // It may be told about the last one too.
+    // The last one may be reported too.
     match client.next().await {
         Event::Text(text) => {
             assert!(text.contains("bad_json"), "{text}");
@@ -156,7 +156,7 @@ async fn empty_frames_count_as_errors() {
 }
 
 #[tokio::test]
-async fn the_peer_is_told_as_it_comes_and_goes() {
+async fn the_peer_is_reported_as_it_comes_and_goes() {
     let (_issuer, relay) = start().await;
     let mut desktop = relay.v1_desktop("ann").await;
     let peer = |state: &str, connection: &Value, generation: &Value| json!({"type": "peer", "device": "mobile", "state": state, "connection": connection, "generation": generation});

@@ -105,7 +105,7 @@ async fn without_a_peer_volatile_frames_are_dropped_silently_and_counted() {
 }
 
 #[tokio::test]
-async fn without_a_peer_reliable_frames_are_told_once_a_second_per_stream() {
+async fn without_a_peer_reliable_frames_are_reported_once_a_second_per_stream() {
     let (_issuer, relay) = start().await;
     let mut mobile = relay.v1_mobile("ann").await;
     for _ in 0..10 {
@@ -114,7 +114,7 @@ async fn without_a_peer_reliable_frames_are_told_once_a_second_per_stream() {
     mobile.send_frame(0x81, b"to nobody").await;
     mobile.expect_error("peer_absent").await;
     mobile.expect_error("peer_absent").await;
-    // Neither stream is told a second time within the second.
+    // The relay reports neither stream a second time within the second.
     mobile.sync().await;
     tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
     mobile.send_frame(0x80, b"to nobody").await;

@@ -199,9 +199,9 @@ test('a refusal of the browser has its reason', () => {
 test('a slow network is one that few frames get through for seconds', () => {
   const run = (through, lost, seconds) => {
     const share = new Share()
-    let told = null
-    for (let now = 0; now <= seconds * 1_000; now += 500) told = share.add((through * now) / 1_000, (lost * now) / 1_000, now)
-    return told
+    let judged = null
+    for (let now = 0; now <= seconds * 1_000; now += 500) judged = share.add((through * now) / 1_000, (lost * now) / 1_000, now)
+    return judged
   }
   assert.deepEqual(run(5, 25, 4), { done: 5, all: 30 })
   assert.equal(run(5, 25, 2), null, 'not after two seconds')

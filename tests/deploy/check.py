@@ -191,7 +191,7 @@ class Times(unittest.TestCase):
         for name in ("proxy_read_timeout", "proxy_send_timeout"):
             self.assertGreater(seconds(re.search(rf"{name} (\S+);", read("k8s/balancers/nginx.conf"))[1]), 2 * heartbeat)
         self.assertGreater(seconds(re.search(r"stream_idle_timeout: (\S+)", read("k8s/balancers/envoy.yaml"))[1]), 2 * heartbeat)
-        # These count life: Google's balancer cuts when it is told to, App Engine after 1 h.
+        # These count life: Google's balancer cuts at its configured time, App Engine after 1 h.
         backend = of_kind("gke", "BackendConfig")["spec"]
         gke = of_kind("gke", "ConfigMap")["data"]
         self.assertGreater(backend["timeoutSec"], 1.2 * setting(gke, "DUORELAY_MAX_LIFETIME_SECONDS"))

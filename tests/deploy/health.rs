@@ -19,7 +19,7 @@ fn health(listen: &str, arguments: &[&str]) -> (Option<i32>, String) {
 }
 
 #[tokio::test]
-async fn exit_code_tells_live_from_ready_and_from_gone() {
+async fn exit_code_distinguishes_live_from_ready_and_from_gone() {
     let issuer = Issuer::start();
     let relay =
         Config::new(&issuer).set("REDIS_URL", "redis://127.0.0.1:1").start_until("/healthz/live").await;

@@ -47,18 +47,18 @@ impl Fleet {
         Self { balancer, configs, relays, _redis: redis, _issuer: issuer }
     }
 
-    /// Restarts each relay when the one before takes sockets again; when each was told to leave.
+    /// Restarts each relay when the one before takes sockets again. Returns when each got SIGTERM.
     async fn roll(&mut self) -> Vec<Instant> {
-        let mut told = Vec::new();
+        let mut signalled = Vec::new();
         for (relay, config) in self.relays.iter_mut().zip(&self.configs) {
-            told.push(Instant::now());
+            signalled.push(Instant::now());
             relay.signal("TERM");
             let status = relay.exit(DELAY + DRAIN + Duration::from_secs(3)).await;
             assert_eq!(status.code(), Some(0));
             *relay = config.start().await;
             self.balancer.wait_for(3).await;
         }
-        told
+        signalled
     }
 }
 
@@ -116,7 +116,7 @@ struct Return {
     took: Duration,
 }
 
-/// Comes back after each 1012 until told to stop; a handshake that is refused fails the test.
+/// Comes back after each 1012 until it has to stop; a handshake that is refused fails the test.
 async fn live(handshake: Handshake, mut stop: watch::Receiver<bool>) -> (Client, Vec<Return>) {
     let mut client = handshake.open().await;
     let mut returns = Vec::new();
@@ -165,7 +165,7 @@ async fn classic_clients_come_back_one_by_one_through_a_rolling_restart() {
     for relay in &fleet.relays {
         relay.wait_for_metric("duorelay_connections", &[], (USERS * 2 / 3) as f64).await;
     }
-    let told = fleet.roll().await;
+    let signalled = fleet.roll().await;
     stop.send_replace(true);
     let (mut clients, mut returns) = (Vec::new(), Vec::new());
     for life in lives {
@@ -178,8 +178,8 @@ async fn classic_clients_come_back_one_by_one_through_a_rolling_restart() {
     for Return { back_off, took, .. } in &returns {
         assert!(*took < *back_off + Duration::from_secs(1), "back after {took:?}, wanted after {back_off:?}");
     }
-    for (number, begin) in told.iter().enumerate() {
-        let end = told.get(number + 1);
+    for (number, begin) in signalled.iter().enumerate() {
+        let end = signalled.get(number + 1);
         let closed = returns.iter().map(|back| back.closed);
         let places: Vec<f64> = closed
             .filter(|closed| closed >= begin && end.is_none_or(|end| closed < end))
@@ -195,7 +195,7 @@ async fn classic_clients_come_back_one_by_one_through_a_rolling_restart() {
         assert!(count >= USERS / 2 && distance < limit, "relay {number}: {count} departures, {distance}");
     }
 
-    // Both devices of each user are back, and are told so.
+    // Both devices of each user are back, and `peer` says so.
     for (number, pair) in clients.chunks_mut(2).enumerate() {
         pair[0].send_text("after").await;
         for client in pair {

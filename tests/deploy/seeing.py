@@ -133,7 +133,7 @@ class Fleet:
 
 
 class Prometheus:
-    """A Prometheus with the shipped configuration, except that it is told where relays are and does not ask DNS."""
+    """A Prometheus with the shipped configuration, except that it has a list of relays and does not ask DNS."""
 
     def __init__(self, relays):
         configuration = load("k8s/compose/prometheus.yml")
@@ -190,7 +190,7 @@ class Prometheus:
 
 
 class Metrics(unittest.TestCase):
-    """What relays tell, read by Prometheus's own parsers in both formats."""
+    """What relays report, read by Prometheus's own parsers in both formats."""
 
     @classmethod
     def setUpClass(cls):

@@ -28,7 +28,7 @@ async function pair(more = {}) {
   return { user, desktop, mobile, pages: [desktop, mobile] }
 }
 
-test('two pages stream straight across, and tell the delay of both paths', async (t) => {
+test('two pages stream straight across, and report the delay of both paths', async (t) => {
   const two = await pair()
   await onDirect(two)
   await both(two, (each) => each.more(60))

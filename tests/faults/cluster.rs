@@ -95,8 +95,8 @@ impl Scene {
         }
     }
 
-    /// The frames of those whom it does not concern went on; nobody is told that a peer has left, and nobody but those
-    /// is told anything at all.
+    /// The frames of those whom it does not concern went on; nobody is notified that a peer has left, and nobody but those
+    /// is notified anything at all.
     fn check_others(&self, what: &str, since: Instant, is_concerned: impl Fn(&Pair) -> bool) {
         let now = Instant::now();
         let machine = self.control.longest_silence(since, now);
@@ -110,31 +110,31 @@ impl Scene {
             eprintln!("{what}: {} on node {}: {silence:?} of {limit:?}", pair.uid, pair.node);
             assert!(silence < limit, "{what}: {} stood still for {silence:?}, not {limit:?}", pair.uid);
             for side in [&pair.traffic.desktop, &pair.traffic.mobile] {
-                let told = side.told.iter().filter(|(at, _)| *at >= since).collect::<Vec<_>>();
-                assert!(told.is_empty(), "{what}: {} was told {told:?}", pair.uid);
+                let notified = side.notified.iter().filter(|(at, _)| *at >= since).collect::<Vec<_>>();
+                assert!(notified.is_empty(), "{what}: {} was notified {notified:?}", pair.uid);
                 assert!(!side.absent.iter().any(|at| *at >= since), "{what}: {}'s frames are lost", pair.uid);
             }
         }
     }
 
-    /// The others were told `down` within the contract's time, and `up` once it was over.
+    /// The others were notified `down` within the contract's time, and `up` once it was over.
     fn check_concerned(&self, what: &str, since: Instant, over: Instant, node: usize) {
         for pair in self.pairs.iter().filter(|pair| pair.node == node) {
             for side in [&pair.traffic.desktop, &pair.traffic.mobile] {
-                let down = side.told_backplane("down", since).expect("down").duration_since(since);
-                assert!(down < WITHIN + SLACK, "{what}: {} is told after {down:?}", pair.uid);
-                let up = side.told_backplane("up", over).unwrap_or_else(|| panic!("{what}: no up"));
+                let down = side.notified_backplane("down", since).expect("down").duration_since(since);
+                assert!(down < WITHIN + SLACK, "{what}: {} is notified after {down:?}", pair.uid);
+                let up = side.notified_backplane("up", over).unwrap_or_else(|| panic!("{what}: no up"));
                 let up = up.duration_since(over);
-                assert!(up < WITHIN + SLACK, "{what}: {} is told of the end after {up:?}", pair.uid);
+                assert!(up < WITHIN + SLACK, "{what}: {} is notified of the end after {up:?}", pair.uid);
             }
             let [there, back] = pair.traffic.missing(since, over);
-            let told = pair.traffic.summary();
+            let notified = pair.traffic.summary();
             let mut sides = [(&pair.traffic.desktop, there), (&pair.traffic.mobile, back)].into_iter();
             let untold = sides.find(|(side, missing)| {
-                let is_error = |(at, told): &(Instant, _)| *at >= since && told_error(told);
-                !missing.is_empty() && side.absent.is_empty() && !side.told.iter().any(is_error)
+                let is_error = |(at, notified): &(Instant, _)| *at >= since && told_error(notified);
+                !missing.is_empty() && side.absent.is_empty() && !side.notified.iter().any(is_error)
             });
-            assert!(untold.is_none(), "{what}: reliable frames are lost without a word: {told:?}");
+            assert!(untold.is_none(), "{what}: reliable frames are lost without a word: {notified:?}");
         }
     }
 }
@@ -223,7 +223,7 @@ async fn a_slot_migrates(scene: &mut Scene) {
     let silence = moved.longest_silence(start, Instant::now());
     let missing = moved.missing(start, Instant::now() - Duration::from_secs(1));
     eprintln!("a slot migrates: its own users stood still for {silence:?}; {asked} times asked");
-    assert!(missing.iter().all(Vec::is_empty), "lost {missing:?}; told {:?}", moved.summary());
+    assert!(missing.iter().all(Vec::is_empty), "lost {missing:?}; notified {:?}", moved.summary());
     assert!(moved.desktop.absent.is_empty() && moved.mobile.absent.is_empty(), "an error for what arrived");
     assert!(silence < WITHIN, "{silence:?}");
     let limit = LOOKS * scene.fleet.relays.len() as u64;
@@ -255,7 +255,7 @@ async fn a_node_freezes(scene: &mut Scene) {
                 (&peer["state"], &peer["connection"]),
                 (&json!("disconnected"), &mobile.welcome["connection"])
             );
-            assert!(dead.elapsed() < SILENT_AFTER + WITHIN + SLACK, "told after {:?}", dead.elapsed());
+            assert!(dead.elapsed() < SILENT_AFTER + WITHIN + SLACK, "notified after {:?}", dead.elapsed());
             cluster.nodes[frozen].signal("CONT");
             Instant::now()
         })
@@ -297,7 +297,7 @@ async fn a_node_is_cut_off(scene: &mut Scene) {
     scene.check_concerned("a node is cut off", start, over, cut);
 }
 
-/// Its replica takes over: after the cluster's own time with `DUORELAY_FAULTS_LONG`, else as soon as all are told.
+/// Its replica takes over: after the cluster's own time with `DUORELAY_FAULTS_LONG`, else as soon as all are notified.
 async fn a_node_is_killed(scene: &mut Scene) {
     let (killed, guests) = (scene.killed, scene.guests.clone());
     let leavers = leavers(scene, killed).await;

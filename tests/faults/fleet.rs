@@ -10,7 +10,7 @@ use crate::support::{Client, Config, Handshake, Issuer, LIMIT, Relay, Response, 
 
 /// Short, so that tests need not wait for it.
 pub const LEASE: Duration = Duration::from_secs(3);
-/// The contract: `backplane` is told, and frames cross again, within this time.
+/// The contract: the relay sends `backplane`, and frames cross again, within this time.
 pub const WITHIN: Duration = Duration::from_secs(3);
 /// What a busy machine may add to a limit.
 pub const SLACK: Duration = Duration::from_millis(700);
@@ -94,7 +94,7 @@ pub async fn pair(uid: &str, desktop: &Relay, mobile: &Relay) -> (Client, Client
 
 /// Reads `overwritten` and the close that follows it; messages before it are passed over.
 pub async fn expect_overwritten(old: &mut Client, by: &Client) -> Value {
-    let overwritten = told(old, LIMIT, "overwritten").await;
+    let overwritten = notified(old, LIMIT, "overwritten").await;
     assert_eq!(overwritten["by"]["connection"], by.welcome["connection"]);
     assert_eq!(overwritten["by"]["generation"], by.welcome["generation"]);
     old.expect_close(4001).await;
@@ -102,7 +102,7 @@ pub async fn expect_overwritten(old: &mut Client, by: &Client) -> Value {
 }
 
 /// The next message of this type; others are passed over.
-pub async fn told(client: &mut Client, limit: Duration, kind: &str) -> Value {
+pub async fn notified(client: &mut Client, limit: Duration, kind: &str) -> Value {
     let deadline = Instant::now() + limit;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());

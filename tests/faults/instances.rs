@@ -5,15 +5,15 @@ use std::time::Duration;
 use serde_json::json;
 use tokio::time::Instant;
 
-use crate::fleet::{Fleet, SLACK, expect_overwritten, pair, told, v1};
+use crate::fleet::{Fleet, SLACK, expect_overwritten, notified, pair, v1};
 use crate::support::{Event, LIMIT, RedisServer};
 use crate::traffic::Traffic;
 
-/// The contract: the peer of a killed instance's socket is told within this time.
-const TOLD_WITHIN: Duration = Duration::from_secs(8);
+/// The contract: the peer of a killed instance's socket gets its notice within this time.
+const NOTIFIED_WITHIN: Duration = Duration::from_secs(8);
 
 #[tokio::test]
-async fn a_killed_instances_peers_are_told_and_its_slots_are_free_at_once() {
+async fn a_killed_instances_peers_are_notified_and_its_slots_are_free_at_once() {
     let redis = RedisServer::start().await;
     let url = redis.url();
     // The default lease: nothing may depend on its end.
@@ -30,7 +30,7 @@ async fn a_killed_instances_peers_are_told_and_its_slots_are_free_at_once() {
     assert_eq!(new.expect_binary().await, b"\x80hello");
 
     let peer = ann.expect_json_within(LIMIT, "peer").await;
-    assert!(killed.elapsed() < TOLD_WITHIN, "told after {:?}", killed.elapsed());
+    assert!(killed.elapsed() < NOTIFIED_WITHIN, "notified after {:?}", killed.elapsed());
     assert_eq!(
         (&peer["state"], &peer["connection"]),
         (&json!("disconnected"), &ann_mobile.welcome["connection"])
@@ -41,7 +41,7 @@ async fn a_killed_instances_peers_are_told_and_its_slots_are_free_at_once() {
     assert_eq!((&room["desktop"]["connection"], &room["mobile"]), (&ann.welcome["connection"], &json!(null)));
     let instances = fleet.relays[0].operate("GET", "/v1/instances", &json!(null)).await.json();
     assert_eq!(instances["instances"].as_array().unwrap().len(), 1, "{instances}");
-    // Whoever comes now is not told of a ghost.
+    // The next connection gets no ghost for a peer.
     let late = v1(&fleet.relays[0], "ann", "desktop").open_v1().await;
     assert_eq!(late.welcome["peer"], json!(null));
     let status = fleet.relays[1].exit(LIMIT).await;
@@ -55,7 +55,7 @@ async fn a_stopped_instances_sockets_learn_that_they_were_overwritten() {
     let (mut desktop, mut old) = pair("ann", &fleet.relays[0], &fleet.relays[1]).await;
     fleet.relays[1].signal("STOP");
     // The lease (3 s) is over when the silence (5 s) is noticed.
-    let peer = desktop.expect_json_within(TOLD_WITHIN, "peer").await;
+    let peer = desktop.expect_json_within(NOTIFIED_WITHIN, "peer").await;
     assert_eq!((&peer["state"], &peer["connection"]), (&json!("disconnected"), &old.welcome["connection"]));
     old.send_frame(0x80, b"old").await;
     old.send_json(json!({"type": "send", "data": "old"})).await;
@@ -79,10 +79,10 @@ async fn a_stopped_instances_sockets_go_on_if_nobody_has_taken_over() {
     let fleet = Fleet::start(&redis.url()).await;
     let (mut desktop, mobile) = pair("ann", &fleet.relays[0], &fleet.relays[1]).await;
     fleet.relays[1].signal("STOP");
-    let peer = desktop.expect_json_within(TOLD_WITHIN, "peer").await;
+    let peer = desktop.expect_json_within(NOTIFIED_WITHIN, "peer").await;
     assert_eq!(peer["state"], "disconnected");
     fleet.relays[1].signal("CONT");
-    let peer = told(&mut desktop, LIMIT, "peer").await;
+    let peer = notified(&mut desktop, LIMIT, "peer").await;
     assert_eq!((&peer["state"], &peer["connection"]), (&json!("connected"), &mobile.welcome["connection"]));
     let mut traffic = Traffic::new((desktop, mobile));
     traffic.crosses_after(Instant::now(), LIMIT).await;
@@ -95,7 +95,7 @@ async fn two_of_one_slot_after_a_stop_leave_exactly_the_newest() {
     let fleet = Fleet::start(&redis.url()).await;
     let (mut desktop, mut oldest) = pair("ann", &fleet.relays[0], &fleet.relays[1]).await;
     fleet.relays[1].signal("STOP");
-    // Redis forgets everything meanwhile, so that nothing but generations tells who is newer.
+    // Redis forgets everything meanwhile, so that only generations show who is newer.
     let mut newer = v1(&fleet.relays[0], "ann", "mobile").open_v1().await;
     redis.ask(&["FLUSHALL"]).await;
     fleet.relays[1].signal("CONT");
@@ -103,9 +103,9 @@ async fn two_of_one_slot_after_a_stop_leave_exactly_the_newest() {
     newer.sync().await;
     let mut newest = v1(&fleet.relays[1], "ann", "mobile").open_v1().await;
     expect_overwritten(&mut newer, &newest).await;
-    // The desktop's slot may not have been put back yet: then its being there is told when it has.
+    // The desktop's slot may not have been put back yet: then its peer hears of it when it has.
     if newest.welcome["peer"] == json!(null) {
-        let peer = told(&mut newest, LIMIT, "peer").await;
+        let peer = notified(&mut newest, LIMIT, "peer").await;
         assert_eq!(
             (&peer["state"], &peer["connection"]),
             (&json!("connected"), &desktop.welcome["connection"])

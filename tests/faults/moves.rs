@@ -76,7 +76,7 @@ async fn a_clusters_failover_is_followed() {
 }
 
 #[tokio::test]
-async fn a_clusters_frozen_node_is_told_and_comes_back() {
+async fn a_clusters_frozen_node_is_reported_and_comes_back() {
     let cluster = Cluster::start(0).await;
     let fleet = Fleet::start(&cluster.url()).await;
     let slot = cluster.slot("duo:{ann}").await;
@@ -88,9 +88,9 @@ async fn a_clusters_frozen_node_is_told_and_comes_back() {
     let both_down = |traffic: &Traffic| {
         [&traffic.desktop, &traffic.mobile]
             .into_iter()
-            .all(|side| side.told_backplane("down", start).is_some())
+            .all(|side| side.notified_backplane("down", start).is_some())
     };
-    ann.until(WITHIN + crate::fleet::SLACK, "both to be told", both_down).await;
+    ann.until(WITHIN + crate::fleet::SLACK, "both to be notified", both_down).await;
     ann.check_nobody_left(start);
     node.signal("CONT");
     // A node that its cluster took for failed serves again when the others agree.
@@ -163,7 +163,7 @@ async fn who_only_listens_is_subscribed_where_its_slot_has_moved() {
     }
     desktop.send_frame(0x80, b"one").await;
     assert_eq!(mobile.expect_binary().await, b"\x80one");
-    // And there and back again, too quickly to be noticed: the first frame that nobody hears tells.
+    // And there and back again, too quickly to be noticed: the first frame that nobody hears shows it.
     cluster.migrate(slot, (from + 1) % 3, from, Duration::ZERO).await;
     cluster.migrate(slot, from, (from + 1) % 3, Duration::ZERO).await;
     let mut traffic = Traffic::new((desktop, mobile));

@@ -6,7 +6,7 @@ use futures_util::future::join_all;
 use serde_json::json;
 use tokio::time::Instant;
 
-use crate::fleet::{Fleet, LEASE, SLACK, WITHIN, expect_overwritten, pair, resident, told, v1};
+use crate::fleet::{Fleet, LEASE, SLACK, WITHIN, expect_overwritten, notified, pair, resident, v1};
 use crate::support::{Event, LIMIT, Proxy, RedisServer, request};
 use crate::traffic::Traffic;
 
@@ -18,7 +18,7 @@ async fn start() -> (RedisServer, Fleet, Traffic) {
 }
 
 /// After a fault: both slots are held by the same two connections, and a newer one takes its slot from either
-/// instance, which the older one is told. Exactly the newest remain.
+/// instance, and the older one gets `overwritten`. Exactly the newest remain.
 async fn check_newest_remain(fleet: &Fleet, uid: &str, mut traffic: Traffic) {
     fleet.wait_for_room(uid, &traffic.desktop.client, &traffic.mobile.client).await;
     traffic.crosses_after(Instant::now(), WITHIN).await;
@@ -83,7 +83,7 @@ async fn flushall_is_healed_within_one_lease() {
 }
 
 #[tokio::test]
-async fn while_redis_is_frozen_clients_are_told_and_nothing_piles_up() {
+async fn while_redis_is_frozen_clients_are_notified_and_nothing_piles_up() {
     let (redis, fleet, mut traffic) = start().await;
     let (mut local_desktop, mut local_mobile) = pair("bob", &fleet.relays[0], &fleet.relays[0]).await;
     let (mut flooding, flooded) = pair("eve", &fleet.relays[0], &fleet.relays[1]).await;
@@ -91,17 +91,17 @@ async fn while_redis_is_frozen_clients_are_told_and_nothing_piles_up() {
     let before = resident(&fleet.relays[0]);
     let frozen = Instant::now();
     redis.signal("STOP");
-    let told_down = |traffic: &Traffic| {
+    let notified_down = |traffic: &Traffic| {
         [&traffic.desktop, &traffic.mobile]
             .into_iter()
-            .map(|side| side.told_backplane("down", frozen))
+            .map(|side| side.notified_backplane("down", frozen))
             .max()
             .unwrap()
     };
     let both_down = |traffic: &Traffic| {
         [&traffic.desktop, &traffic.mobile]
             .into_iter()
-            .all(|side| side.told_backplane("down", frozen).is_some())
+            .all(|side| side.notified_backplane("down", frozen).is_some())
     };
     // Reliable frames as fast as they are taken, all the time.
     let flood = async {
@@ -111,12 +111,12 @@ async fn while_redis_is_frozen_clients_are_told_and_nothing_piles_up() {
         }
     };
     let rest = async {
-        traffic.until(LIMIT, "both to be told", both_down).await;
-        let after = told_down(&traffic).unwrap().duration_since(frozen);
-        assert!(after < WITHIN + SLACK, "told after {after:?}");
-        // Both here: nothing has changed for them, but that they are told.
-        told(&mut local_desktop, LIMIT, "backplane").await;
-        told(&mut local_mobile, LIMIT, "backplane").await;
+        traffic.until(LIMIT, "both to be notified", both_down).await;
+        let after = notified_down(&traffic).unwrap().duration_since(frozen);
+        assert!(after < WITHIN + SLACK, "notified after {after:?}");
+        // Both here: nothing has changed for them but the notice.
+        notified(&mut local_desktop, LIMIT, "backplane").await;
+        notified(&mut local_mobile, LIMIT, "backplane").await;
         local_desktop.send_frame(0x80, b"still").await;
         assert_eq!(local_mobile.expect_binary().await, b"\x80still");
         local_mobile.send_json(json!({"type": "send", "data": "here"})).await;
@@ -147,9 +147,9 @@ async fn while_redis_is_frozen_clients_are_told_and_nothing_piles_up() {
     let both_up = |traffic: &Traffic| {
         [&traffic.desktop, &traffic.mobile]
             .into_iter()
-            .all(|side| side.told_backplane("up", thawed).is_some())
+            .all(|side| side.notified_backplane("up", thawed).is_some())
     };
-    traffic.until(LIMIT, "both to be told", both_up).await;
+    traffic.until(LIMIT, "both to be notified", both_up).await;
     traffic.check_nobody_left(frozen);
     // But for what had left before anybody could notice.
     let oldest = traffic.oldest_volatile(frozen + SLACK, thawed);
@@ -165,8 +165,8 @@ async fn refused_handshakes_take_no_memory_while_redis_is_away() {
     let relay = &fleet.relays[0];
     let away = Instant::now();
     drop(redis);
-    let is_told = |traffic: &Traffic| traffic.desktop.told_backplane("down", away).is_some();
-    traffic.until(WITHIN + SLACK, "the desktop to be told", is_told).await;
+    let is_notified = |traffic: &Traffic| traffic.desktop.notified_backplane("down", away).is_some();
+    traffic.until(WITHIN + SLACK, "the desktop to be notified", is_notified).await;
     let before = resident(relay);
     let attempts = v1(relay, "bob", "desktop");
     join_all((0..8).map(async |_| {
@@ -241,25 +241,25 @@ async fn an_instance_behind_a_blocked_line_is_down_and_comes_back() {
     let before = resident(&fleet.relays[1]);
     let held = Instant::now();
     proxy.hold(true);
-    let is_told = |traffic: &Traffic| traffic.mobile.told_backplane("down", held).is_some();
-    traffic.until(WITHIN + SLACK, "the mobile to be told", is_told).await;
+    let is_notified = |traffic: &Traffic| traffic.mobile.notified_backplane("down", held).is_some();
+    traffic.until(WITHIN + SLACK, "the mobile to be notified", is_notified).await;
     // The instance with the way to Redis hears nothing of the other one.
-    let is_gone = |traffic: &Traffic| traffic.desktop.told_disconnected(held);
-    traffic.until(Duration::from_secs(8), "the desktop to be told", is_gone).await;
-    assert!(!traffic.mobile.told_disconnected(held));
+    let is_gone = |traffic: &Traffic| traffic.desktop.notified_disconnected(held);
+    traffic.until(Duration::from_secs(8), "the desktop to be notified", is_gone).await;
+    assert!(!traffic.mobile.notified_disconnected(held));
     let grown = resident(&fleet.relays[1]).saturating_sub(before);
     assert!(grown < 32 << 20, "{} MiB more", grown >> 20);
     let back = Instant::now();
     proxy.hold(false);
     let after = traffic.crosses_after(back, LIMIT).await;
     assert!(after < WITHIN + SLACK, "frames cross again after {after:?}");
-    let is_told = |traffic: &Traffic| traffic.mobile.told_backplane("up", back).is_some();
-    traffic.until(LIMIT, "the mobile to be told", is_told).await;
+    let is_notified = |traffic: &Traffic| traffic.mobile.notified_backplane("up", back).is_some();
+    traffic.until(LIMIT, "the mobile to be notified", is_notified).await;
     check_newest_remain(&fleet, "ann", traffic).await;
 }
 
 #[tokio::test]
-async fn a_connection_that_is_overwritten_during_a_break_is_told_after_it() {
+async fn a_connection_that_is_overwritten_during_a_break_is_notified_after_it() {
     let redis = RedisServer::start().await;
     let proxy = Proxy::start(redis.address()).await;
     // Three of them: what the fence has to keep out comes from one instance, the newer connection is on another.
@@ -268,7 +268,7 @@ async fn a_connection_that_is_overwritten_during_a_break_is_told_after_it() {
     let fleet = Fleet::start_with(&urls, |config| config).await;
     let (mut desktop, mut old) = pair("ann", &fleet.relays[0], &fleet.relays[1]).await;
     proxy.hold(true);
-    told(&mut old, LIMIT, "backplane").await;
+    notified(&mut old, LIMIT, "backplane").await;
     let mut new = v1(&fleet.relays[2], "ann", "mobile").open_v1().await;
     assert_eq!(new.welcome["peer"], desktop.as_peer());
     // What the old one sends now is fenced off, whenever it arrives.

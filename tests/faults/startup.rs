@@ -44,7 +44,7 @@ async fn a_wrong_password_is_one_clear_line_and_the_end() {
 }
 
 #[tokio::test]
-async fn a_user_without_permissions_is_told_so() {
+async fn a_redis_user_without_permissions_is_reported() {
     let redis = RedisServer::start().await;
     redis.ask(&["ACL", "SETUSER", "weak", "on", &format!(">{SECRET}"), "+hello", "+auth", "-ping"]).await;
     let errors = stops(&format!("redis://weak:{SECRET}@{}", redis.address())).await;

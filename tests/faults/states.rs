@@ -253,10 +253,10 @@ async fn users_of_a_clusters_living_nodes_are_served_while_one_is_dead() {
     alive.crosses_after(Instant::now(), LIMIT).await;
     let start = Instant::now();
     cluster.nodes[2].signal("KILL");
-    let told = crate::fleet::told(&mut cut, Duration::from_secs(4), "backplane");
-    assert_eq!(alive.during(told).await["state"], "down");
+    let notified = crate::fleet::notified(&mut cut, Duration::from_secs(4), "backplane");
+    assert_eq!(alive.during(notified).await["state"], "down");
     alive.run_for(Duration::from_secs(2)).await;
-    assert!(alive.desktop.told_backplane("down", start).is_none());
+    assert!(alive.desktop.notified_backplane("down", start).is_none());
     alive.check_nobody_left(start);
     for relay in &fleet.relays {
         assert_eq!(relay.get("/healthz/ready").await.status, 200);

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::fleet::{Fleet, expect_overwritten, pair, told, v1};
+use crate::fleet::{Fleet, expect_overwritten, notified, pair, v1};
 use crate::support::{Client, Event, LIMIT, RedisServer, Token};
 
 /// Where the desktop and the mobile land.
@@ -128,7 +128,7 @@ async fn a_hand_over_between_instances_loses_and_doubles_nothing() {
 }
 
 #[tokio::test]
-async fn an_eviction_on_another_instance_is_told() {
+async fn an_eviction_on_another_instance_is_notified() {
     let (_redis, fleet) = start().await;
     let (mut desktop, mut mobile) = pair("ann", &fleet.relays[0], &fleet.relays[1]).await;
     for n in 1..=10 {
@@ -157,7 +157,7 @@ async fn classic_and_v1_speak_to_each_other_across_instances() {
         let uid = format!("user{number}");
         let address = crate::support::email(&uid);
         let mut desktop = fleet.relays[at_desktop].classic_desktop(&uid).await;
-        // A classic client is not told that it is in its room: it hears itself.
+        // A classic client gets no notice that it is in its room: it hears itself.
         desktop.send_text("alone").await;
         assert_eq!(desktop.expect_text().await, wrapped(true, false, &address, "alone"));
         let mut mobile = v1(&fleet.relays[at_mobile], &uid, "mobile").open_v1().await;
@@ -174,7 +174,7 @@ async fn classic_and_v1_speak_to_each_other_across_instances() {
 
         // Two classic clients.
         let mut phone = fleet.relays[at_mobile].classic_mobile(&uid).await;
-        told(&mut mobile, LIMIT, "overwritten").await;
+        notified(&mut mobile, LIMIT, "overwritten").await;
         phone.send_text("from the phone").await;
         for client in [&mut phone, &mut desktop] {
             assert_eq!(client.expect_text().await, wrapped(true, true, &address, "from the phone"));

@@ -1,4 +1,4 @@
-//! A pair of clients that send to each other all the time, and remember what came of it.
+//! A pair of clients that send to each other all the time, and remember the outcome.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -21,9 +21,9 @@ pub struct Side {
     /// The reliable and the volatile frames that came from the other: number, when.
     reliable: Vec<(usize, Instant)>,
     volatile: Vec<(usize, Instant)>,
-    /// What the relay told, but for answers to frames without a peer.
-    pub told: Vec<(Instant, Value)>,
-    /// When the relay told that a frame had no peer.
+    /// What the relay sent, but for answers to frames without a peer.
+    pub notices: Vec<(Instant, Value)>,
+    /// When the relay notified that a frame had no peer.
     pub absent: Vec<Instant>,
     has_ended: bool,
 }
@@ -35,14 +35,14 @@ impl Side {
             sent: Vec::new(),
             reliable: Vec::new(),
             volatile: Vec::new(),
-            told: Vec::new(),
+            notices: Vec::new(),
             absent: Vec::new(),
             has_ended: false,
         }
     }
 
     fn replace(&mut self, client: Client) -> Client {
-        self.told.clear();
+        self.notices.clear();
         std::mem::replace(&mut self.client, client)
     }
 
@@ -69,7 +69,7 @@ impl Side {
                 if message["code"] == "peer_absent" {
                     self.absent.push(now);
                 } else {
-                    self.told.push((now, message));
+                    self.notices.push((now, message));
                 }
             }
             Event::Close(code, reason) => panic!("closed with {code} {reason}"),
@@ -80,15 +80,15 @@ impl Side {
         }
     }
 
-    /// When the relay first told this of the backplane, from an instant on.
-    pub fn told_backplane(&self, state: &str, since: Instant) -> Option<Instant> {
+    /// When the relay first reported this of the backplane, from an instant on.
+    pub fn notified_backplane(&self, state: &str, since: Instant) -> Option<Instant> {
         let is_it = |message: &Value| message["type"] == "backplane" && message["state"] == state;
-        self.told.iter().find(|(at, message)| *at >= since && is_it(message)).map(|(at, _)| *at)
+        self.notices.iter().find(|(at, message)| *at >= since && is_it(message)).map(|(at, _)| *at)
     }
 
-    /// True if the relay told that the peer has gone, from an instant on.
-    pub fn told_disconnected(&self, since: Instant) -> bool {
-        self.told.iter().any(|(at, message)| {
+    /// True if the relay reported that the peer has gone, from an instant on.
+    pub fn notified_disconnected(&self, since: Instant) -> bool {
+        self.notices.iter().any(|(at, message)| {
             *at >= since && message["type"] == "peer" && message["state"] == "disconnected"
         })
     }
@@ -128,7 +128,7 @@ impl Traffic {
         let mut turns = interval(self.turn);
         turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while !is_so(self) {
-            assert!(Instant::now() < deadline, "waited {limit:?} for {what}; told: {:?}", self.summary());
+            assert!(Instant::now() < deadline, "waited {limit:?} for {what}; notices: {:?}", self.summary());
             tokio::select! {
                 event = self.desktop.client.next_within(2 * limit) => self.desktop.receive(event),
                 event = self.mobile.client.next_within(2 * limit) => self.mobile.receive(event),
@@ -213,14 +213,14 @@ impl Traffic {
         [missing(&self.desktop, &self.mobile), missing(&self.mobile, &self.desktop)]
     }
 
-    /// What the two were told, without times.
+    /// The notices of both, without times.
     pub fn summary(&self) -> [Vec<&Value>; 2] {
-        [&self.desktop, &self.mobile].map(|side| side.told.iter().map(|(_, message)| message).collect())
+        [&self.desktop, &self.mobile].map(|side| side.notices.iter().map(|(_, message)| message).collect())
     }
 
-    /// Nobody was told that the other has gone.
+    /// No notice says that the other has gone.
     pub fn check_nobody_left(&self, since: Instant) {
-        assert!(!self.desktop.told_disconnected(since), "{:?}", self.summary());
-        assert!(!self.mobile.told_disconnected(since), "{:?}", self.summary());
+        assert!(!self.desktop.notified_disconnected(since), "{:?}", self.summary());
+        assert!(!self.mobile.notified_disconnected(since), "{:?}", self.summary());
     }
 }

@@ -69,7 +69,7 @@ test('two windows stream, and a third takes over from the first', async () => {
   // Another user is in a room of their own.
   const stranger = await browser.open(page('desktop', 'another-browser-user'))
   await expectState(stranger, 'online', 'absent')
-  // And the first, which was told not to come back, stayed away all the while.
+  // And the first, which must not come back, stayed away all the while.
   await expectState(third, 'online', 'connected')
   assert.equal((await browser.dataset(desktop)).state, 'overwritten')
 })

@@ -44,8 +44,8 @@ impl Fleet {
         }
         command.stdin(Stdio::null()).kill_on_drop(true);
         let output = within(LIMIT, "the load test", command.output()).await.unwrap();
-        let told = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{told}");
+        let written = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{written}");
         let mut results: Value = serde_json::from_slice(&output.stdout).unwrap();
         results["figures"].take()
     }

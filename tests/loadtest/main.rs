@@ -120,7 +120,7 @@ async fn a_stream_is_measured_judged_and_reported() {
 }
 
 #[tokio::test]
-async fn a_broken_demand_is_told_and_is_exit_code_1() {
+async fn a_broken_demand_is_reported_and_is_exit_code_1() {
     let demo = Demo::start().await;
     let output = demo
         .load(&["--users=1", "--duration=300ms", "--warmup=0s", "--assert=p50<1ns,lost=0,told_p99<1s"])
@@ -144,7 +144,7 @@ async fn a_bad_demand_is_exit_code_2_before_anything_is_sent() {
 }
 
 #[tokio::test]
-async fn a_takeover_is_told_and_a_race_leaves_exactly_one() {
+async fn a_takeover_is_reported_and_a_race_leaves_exactly_one() {
     let demo = Demo::start().await;
     let (json, code) =
         demo.figures(&["overwrite", "--users=5", "--rate=50", "--warmup=0s", "--duration=5s"]).await;
@@ -186,8 +186,8 @@ async fn ctrl_c_ends_a_run_with_the_figures_so_far() {
     let mut child =
         demo.command(&["--users=2", "--duration=300s", "--warmup=0s", "--json=-"]).spawn().unwrap();
     // Measured is what the relay's metrics show: frames.
-    let mut told = BufReader::new(child.stderr.take().unwrap()).lines();
-    within(LIMIT, "the announcement", told.next_line()).await.unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    within(LIMIT, "the announcement", lines.next_line()).await.unwrap();
     let flowing = async {
         let mut pause = tokio::time::interval(Duration::from_millis(20));
         loop {

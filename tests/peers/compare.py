@@ -76,7 +76,7 @@ ROWS = [
     ("RSS per idle connection", "idle", "rss_per_connection", KB, "KB"),
     ("server CPU per handshake and goodbye", "storm", "cpu_per_handshake", US, "us"),
     ("handshake p99 at 200/s", "storm", "handshake_p99", MS, "ms"),
-    ("an overwritten device is told, p99", "overwrite", "told_p99", MS, "ms"),
+    ("an overwritten device is notified, p99", "overwrite", "told_p99", MS, "ms"),
     ("age of frames over a thin link after 20 s, p99", "slow", "age_end_p99", 1, "s"),
 ]
 

@@ -1,9 +1,9 @@
-//! The floor: the same frames with as little work as a program can do, so that the relay's cost can be told as a multiple of it.
+//! The floor: the same frames with as little work as a program can do, so that the relay's cost can be given as a multiple of it.
 //!
 //! Frames go TCP -> Redis PUBLISH -> TCP on one single-threaded process for each `PORT`. There is one channel for each user,
 //! which both of its devices' processes hear. Nobody signs in, and there are no rooms, no fencing, no limits, no heartbeats
-//! and no queues with a policy. Of WebSocket there is just what the load generator needs: it is told the right
-//! answer to its handshake, messages are whole frames, and `?client=load-USER-DEVICE` tells who is there.
+//! and no queues with a policy. Of WebSocket there is just what the load generator needs: it gets the right
+//! answer to its handshake, messages are whole frames, and `?client=load-USER-DEVICE` names the caller.
 //!
 //! `floor PORT REDIS_PORT`
 #![allow(clippy::print_stderr, reason = "a program for measurements")]
@@ -58,7 +58,7 @@ struct Floor {
     redis: Rc<Outbox>,
     /// By user.
     users: RefCell<HashMap<String, Members>>,
-    /// Told from other processes' connections by the port in it.
+    /// Distinguished from other processes' connections by the port in it.
     next: Cell<u64>,
 }
 

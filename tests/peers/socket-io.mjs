@@ -27,7 +27,7 @@ io.on('connection', (socket) => {
   const { uid, device } = socket.data
   const other = device === 'desktop' ? 'mobile' : 'desktop'
   const slot = `${uid}:${device}`
-  // The newest tells the others to leave, wherever they are.
+  // The newest makes the others leave, wherever they are.
   socket.join(slot)
   const others = io.in(slot).except(socket.id)
   others.emit('overwritten')

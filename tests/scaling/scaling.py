@@ -154,11 +154,11 @@ def stalled(_):
 
             flags = [f"--users={STALLED}", "--link=0", f"--stream={streams}", f"--frame-bytes={STALLED_FRAME}", "--fps=1"]
             results = fleet.load("slow", *flags, "--connect-rate=1000", "--duration=12s", "--warmup=0s", meanwhile=sample)
-            told = results["meanwhile"]
+            meanwhile = results["meanwhile"]
             found[name] = {
                 "sent_bytes": results["figures"]["sent"] * STALLED_FRAME,
-                "grown": told["rss"] - before,
-                "let_go": told["let_go"],
+                "grown": meanwhile["rss"] - before,
+                "let_go": meanwhile["let_go"],
             }
             say(f"stalled, {name}: {found[name]}")
     return found

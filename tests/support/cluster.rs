@@ -191,7 +191,7 @@ impl Cluster {
         }
         tokio::time::sleep(between).await;
         for node in [target, source].into_iter().chain(&self.nodes) {
-            // A node that has been told by the others meanwhile, or a replica, may refuse.
+            // A node that has heard of it from the others meanwhile, or a replica, may refuse.
             let _ = ask(node.address(), &["CLUSTER", "SETSLOT", &slot, "NODE", &to_id]).await;
         }
     }

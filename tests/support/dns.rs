@@ -1,4 +1,4 @@
-//! A DNS server with one name, which tells balancers where the relays are.
+//! A DNS server with one name, which answers balancers with the relays' addresses.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};

@@ -20,7 +20,7 @@ pub struct Response {
     pub status: u16,
     /// Header fields in their order, names in lower case.
     pub headers: Vec<(String, String)>,
-    /// The body; after 101 what came of the WebSocket so far.
+    /// The body; after 101 the bytes of the WebSocket so far.
     pub body: Vec<u8>,
 }
 

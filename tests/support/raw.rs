@@ -79,7 +79,7 @@ pub enum RawEvent {
     Reset,
 }
 
-/// A WebSocket connection that does only what it is told.
+/// A WebSocket connection that does only what its caller asks.
 #[derive(Debug)]
 pub struct RawClient {
     stream: TcpStream,

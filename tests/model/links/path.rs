@@ -119,7 +119,7 @@ pub(super) struct Simulation {
 }
 
 impl Simulation {
-    /// Runs for so long, and answers what came of each end's frames.
+    /// Runs for so long, and returns the outcome of each end's frames.
     pub(super) fn run(links: [Link; 2], ends: [End; 2], seconds: f64, seed: u64) -> [Outcome; 2] {
         let state = |spec: End| State {
             spec,

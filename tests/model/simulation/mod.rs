@@ -51,7 +51,7 @@ struct Socket {
     seat: Option<Rc<Seat>>,
     state: State,
     generation: u64,
-    /// What it was told of its peer: the connection and its generation.
+    /// What the relay has reported of its peer: the connection and its generation.
     peer: Option<(String, u64)>,
     has_heard_of_peer: bool,
     last: BTreeMap<(usize, u8), u32>,

@@ -174,8 +174,8 @@ impl World {
         *known = generation.max(*known);
     }
 
-    /// An answer tells of a holder. One that is older than what was known when the question was asked
-    /// tells that Redis has lost its data.
+    /// An answer names a holder. One that is older than what was known when the question was asked
+    /// shows that Redis has lost its data.
     pub(super) fn learn_of_other(&mut self, at: usize, device: Device, other: &Holder, asked: Generation) {
         if self.spent.flushes > 0 && self.instances[at].known[device as usize] <= asked {
             self.instances[at].known[device as usize] = other.member.generation;

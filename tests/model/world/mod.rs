@@ -75,7 +75,7 @@ pub(crate) enum Mutation {
 pub(crate) enum Wrong {
     /// The end of an old connection freed the slot of a newer one.
     Disturbed,
-    /// A connection was told that it was overwritten, by one that is not newer.
+    /// A connection got `overwritten`, by one that is not newer.
     FalselyOverwritten,
     /// A frame of a sender, or for a receiver, that the instance knew to be overwritten.
     Fence,
@@ -140,7 +140,7 @@ pub(crate) struct Instance {
     pub(crate) answers: Vec<Answer>,
     /// Instances that it believes to be gone.
     pub(crate) silent: Vec<usize>,
-    /// The newest generation of each slot that it has been told, by whatever way, since it has a room.
+    /// The newest generation of each slot of which it has heard, by whatever way, since it has a room.
     pub(crate) known: [Generation; 2],
 }
 
@@ -148,7 +148,7 @@ pub(crate) struct Instance {
 pub(crate) struct Connection {
     pub(crate) phase: Phase,
     pub(crate) generation: Generation,
-    /// What it was told of its peer.
+    /// What the relay has reported of its peer.
     pub(crate) reported: Option<Member>,
     /// Frames that the relay took from it.
     pub(crate) sent: u8,
