@@ -45,8 +45,7 @@ REASONS = {
     "6.4.3": "UTF-8 is checked as each frame is complete (6.4.1 and 6.4.2 are OK), and this is one frame that comes in three parts: it is "
     "refused with 1007 when its last part is there",
     "6.4.4": "as 6.4.3",
-    "7.1.6": "what waits in the outbox of a client that closes is dropped, since it reads no more messages; the one that is being written is "
-    "completed, and the answer to the close follows",
+    "7.1.6": "the relay drops what waits for a client that closes, completes the message that is being written, and answers the close",
     "7.13.1": "what follows a code above 4999 is not specified; the relay answers 1002",
     "7.13.2": "as 7.13.1",
 }
