@@ -63,7 +63,7 @@ async fn ask(address: SocketAddr, path: &str) -> std::io::Result<String> {
     Ok(answer.lines().next().unwrap_or_default().to_owned())
 }
 
-/// Who listens on every address is reached on IPv4's loopback: `[::]` takes IPv4 too, and containers without
+/// A relay on every address is reached on IPv4's loopback: `[::]` takes IPv4 too, and containers without
 /// IPv6 have no `::1`.
 fn reachable(listen: SocketAddr) -> SocketAddr {
     if listen.ip().is_unspecified() {

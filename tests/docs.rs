@@ -1,4 +1,5 @@
-//! The pages of the project: their links lead somewhere, README stays short, and the page of settings is the program's.
+//! The pages of the project: their links lead somewhere, they name actors, README and cells of tables stay short, and the
+//! page of settings is the program's.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 use std::collections::BTreeSet;
@@ -94,6 +95,41 @@ fn no_line_is_wider_than_110_columns_outside_of_tables_links_and_code() {
         }
     }
     assert!(wide.is_empty(), "{wide:#?}");
+}
+
+#[test]
+fn no_cell_of_a_table_is_longer_than_160_characters() {
+    let mut long = Vec::new();
+    for page in pages() {
+        let text = read(&page);
+        for (number, line) in prose(&text).into_iter().filter(|(_, line)| line.starts_with("| ")) {
+            let longest = line.split('|').map(|cell| cell.trim().chars().count()).max();
+            if longest > Some(160) {
+                long.push(format!("{page}:{number}: {longest:?}"));
+            }
+        }
+    }
+    assert!(long.is_empty(), "{long:#?}");
+}
+
+/// Words that hide who does what. A page says notify, report, send, answer or log.
+fn hides_its_actor(line: &str) -> bool {
+    let line = line.to_lowercase();
+    let mut words = line.split(|c: char| !c.is_alphanumeric() && c != '_');
+    words.any(|word| matches!(word, "told" | "tell" | "tells" | "untold"))
+        || line.contains("what came of")
+        || line.contains("who knows")
+}
+
+#[test]
+fn every_page_names_its_actors() {
+    let mut hidden = Vec::new();
+    for page in pages() {
+        let text = read(&page);
+        let lines = prose(&text).into_iter().filter(|(_, line)| hides_its_actor(line));
+        hidden.extend(lines.map(|(number, line)| format!("{page}:{number}: {line}")));
+    }
+    assert!(hidden.is_empty(), "{hidden:#?}");
 }
 
 #[test]

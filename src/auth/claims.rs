@@ -30,7 +30,7 @@ pub const MAX_AHEAD_SECONDS: u64 = 60;
 /// The end of the year 9999: no later date is kept, so that no arithmetic on dates overflows.
 const MAX_DATE: u64 = 253_402_300_799;
 
-/// Who signed in, and until when.
+/// The user who signed in, and until when.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     /// `sub`, and `firebase.tenant` where the token has one

@@ -171,7 +171,7 @@ pub enum Published {
 /// Resolves when what was published before it has been handed on, or was given up.
 pub type Barrier = oneshot::Receiver<()>;
 
-/// Who holds the two slots of a room, with the milliseconds that are left of each lease.
+/// The holders of a room's two slots, with the milliseconds that are left of each lease.
 pub type RoomSnapshot = [Option<Lease>; 2];
 
 /// One running instance, as it announces itself.
@@ -232,7 +232,7 @@ pub trait Backplane {
         true
     }
 
-    /// Who holds the slots of a room; each lease in milliseconds from now.
+    /// The holders of a room's slots; each lease in milliseconds from now.
     fn room<'a>(&'a self, user: &'a UserId) -> LocalBoxFuture<'a, Result<RoomSnapshot, Unavailable>>;
 
     /// The instances that have been heard of lately, this one included.

@@ -20,7 +20,7 @@ use crate::relay::refusal::Refusal;
 use super::{Hub, Seat};
 
 impl Hub {
-    /// Who holds the slots of a room, without those whose instance is silent.
+    /// The holders of a room's slots, without those whose instance is silent.
     ///
     /// # Errors
     /// [`Refusal::BackplaneUnavailable`]

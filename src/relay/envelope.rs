@@ -17,7 +17,7 @@ use super::record::Holder;
 pub enum Envelope {
     /// From the current member of the other slot, for this device.
     Parcel {
-        /// Who sent it, and under which generation: stale senders are fenced off by it.
+        /// The sender and its generation: receivers drop what a stale sender sent.
         from: Member,
         /// The message, as its sender's protocol wrote it.
         parcel: Parcel,
@@ -26,7 +26,7 @@ pub enum Envelope {
     Claimed {
         /// The slot that changed hands.
         device: Device,
-        /// Who holds it now.
+        /// The new holder of the slot.
         holder: Holder,
     },
     /// A slot became free (published on both channels).

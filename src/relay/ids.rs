@@ -1,4 +1,4 @@
-//! Who and what: the identities that every other module speaks of.
+//! The identities that every other module speaks of: users, devices, connections, instances.
 
 use std::fmt;
 use std::sync::Arc;

@@ -294,7 +294,7 @@ impl<'a> ClientMessage<'a> {
     }
 }
 
-/// Who sent a `message`.
+/// The sender of a `message`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Sender {
@@ -373,7 +373,7 @@ pub enum Feature {
     Pressure,
 }
 
-/// Who took a slot over.
+/// The connection that took a slot over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Successor {
     /// The connection that holds the slot now.
@@ -398,7 +398,7 @@ pub enum ServerMessage<'a> {
         generation: Generation,
         /// The uid, without its tenant.
         uid: &'a str,
-        /// Who holds the other slot.
+        /// The holder of the other slot.
         peer: Option<Member>,
         /// End of the session, Unix seconds.
         expires_at: u64,
@@ -478,7 +478,7 @@ pub enum ServerMessage<'a> {
     },
     /// This connection lost its slot; close 4001 follows.
     Overwritten {
-        /// Who holds it now.
+        /// The new holder of the slot.
         by: Successor,
     },
     /// The token expires soon.

@@ -28,7 +28,7 @@ impl Holder {
 /// A holder and the end of its lease, in milliseconds of the backplane's clock.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Lease {
-    /// Who holds the slot.
+    /// The connection that holds the slot.
     pub holder: Holder,
     /// When the slot is free again unless it is renewed before.
     pub ends: u64,
@@ -76,9 +76,9 @@ pub enum ClaimOutcome {
 pub struct Claimed {
     /// The new connection's generation.
     pub generation: Generation,
-    /// Who held the slot until now.
+    /// The holder until this claim.
     pub replaced: Option<Holder>,
-    /// Who holds the other slot.
+    /// The holder of the other slot.
     pub other: Option<Holder>,
 }
 
@@ -88,14 +88,14 @@ pub struct Claimed {
 pub enum Renewed {
     /// The slot is still mine (or mine again, after the backplane lost data).
     Kept {
-        /// Who holds the other slot.
+        /// The holder of the other slot.
         other: Option<Holder>,
     },
     /// A newer connection stands there, or stood there after mine; or mine has released the slot.
     Overwritten {
         /// The last connection that held the slot.
         by: Member,
-        /// Who holds the slot now; nobody, if that connection has left since, or its lease has ended.
+        /// The present holder; nobody, if that connection has left since, or its lease has ended.
         holder: Option<Holder>,
     },
 }
@@ -138,7 +138,7 @@ impl Record {
         }
     }
 
-    /// Who holds a slot at `now` (milliseconds).
+    /// The holder of a slot at `now` (milliseconds).
     #[must_use]
     pub fn holder(&self, device: Device, now: u64) -> Option<&Lease> {
         self.slot(device).lease.as_ref().filter(|lease| lease.ends > now)

@@ -25,7 +25,7 @@ pub enum Effect<L> {
         seat: L,
         /// The slot that changed.
         device: Device,
-        /// Who came or went.
+        /// The connection that came or went.
         member: Member,
         /// True if the member came, false if it went.
         connected: bool,
@@ -89,7 +89,7 @@ struct Waiting<L> {
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Slot<L> {
-    /// Who holds the slot, as far as is known here.
+    /// The holder, as far as this instance knows.
     holder: Option<Holder>,
     /// The newest member that is known, also when nobody holds the slot: its generation is the fence.
     newest: Member,
@@ -195,7 +195,7 @@ impl<L: Clone> Room<L> {
         self.desktop.newest.generation.max(self.mobile.newest.generation)
     }
 
-    /// Who holds a slot, and is not known to be gone.
+    /// The holder of a slot that is not known to be gone.
     #[must_use]
     pub fn visible(&self, device: Device) -> Option<Member> {
         self.slot(device).visible()

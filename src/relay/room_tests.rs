@@ -169,7 +169,7 @@ fn volatile_frames_of_an_older_peer_than_the_welcome_will_name_are_dropped() {
         assert_eq!(newest, room.visible(Mobile));
         assert_eq!(away(&mut room, Mobile, 5), [peer(3, Mobile, 5, true)]);
     }
-    // Who has lost its slot before its welcome hears of no change.
+    // A connection that has lost its slot before its welcome hears of no change.
     let mut room = Room::default();
     room.on_claiming(Desktop, member(3).connection, 3);
     room.on_claimed(Desktop, holder(3, A, ""), &mut vec![]);

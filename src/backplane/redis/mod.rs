@@ -393,7 +393,7 @@ fn make_node(
     Node::new(number, server, &settings.template, publisher, probe)
 }
 
-/// Who proves the way to a node.
+/// The worker's proof of the way to a node.
 fn prober(instance: InstanceId, worker: usize, node: u16) -> String {
     format!("{instance}:{worker}:{node}")
 }

@@ -232,7 +232,7 @@ impl Scripts {
         self.run(&self.release, nodes, user, arguments).await.map(|_| ())
     }
 
-    /// Who holds the slots; leases in milliseconds from now.
+    /// The holders of both slots; leases in milliseconds from now.
     ///
     /// # Errors
     /// What Redis or fred says.
