@@ -141,6 +141,8 @@ pub(super) fn cause_of(error: &Error) -> (Cause, String) {
 /// Words that the log may hold: no names of keys, which hold users, and no more than a line.
 fn printable(words: &str) -> String {
     const LENGTH: usize = 200;
+    // The system's errors come as Rust's `Os { code, kind, message }`, whose braces hide no user.
+    let words = words.strip_prefix("Os {").and_then(|fields| fields.split('"').nth(1)).unwrap_or(words);
     let mut text = String::new();
     let mut is_hidden = false;
     for c in words.chars().take(LENGTH) {
@@ -192,6 +194,13 @@ mod tests {
         let words = "NOPERM No permissions to access the 'duo:{ann@example.com}:desktop' key\r\n";
         assert_eq!(printable(words), "NOPERM No permissions to access the 'duo:{}:desktop' key  ");
         assert!(printable(&"x".repeat(1000)).len() <= 200);
+    }
+
+    #[test]
+    fn the_log_holds_the_systems_words() {
+        let words = "Os { code: 111, kind: ConnectionRefused, message: \"Connection refused\" }";
+        assert_eq!(printable(words), "Connection refused");
+        assert_eq!(printable("Os {"), "Os {");
     }
 
     #[test]

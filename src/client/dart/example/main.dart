@@ -1,5 +1,5 @@
-// A phone in plain Dart. Start `duorelay demo`, open its page in a browser,
-// and then:
+// A phone in plain Dart. Start `duorelay demo`, open its page in a browser as
+// the same user (http://localhost:3000/?user=ada), and then:
 //
 //   dart run example/main.dart http://localhost:3000 ada
 //
