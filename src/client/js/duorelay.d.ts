@@ -29,7 +29,7 @@ export interface Options {
   WebSocket?: unknown;
   RTCPeerConnection?: unknown;
   fetch?: typeof globalThis.fetch;
-  /** Tells `online`, `focus`, `visibilitychange`, `pagehide` and `pageshow`; default `window`, where it has events. */
+  /** Fires `online`, `focus`, `visibilitychange`, `pagehide` and `pageshow`; default `window`, where it has events. */
   page?: EventTarget & { document?: { visibilityState: string } };
   /** Clocks, timers, randomness and storage, for tests and for platforms without them. */
   environment?: Partial<Environment>;
@@ -157,7 +157,7 @@ export interface Welcome {
   limits: { message_bytes: number; messages_per_second: number; bytes_per_second?: number; queue_bytes: number };
   /** What the relay understands beyond the first version. */
   features?: string[];
-  /** Servers that tell a browser its public address, for the direct path. */
+  /** Servers from which a browser learns its public address, for the direct path. */
   stun?: string[];
   instance: string;
 }

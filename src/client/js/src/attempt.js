@@ -165,7 +165,7 @@ export class Attempts {
     }
   }
 
-  /** A hidden page's timers may be a minute late; what arrives meanwhile tells the time too. */
+  /** A hidden page's timers may be a minute late; what arrives meanwhile shows the time too. */
   lookAtClock() {
     if (this.#env.now() >= this.#retryAt) this.begin();
   }

@@ -90,7 +90,7 @@ export function userOf(token) {
   }
 }
 
-/** FNV-1a, 32 bits: many users share one, so it tells nothing about who this is. */
+/** FNV-1a, 32 bits: many users share one, so it does not identify this one. */
 export function affinityOf(user) {
   let hash = 0x811c9dc5;
   for (const byte of utf8(user)) hash = Math.imul(hash ^ byte, 0x01000193);

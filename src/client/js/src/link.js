@@ -8,7 +8,7 @@ const PROTOCOL = "duorelay.v1";
 const VOLATILE_ROOM = 1024;
 /** The same with a relay that reports: its window counts what the socket holds, and this is for the page's own memory. */
 const REPORTED_ROOM = 64 * 1024;
-/** Reliable bytes on their way before a pong, where the relay tells of no pressure. */
+/** Reliable bytes on their way before a pong, where the relay reports no pressure. */
 const RELIABLE_ROOM = 64 * 1024;
 
 /** Messages that make no report due: two ends would answer each other for ever. */

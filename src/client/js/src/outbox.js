@@ -50,7 +50,7 @@ export class Outbox {
 
   /**
    * The next thing to send, or `{ wait }`: ask again in so many ms, at the latest. `volatileWait(size)` and
-   * `reliableWait(size)` tell how long a message of each lane has to wait now.
+   * `reliableWait(size)` return how long a message of each lane has to wait now.
    */
   take(volatileWait, reliableWait) {
     const [streamId, frame] = this.#volatile.entries().next().value ?? [];

@@ -1,7 +1,7 @@
 // iOS may show a page again with any of these, and without `pageshow`.
 const WAKES = ["online", "visibilitychange", "focus", "pageshow"];
 
-/** What a page tells about itself: `on.wake`, `on.hide`, and `on.forbidden` for its own Content-Security-Policy. */
+/** What a page reports about itself: `on.wake`, `on.hide`, and `on.forbidden` for its own Content-Security-Policy. */
 export class PageEvents {
   #page;
   #on;

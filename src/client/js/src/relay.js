@@ -330,7 +330,7 @@ export class DuoRelay {
     this.#sender.messageBytes = welcome.limits.message_bytes;
     this.#tokens.stop();
     this.#expiresAt = welcome.expires_at;
-    this.#backplane = "up"; // the relay tells when it is not
+    this.#backplane = "up"; // the relay reports when it is not
     this.#setState("online");
     this.#emit("welcome", welcome);
     this.#setPeer(welcome.peer && { device: welcome.device === "desktop" ? "mobile" : "desktop", ...welcome.peer });
@@ -413,7 +413,7 @@ export class DuoRelay {
     if (this.#state === "closed" || (state === this.#state && state !== "waiting")) return;
     this.#state = state;
     this.#log(state, info);
-    if (state !== "online") this.#setPeer(null); // nobody tells us any more
+    if (state !== "online") this.#setPeer(null); // no notice comes any more
     this.#emit("state", state, info);
   }
 

@@ -134,7 +134,7 @@ export class Sender {
 
   #sendReliable(link, { message, size, ackId }) {
     if (size > this.messageBytes) {
-      const error = { id: ackId, code: "too_big", detail: `${size} bytes, queued before the relay told its limit` };
+      const error = { id: ackId, code: "too_big", detail: `${size} bytes, queued before the relay sent its limit` };
       this.failed(error);
       this.#owner.emit("error", error);
     } else if (ackId !== undefined && !link.has("ack")) {

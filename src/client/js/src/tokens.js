@@ -1,7 +1,7 @@
 import { userOf } from "./identity.js";
 import { askTwice, within } from "./within.js";
 
-/** The app's tokens: asks for one under a time limit, knows whose the last one was, and when the next one is due. */
+/** The app's tokens: asks for one under a time limit, knows the user of the last one, and when the next one is due. */
 export class Tokens {
   /** `UID` or `TENANT/UID` of the last token that could be read. */
   user = null;

@@ -6,7 +6,7 @@ const ROOM = 4096;
 const MESSAGE_BYTES = 65_536;
 
 /**
- * One WebRTC data channel and what both ends tell each other on it. Frames are binary: the stream id, a number in 32 bits,
+ * One WebRTC data channel and what both ends report to each other on it. Frames are binary: the stream id, a number in 32 bits,
  * and the payload. Text is JSON:
  *
  * | message | meaning |

@@ -71,7 +71,7 @@ export class Direct {
     return this.#channel?.isOpen && this.#channel.trip !== null ? this.#channel.trip / 2 : null;
   }
 
-  // ---- Whose path it is ---------------------------------------------------------------------------------------------
+  // ---- The pair of the path -----------------------------------------------------------------------------------------
 
   /** The connections on both ends, whenever they may have changed. */
   setPair(welcome, peer) {

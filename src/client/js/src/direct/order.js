@@ -101,7 +101,7 @@ export class Departures {
     return at;
   }
 
-  /** Does the receiver believe that this stream is on the direct path, and nothing is under way to tell it otherwise? */
+  /** Does the receiver believe that this stream is on the direct path, and nothing is under way to correct it? */
   owesBack(streamId) {
     return this.#streams.has(streamId) && !this.#crossing.has(streamId);
   }

@@ -2,8 +2,8 @@ import '../timing.dart';
 import 'affinity.dart';
 import 'clock.dart';
 
-/// The app's tokens: asks for one under a time limit, knows whose the last one
-/// was, and when the next one is due.
+/// The app's tokens: asks for one under a time limit, knows the user of the
+/// last one, and when the next one is due.
 final class Tokens {
   /// [call] calls the app's `getToken` for a request.
   Tokens(

@@ -1,6 +1,6 @@
 part of 'core.dart';
 
-/// Whose connection it is.
+/// The user of the connection.
 extension _Users on RelayCore {
   /// Online, the app says that the token may be of another user.
   void _checkUser() {
