@@ -145,7 +145,7 @@ export function answer(status, code, headers = {}) {
   return new Response(JSON.stringify({ code, detail: "because" }), { status, headers });
 }
 
-/** A relay client in the hands of a test, with everything that it tells in `told`. */
+/** A relay client in the hands of a test, with every event that it emits in `told`. */
 export function start(options = {}) {
   const told = [];
   const tokens = [];

@@ -125,7 +125,7 @@ describe("make before break", () => {
     assert.deepEqual(data(old), []);
   });
 
-  test("keeps receiving from the old socket until it closes, and tells nobody of its end", async () => {
+  test("keeps receiving from the old socket until it closes, and reports its end to nobody", async () => {
     const { old, next, tell, relay } = await moving();
     next.welcome({ peer: { connection: "p", generation: 1 } });
     old.frame(0x02, 7);

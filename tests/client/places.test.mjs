@@ -52,7 +52,7 @@ describe("an address", () => {
     assert.equal(sockets(), 3);
   });
 
-  test("the browser's veto is told as what it is", async () => {
+  test("the browser's veto is reported as what it is", async () => {
     class Forbidden {
       constructor() {
         throw Object.assign(new Error("insecure"), { name: "SecurityError" });
@@ -64,7 +64,7 @@ describe("an address", () => {
     assert.deepEqual(tokens, [false]);
   });
 
-  test("a page's own policy that lacks the relay is told as that", async () => {
+  test("a page's own policy that lacks the relay is reported as that", async () => {
     const { relay, page, tell, socket, sockets } = start();
     await settle();
     page.dispatchEvent(event("securitypolicyviolation", { effectiveDirective: "img-src", blockedURI: "https://relay.test/x" }));

@@ -151,7 +151,7 @@ describe("reliable messages", () => {
     assert.deepEqual((await online()).said("send").map(({ data }) => data), ["between"]);
   });
 
-  test("past the bound the caller is told", async () => {
+  test("past the bound the caller gets an error", async () => {
     const { relay } = start({ queueBytes: 100 });
     await settle();
     relay.frame(0x80, new Uint8Array(60));
@@ -173,7 +173,7 @@ describe("reliable messages", () => {
     assert.throws(() => relay.send("ä".repeat(500)), { code: "too_big" });
   });
 
-  test("what stays unsent when it stops is told", async () => {
+  test("what stays unsent when it stops is reported", async () => {
     const { relay, online, tell } = start();
     const socket = await online({ features: ["pressure"] });
     socket.say({ type: "pressure", state: "high", connection: "p" });
@@ -191,7 +191,7 @@ describe("reliable messages", () => {
 });
 
 describe("receiving", () => {
-  test("tells frames, messages, errors, backplane and peer", async () => {
+  test("reports frames, messages, errors, backplane and peer", async () => {
     const { relay, online, tell } = start();
     const socket = await online();
     socket.frame(0x05, 1, 2);

@@ -57,7 +57,7 @@ for (const name of ["chromium", "firefox"]) {
       await Promise.all([hidden.close(), shown.close()]);
     });
 
-    test("a page whose own policy lacks the relay is told so", async () => {
+    test("a page whose own policy lacks the relay learns of it", async () => {
       const policy = `connect-src 'self'; script-src 'self' 'unsafe-inline'`;
       const strict = await startPages(() => relay, { headers: { "content-security-policy": policy } });
       const page = await browser.open(strict);
@@ -118,7 +118,7 @@ for (const name of ["chromium", "firefox"]) {
 }
 
 describe("chromium, a proxy that lets no WebSocket through", { timeout: 120_000 }, () => {
-  test("is told the second time, whatever it answers, and the client goes on", async () => {
+  test("is reported the second time, whatever it answers, and the client goes on", async () => {
     const relay = await startRelay();
     const browser = await startBrowser("chromium");
     const pages = await startPages(() => relay);

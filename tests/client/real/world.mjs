@@ -158,7 +158,7 @@ export async function startBlockingProxy(relay, answer) {
 
 /**
  * Pages of another origin than the relay's, with the package's file. `open_(options)` in a page starts a client for a user
- * and keeps what it hears in `told`.
+ * and keeps its events in `told`.
  */
 export async function startPages(relay, { headers = {} } = {}) {
   const server = createHttpServer(async (request, response) => {
