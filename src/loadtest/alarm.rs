@@ -95,7 +95,7 @@ impl Beat {
         Self { start, period: Duration::from_secs_f64(1.0 / per_second), count: 0 }
     }
 
-    /// The next one.
+    /// When the next turn is due, also if that has passed.
     pub(super) fn next(&mut self) -> Instant {
         let due = self.start + self.period * self.count;
         self.count = self.count.saturating_add(1);

@@ -27,7 +27,7 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// The largest answer to a handshake that is read.
 const ANSWER_LIMIT: usize = 16 * 1024;
 
-/// One URL, resolved.
+/// One URL with its addresses, resolved once at the start.
 pub(super) struct Target {
     addresses: Vec<SocketAddr>,
     host: String,
@@ -82,7 +82,7 @@ impl Target {
 /// Why there is no connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Failure {
-    /// The relay's answer.
+    /// The relay answered, and not with 101.
     Refused {
         /// Its code, or the status where the answer has none.
         code: String,
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn refusals_are_told_by_their_code_or_else_by_their_status() {
+    fn refusals_are_named_by_their_code_or_else_by_their_status() {
         let body = r#"{"code":"too_many_attempts"}"#;
         let head =
             format!("HTTP/1.1 429 Too Many\r\nRetry-After: 2\r\nContent-Length: {}\r\n\r\n", body.len());

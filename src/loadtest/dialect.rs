@@ -18,15 +18,12 @@ use crate::relay::protocol::V1;
 
 /// Who connects, and how.
 pub(super) struct Caller<'a> {
-    /// Which slot.
     pub(super) device: Device,
-    /// `?client=`
+    /// The query's `client`.
     pub(super) client: &'a str,
-    /// The ID token.
     pub(super) token: &'a str,
-    /// The local address.
+    /// The local address to connect from; the system's choice without.
     pub(super) source: Option<IpAddr>,
-    /// What is spoken.
     pub(super) dialect: Dialect,
     /// Only for receivers behind a thin link.
     pub(super) link: Option<Link>,
@@ -54,7 +51,6 @@ pub(super) enum Heard {
     Overwritten,
     /// Connect again, then let this socket go.
     Reconnect {
-        /// When.
         in_ms: u64,
         /// When this socket is closed.
         deadline_ms: u64,
@@ -69,7 +65,7 @@ pub(super) enum Heard {
     Received,
     /// Reports are wanted each so many milliseconds.
     Reports(u16),
-    /// Anything else.
+    /// A message that no scenario waits for.
     Other,
 }
 
@@ -145,7 +141,7 @@ impl Dialect {
         }))
     }
 
-    /// Reads a message.
+    /// Reads one message of the relay or of a Socket.IO server.
     pub(super) fn read(self, message: Message) -> Heard {
         match (self, message) {
             (_, Message::Binary(frame)) => Heard::Frame(frame),
@@ -205,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn the_relays_messages_are_told_apart() {
+    fn the_relays_messages_are_distinguished() {
         let heard = |text| heard(Dialect::V1, text);
         assert_eq!(heard(r#"{"type":"welcome","uid":"a"}"#), Heard::Welcome { received: false });
         assert_eq!(heard(r#"{"type":"overwritten","by":{}}"#), Heard::Overwritten);
@@ -219,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn socket_ios_packets_are_told_apart() {
+    fn socket_ios_packets_are_distinguished() {
         let heard = |text| heard(Dialect::SocketIo, text);
         assert_eq!(heard(r#"0{"sid":"a","upgrades":[],"pingInterval":25000}"#), Heard::Open);
         assert_eq!(heard(r#"40{"sid":"b"}"#), Heard::Welcome { received: false });

@@ -10,11 +10,10 @@ use crate::relay::ids::Device;
 pub(super) struct Frame {
     /// Byte 0: the stream id.
     pub(super) stream: u8,
-    /// Who sent it.
     pub(super) device: Device,
     /// Which run: frames of another one are somebody else's.
     pub(super) run: u32,
-    /// Whose frame.
+    /// The number of the user among those of the run.
     pub(super) user: u32,
     /// Its place among the frames of its sender and stream, from 0.
     pub(super) sequence: u64,
@@ -66,10 +65,7 @@ impl Frame {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Arrival {
     /// The newest so far; this many measured frames before it have not come.
-    Newest {
-        /// How many.
-        skipped: u64,
-    },
+    Newest { skipped: u64 },
     /// One that was skipped before.
     Late,
     /// It has been here before.
@@ -164,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn gaps_late_frames_and_duplicates_are_told_apart() {
+    fn gaps_late_frames_and_duplicates_are_distinguished() {
         let mut flow = flow(10);
         assert_eq!(flow.outstanding(), 10);
         assert_eq!(flow.arrive(0), Arrival::Newest { skipped: 0 });

@@ -52,9 +52,9 @@ pub enum LoadError {
     /// A URL leads nowhere.
     #[error("--url {url}: {problem}")]
     Target {
-        /// The URL.
+        /// As it was given to `--url` or `--through`.
         url: String,
-        /// What is wrong.
+        /// The resolver's words, or the parser's.
         problem: String,
     },
     /// There are no tokens.
@@ -63,9 +63,9 @@ pub enum LoadError {
     /// Metrics or Redis's figures cannot be read.
     #[error("{who}: {problem}")]
     Watch {
-        /// Who was asked.
+        /// The instance's authority, or Redis.
         who: String,
-        /// What is wrong.
+        /// Its answer, or the error of the connection.
         problem: String,
     },
     /// Nobody got a connection.
@@ -74,9 +74,9 @@ pub enum LoadError {
     /// A result cannot be written.
     #[error("{}: {error}", path.display())]
     Write {
-        /// Where.
+        /// The path of `--json` or `--report`.
         path: PathBuf,
-        /// Why.
+        /// The system's error.
         error: io::Error,
     },
     /// A thread or a terminal cannot be had.
@@ -93,7 +93,7 @@ pub async fn main(options: LoadOptions) -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            // Where nothing can be printed, the exit code still tells.
+            // Where nothing can be printed, the exit code still says it.
             let _ = writeln!(io::stderr(), "error: {error}");
             ExitCode::FAILURE
         }
@@ -224,7 +224,7 @@ fn announcement(options: &LoadOptions, too_few_files: Option<u64>) -> String {
     text
 }
 
-/// The threads, and what they have told.
+/// The threads, and the channel of their reports.
 struct Run {
     threads: Vec<JoinHandle<()>>,
     phase: signal::Sender<Phase>,
@@ -237,7 +237,7 @@ struct Run {
 impl Run {
     fn start(plan: &Arc<Plan>, tokens: &[Arc<str>], before: Reading) -> Result<Self, LoadError> {
         let (phase, phases) = signal::channel(Phase::Connecting);
-        let (tell, events) = mpsc::channel(64);
+        let (reports, events) = mpsc::channel(64);
         let count = plan.options.threads;
         let mut shares: Vec<Vec<User>> = vec![Vec::new(); count];
         for (number, token) in (0_u32..).zip(tokens) {
@@ -247,7 +247,7 @@ impl Run {
         }
         let mut threads = Vec::new();
         for (index, users) in shares.into_iter().enumerate() {
-            threads.push(scenario::start(plan.clone(), index, users, phases.clone(), tell.clone())?);
+            threads.push(scenario::start(plan.clone(), index, users, phases.clone(), reports.clone())?);
         }
         let results = Results::after(before);
         Ok(Self { threads, phase, events, results, begin: None, interrupted: false })

@@ -25,7 +25,7 @@ fn style(template: &str) -> ProgressStyle {
 }
 
 impl Progress {
-    /// No bar yet.
+    /// Shows nothing until the first step begins.
     pub(super) fn new(options: &LoadOptions) -> Self {
         let shown = options.progress.unwrap_or_else(|| std::io::stderr().is_terminal());
         let target = if shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
@@ -33,7 +33,7 @@ impl Progress {
         Self { bar, duration: options.duration }
     }
 
-    /// Lines that stay.
+    /// Prints lines that stay above the bar.
     pub(super) fn say(&self, text: &str) {
         // Where nothing can be printed, the run goes on.
         let _ = writeln!(std::io::stderr(), "{text}");

@@ -7,7 +7,7 @@ use super::settings::{Assertion, LoadOptions, Scenario, Unit};
 use super::tally::{Tally, Times};
 use super::watch::{Reading, RedisState};
 
-/// Seconds that are kept whole until every thread has told of them.
+/// Seconds that are kept whole until every thread has reported them.
 const OPEN: usize = 4;
 
 /// One second of the measurement.
@@ -15,28 +15,28 @@ const OPEN: usize = 4;
 pub(super) struct Point {
     /// Since the measurement began.
     pub(super) second: u64,
-    /// Frames.
+    /// Frames that left in this second.
     pub(super) sent: u64,
-    /// Frames.
+    /// Frames that arrived in this second.
     pub(super) delivered: u64,
     /// Volatile frames, at least 0.
     pub(super) superseded: u64,
     /// Reliable frames, at least 0.
     pub(super) lost: u64,
-    /// Handshakes.
+    /// Handshakes that ended with `welcome`.
     pub(super) welcomed: u64,
     /// Seconds; absent when nothing arrived. Handshakes' in a storm, takeovers' where they are what is done.
     pub(super) p50: Option<f64>,
-    /// As before.
+    /// Seconds, as the median's.
     pub(super) p99: Option<f64>,
-    /// As before.
+    /// Seconds, as the median's.
     pub(super) max: Option<f64>,
 }
 
 /// Everything counted so far.
 #[derive(Debug, Default)]
 pub(super) struct Results {
-    /// All together.
+    /// The sums of all threads and seconds.
     pub(super) total: Tally,
     /// The measured seconds that are complete.
     pub(super) points: Vec<Point>,
@@ -47,7 +47,7 @@ pub(super) struct Results {
     tail: Times,
     /// Readings of the measured time: seconds since its begin.
     pub(super) readings: Vec<(f64, Reading)>,
-    /// Before anything connected.
+    /// The metrics before anything connected.
     pub(super) before: Reading,
 }
 
@@ -60,7 +60,7 @@ pub(super) fn timed(scenario: Scenario, tally: &Tally) -> &Times {
     match scenario {
         Scenario::Stream | Scenario::Slow | Scenario::Rolling => &tally.latency,
         Scenario::Idle | Scenario::Storm => &tally.handshake,
-        Scenario::Overwrite => &tally.told,
+        Scenario::Overwrite => &tally.notified,
     }
 }
 
@@ -165,8 +165,8 @@ impl Results {
         set("handshake_p99", total.handshake.quantile(0.99));
         if options.scenario == Scenario::Overwrite {
             let [none, one, both] = total.left;
-            set("told_p50", total.told.quantile(0.5));
-            set("told_p99", total.told.quantile(0.99));
+            set("told_p50", total.notified.quantile(0.5));
+            set("told_p99", total.notified.quantile(0.99));
             set("none_left", Some(count(none)));
             set("one_left", Some(count(one)));
             set("both_left", Some(count(both)));
@@ -190,7 +190,7 @@ impl Results {
         }
         if let Some((_, last)) = self.readings.last() {
             let grown = last.sum(|instance| instance.rss).zip(self.before.sum(|instance| instance.rss));
-            // Who does not tell its connections has at least those that were opened here.
+            // A process that does not report its connections has at least those that were opened here.
             let opened = last
                 .sum(|instance| instance.connections)
                 .zip(self.before.sum(|instance| instance.connections))
@@ -237,14 +237,13 @@ pub(super) struct Verdict {
     /// As it was written.
     pub(super) demand: String,
     /// Of the figure.
-    pub(super) unit: Unit,
     /// What was measured; absent when this run has no such figure.
     pub(super) value: Option<f64>,
     /// A demand on a figure that was not measured is broken.
     pub(super) holds: bool,
 }
 
-/// Judges every demand.
+/// Judges every demand; one whose figure is missing does not hold.
 pub(super) fn judge(assertions: &[Assertion], figures: &BTreeMap<&'static str, f64>) -> Vec<Verdict> {
     let judge = |assertion: &Assertion| {
         let value = figures.get(assertion.figure.name).copied();

@@ -21,7 +21,6 @@ use crate::relay::private::Private;
 pub(super) struct User {
     /// Its place among all users.
     pub(super) number: u32,
-    /// The ID token.
     pub(super) token: Private<Arc<str>>,
 }
 
@@ -36,7 +35,7 @@ pub(super) enum Phase {
     Stopping,
 }
 
-/// What a thread tells.
+/// What a thread reports to the main thread.
 #[derive(Debug)]
 pub(super) enum Event {
     /// Counted so far, before the measurement began.
@@ -50,24 +49,21 @@ pub(super) enum Event {
 /// What all threads have in common.
 #[derive(Debug)]
 pub(super) struct Plan {
-    /// The settings.
     pub(super) options: LoadOptions,
-    /// The instances.
     pub(super) targets: Vec<Target>,
-    /// Told from other runs by this.
+    /// Frames of other runs have another number.
     pub(super) run: u32,
     /// What frames' due times count from.
     pub(super) epoch: Instant,
 }
 
-/// One thread's share.
+/// One thread's users and its counters.
 #[derive(Debug)]
 pub(super) struct Shard {
     /// What all have in common.
     pub(super) plan: Arc<Plan>,
     /// Its place among the threads.
     pub(super) index: usize,
-    /// Its users.
     pub(super) users: Vec<User>,
     /// Counted in this second.
     pub(super) tally: RefCell<Tally>,
@@ -90,7 +86,6 @@ impl Shard {
         Self { plan, index, users, tally, ending, phase, events }
     }
 
-    /// The settings.
     pub(super) fn options(&self) -> &LoadOptions {
         &self.plan.options
     }
@@ -102,7 +97,7 @@ impl Shard {
         share
     }
 
-    /// Tells that all are connected, and waits for the common start; `None` when the run stops before.
+    /// Reports that all are connected, and waits for the common start; `None` when the run stops before.
     pub(super) async fn ready(&self) -> Option<Instant> {
         self.report(None).await;
         // The receiver is gone only when the whole run is.
@@ -195,7 +190,7 @@ impl Shard {
         result
     }
 
-    /// Connects, coming back after refusals as told, until `limit` is over.
+    /// Connects, and comes back after refusals when they say so, until `limit` is over.
     pub(super) async fn connect_patiently(
         &self,
         who: Who<'_>,
@@ -233,14 +228,12 @@ impl Shard {
     }
 }
 
-/// Whose handshake.
+/// What one handshake of a user needs.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Who<'a> {
-    /// The user.
     pub(super) user: &'a User,
-    /// Which slot.
     pub(super) device: Device,
-    /// `?client=`
+    /// The query's `client`.
     pub(super) client: &'a str,
     /// Only for receivers behind a thin link.
     pub(super) link: Option<Link>,

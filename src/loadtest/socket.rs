@@ -27,9 +27,9 @@ const WRITE_LIMIT: usize = 1 << 20;
 /// The bytes under a WebSocket.
 #[derive(Debug)]
 pub(super) enum Stream {
-    /// `ws://`
+    /// A socket of `ws://`, without TLS.
     Plain(TcpStream),
-    /// `wss://`
+    /// A socket of `wss://`; boxed, because TLS's state is large.
     Tls(Box<TlsStream<TcpStream>>),
 }
 
@@ -219,7 +219,7 @@ impl Reports {
     }
 }
 
-/// One open WebSocket.
+/// One open WebSocket: a reader, and a writer that never waits.
 #[derive(Debug)]
 pub(super) struct Socket {
     io: RefCell<Io>,
@@ -280,7 +280,7 @@ impl Socket {
     /// Sends now what the kernel takes; the rest follows as soon as it takes more.
     ///
     /// # Errors
-    /// [`NotSent`]; why the socket ended is told to its reader.
+    /// [`NotSent`]; the reader learns why the socket ended.
     pub(super) fn send(&self, message: Message) -> Result<(), NotSent> {
         let mut io = self.io.borrow_mut();
         let Io { stream, codec, .. } = &mut *io;

@@ -54,7 +54,7 @@ impl Times {
         self.quantile(1.0)
     }
 
-    /// In seconds.
+    /// The mean in seconds; none without a measurement.
     pub(super) fn mean(&self) -> Option<f64> {
         let histogram = self.0.as_ref().filter(|histogram| !histogram.is_empty())?;
         Some(histogram.mean() / 1e6)
@@ -103,7 +103,7 @@ pub(super) struct Tally {
     /// From due to welcomed.
     pub(super) handshake: Times,
     /// From the new socket's handshake to the old one's `overwritten`.
-    pub(super) told: Times,
+    pub(super) notified: Times,
     /// Each receiver's longest time without a frame.
     pub(super) silence: Times,
     /// Simultaneous takeovers that left none, one, both.
@@ -132,7 +132,7 @@ impl Tally {
         self.latency.add(&other.latency);
         self.lag.add(&other.lag);
         self.handshake.add(&other.handshake);
-        self.told.add(&other.told);
+        self.notified.add(&other.notified);
         self.silence.add(&other.silence);
         for (left, other) in self.left.iter_mut().zip(other.left) {
             *left += other;
@@ -208,7 +208,7 @@ mod tests {
             &mut second.latency,
             &mut second.lag,
             &mut second.handshake,
-            &mut second.told,
+            &mut second.notified,
             &mut second.silence,
         ] {
             times.record(ms(1));
@@ -223,7 +223,7 @@ mod tests {
             (24, 26, 28, 30)
         );
         assert_eq!((sum.left, sum.vanished), ([32, 34, 36], 38));
-        for times in [&sum.latency, &sum.lag, &sum.handshake, &sum.told, &sum.silence] {
+        for times in [&sum.latency, &sum.lag, &sum.handshake, &sum.notified, &sum.silence] {
             assert_eq!(times.count(), 2);
         }
     }

@@ -129,9 +129,9 @@ async fn ask(request: reqwest::RequestBuilder) -> Result<Arc<str>, String> {
         #[serde(alias = "idToken")]
         token: String,
     }
-    let told = |error: reqwest::Error| error.without_url().to_string();
-    let response = request.send().await.map_err(told)?.error_for_status().map_err(told)?;
-    let answer: Answer = response.json().await.map_err(told)?;
+    let without_url = |error: reqwest::Error| error.without_url().to_string();
+    let response = request.send().await.map_err(without_url)?.error_for_status().map_err(without_url)?;
+    let answer: Answer = response.json().await.map_err(without_url)?;
     Ok(answer.token.into())
 }
 

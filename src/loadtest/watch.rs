@@ -20,11 +20,11 @@ const LIMIT: Duration = Duration::from_millis(900);
 /// One instance at one moment.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Instance {
-    /// CPU since its start, in seconds; absent where the process does not tell.
+    /// CPU since its start, in seconds; absent where the process does not report it.
     pub(super) cpu: Option<f64>,
-    /// Resident memory, in bytes; absent where the process does not tell.
+    /// Resident memory, in bytes; absent where the process does not report it.
     pub(super) rss: Option<f64>,
-    /// Open connections; absent where the process does not tell.
+    /// Open connections; absent where the process does not report them.
     pub(super) connections: Option<f64>,
     /// What it dropped since its start, by cause.
     pub(super) dropped: BTreeMap<String, f64>,
@@ -119,7 +119,7 @@ impl RedisState {
 pub(super) struct Reading {
     /// In the order of [`LoadOptions::watched`].
     pub(super) instances: Vec<Option<Instance>>,
-    /// `--redis-url`
+    /// The Redis of `--redis-url`, if there is one.
     pub(super) redis: Option<RedisState>,
 }
 
@@ -133,7 +133,7 @@ impl Reading {
     }
 }
 
-/// Who is asked.
+/// The instances, processes and Redis that are read.
 #[derive(Debug)]
 pub(super) struct Watch {
     http: reqwest::Client,
@@ -255,7 +255,7 @@ mod tests {
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn a_process_tells_its_cpu_and_memory_but_no_connections() {
+    fn a_process_reports_its_cpu_and_memory_but_no_connections() {
         let instance = Instance::of_process(std::process::id()).unwrap();
         assert!(instance.cpu.is_some() && instance.rss.unwrap() > 1e5, "{instance:?}");
         assert_eq!(instance.connections, None);

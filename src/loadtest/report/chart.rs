@@ -5,7 +5,6 @@ use std::fmt::Write as _;
 /// Values over x; a gap where there is none.
 #[derive(Debug)]
 pub(super) struct Series {
-    /// In the legend.
     pub(super) name: String,
     /// `(x, y)`, in order.
     pub(super) points: Vec<(f64, Option<f64>)>,
@@ -14,21 +13,19 @@ pub(super) struct Series {
 /// How a value is placed on its axis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Scale {
-    /// From 0.
+    /// A linear axis from 0.
     Linear,
     /// By powers of ten.
     Log,
 }
 
-/// One chart.
+/// A line chart as SVG, with a legend.
 pub(super) struct Chart<'a> {
-    /// Above it.
     pub(super) title: &'a str,
-    /// Under the title.
+    /// A sentence below the title.
     pub(super) note: &'a str,
-    /// At most six.
+    /// At most six, because there are six colours.
     pub(super) series: Vec<Series>,
-    /// Of y.
     pub(super) scale: Scale,
     /// Of x: where, and what is written there.
     pub(super) ticks: Vec<(f64, String)>,
@@ -118,7 +115,7 @@ impl Chart<'_> {
         Ok(())
     }
 
-    /// A column for each x of the first series, which tells all values there.
+    /// A column for each x of the first series, which shows all values there.
     fn write_tooltips(&self, html: &mut String, x: impl Fn(f64) -> f64) -> std::fmt::Result {
         let Some(series) = self.series.first() else {
             return Ok(());
@@ -147,7 +144,7 @@ impl Chart<'_> {
     }
 }
 
-/// The y axis.
+/// The y axis: its scale and its end.
 struct Axis {
     scale: Scale,
     from: f64,

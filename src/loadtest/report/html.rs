@@ -160,7 +160,7 @@ fn charts(report: &Report<'_>) -> String {
     let what = match scenario {
         Scenario::Stream | Scenario::Slow | Scenario::Rolling => "from due to arrived",
         Scenario::Idle | Scenario::Storm => "from due to welcomed",
-        Scenario::Overwrite => "from the new handshake until the old socket was told",
+        Scenario::Overwrite => "from the new handshake until the old socket was notified",
     };
     let mut html = percentiles(report, what);
     let latency = vec![largest("p50", &|p| p.p50), largest("p99", &|p| p.p99), largest("max", &|p| p.max)];
@@ -218,7 +218,7 @@ fn seconds(end: f64) -> Vec<(f64, String)> {
     (0..=10).map(|index| f64::from(index) * step).map(|at| (at, format!("{at:.0} s"))).collect()
 }
 
-/// One line for each instance and one for Redis, as far as they told.
+/// One line for each instance and one for Redis, as far as they reported.
 fn resources(report: &Report<'_>, of: impl Fn(&Reading, usize) -> Option<f64>) -> Vec<Series> {
     let readings = &report.results.readings;
     let names = report.options.watched().into_iter();

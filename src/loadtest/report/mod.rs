@@ -23,7 +23,6 @@ pub(super) struct Report<'a> {
     pub(super) measured: Duration,
     /// By Ctrl-C: everything is what it was until then.
     pub(super) interrupted: bool,
-    /// What was counted.
     pub(super) results: &'a Results,
     /// Times in seconds, sizes in bytes.
     pub(super) figures: BTreeMap<&'static str, f64>,
@@ -32,7 +31,7 @@ pub(super) struct Report<'a> {
 }
 
 impl Verdict {
-    /// What was measured.
+    /// The measured value with its unit, or that there is none.
     fn value_in_words(&self) -> String {
         match self.value {
             Some(value) => words::figure(self.unit, value),

@@ -52,7 +52,7 @@ pub(super) fn count(count: f64) -> String {
     if count < 0.0 { format!("-{text}") } else { text }
 }
 
-/// By its unit.
+/// Writes a value by its unit.
 pub(super) fn figure(unit: Unit, value: f64) -> String {
     match unit {
         Unit::Time => time(value),

@@ -49,7 +49,7 @@ pub(super) struct Member {
 }
 
 impl Member {
-    /// Not connected yet.
+    /// A member without a socket.
     pub(super) fn new(shard: &Rc<Shard>, user: &User, device: Device) -> Self {
         let options = shard.options();
         let [desktop, mobile] = options.places(user.number as usize);
@@ -127,7 +127,7 @@ impl Member {
             if waits && reliable {
                 self.held.borrow_mut().push_back(bytes);
             } else if let Some(socket) = &*self.socket.borrow() {
-                // A socket that has ended tells its reader; what it did not take shows up as a gap.
+                // The reader of a socket learns that it has ended; what it did not take shows up as a gap.
                 let _ = socket.send_frame(bytes);
             }
         }
@@ -207,14 +207,14 @@ impl Member {
         }
     }
 
-    /// Says goodbye.
+    /// Sends a close frame, without waiting.
     pub(super) fn close(&self) {
         if let Some(socket) = &*self.socket.borrow() {
             socket.close();
         }
     }
 
-    /// Reads, moves when told to and comes back after a break, until the run ends.
+    /// Reads, moves when the relay asks for it and comes back after a break, until the run ends.
     pub(super) async fn live(self: Rc<Self>, peer: Rc<Self>) {
         while let Some(socket) = self.current() {
             match self.read(&peer, &socket).await {
@@ -226,7 +226,7 @@ impl Member {
                     });
                     sleep(at.saturating_duration_since(Instant::now())).await;
                     // From here on reliable frames wait. What the old relay publishes after the claim of the new socket
-                    // is dropped, and so would be what is on its way by then: the pong tells that nothing is.
+                    // is dropped, and so would be what is on its way by then: the pong shows that nothing is.
                     self.moving.set(true);
                     let ponged = self.ponged.notified();
                     if socket.ping().is_ok() {
@@ -296,6 +296,6 @@ impl Member {
 enum Next {
     /// Connect again at this instant; the old socket ends at the deadline.
     Move { at: Instant, deadline: Instant },
-    /// It has ended.
+    /// The relay or the network has ended the socket.
     Ended,
 }

@@ -16,7 +16,7 @@ use crate::relay::ids::Device;
 /// How long after two simultaneous handshakes it is looked who is left: longer than any message takes,
 /// shorter than a lease.
 const SETTLE: Duration = Duration::from_secs(2);
-/// How long the old socket may take to be told, and a ping to be answered.
+/// How long the old socket may wait for its notice, and a ping for its answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
 /// Every user once: connects, is taken over from another instance, then twice at the same instant.
@@ -56,12 +56,13 @@ async fn take_over(shard: Rc<Shard>, user: User) {
         return;
     };
     let due = Instant::now();
-    let (told, new) = tokio::join!(told(&old, ANSWER_LIMIT), connect("b", there, due));
+    let (notified, new) = tokio::join!(notified(&old, ANSWER_LIMIT), connect("b", there, due));
     shard.ended(None);
-    match told {
-        Some(at) => shard.tally.borrow_mut().told.record(at.saturating_duration_since(due)),
+    match notified {
+        Some(at) => shard.tally.borrow_mut().notified.record(at.saturating_duration_since(due)),
         None if new.is_some() => {
-            *shard.tally.borrow_mut().failed.entry("never told of a takeover".to_owned()).or_default() += 1;
+            *shard.tally.borrow_mut().failed.entry("never notified of a takeover".to_owned()).or_default() +=
+                1;
         }
         None => {}
     }
@@ -81,11 +82,11 @@ async fn race(shard: &Shard, user: &User, here: usize, there: usize) {
         let Ok(socket) = shard.connect(who, place, due).await else {
             return None;
         };
-        let told = told(&socket, SETTLE).await;
-        if let Some(at) = told {
-            shard.tally.borrow_mut().told.record(at.saturating_duration_since(due));
+        let notified = notified(&socket, SETTLE).await;
+        if let Some(at) = notified {
+            shard.tally.borrow_mut().notified.record(at.saturating_duration_since(due));
         }
-        let alive = told.is_none() && timeout_at(deadline, answers(&socket)).await == Ok(true);
+        let alive = notified.is_none() && timeout_at(deadline, answers(&socket)).await == Ok(true);
         Some((socket, alive))
     };
     let contenders: [_; 2] = tokio::join!(contender("c", here), contender("d", there)).into();
@@ -105,7 +106,7 @@ async fn race(shard: &Shard, user: &User, here: usize, there: usize) {
 }
 
 /// When the socket heard that it was overwritten, or was closed, within `limit`.
-async fn told(socket: &Socket, limit: Duration) -> Option<Instant> {
+async fn notified(socket: &Socket, limit: Duration) -> Option<Instant> {
     let hearing = async {
         loop {
             match socket.receive().await {

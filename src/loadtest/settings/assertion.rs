@@ -9,7 +9,7 @@ pub enum Unit {
     Time,
     /// Bytes; written plainly or with `KB`, `MB`, `KiB` or `MiB`.
     Bytes,
-    /// A plain number.
+    /// A plain number, without a unit.
     Count,
 }
 
@@ -20,7 +20,7 @@ pub struct Figure {
     pub name: &'static str,
     /// How it is counted.
     pub unit: Unit,
-    /// What it means.
+    /// The sentence of `--help`.
     pub meaning: &'static str,
 }
 
@@ -60,7 +60,7 @@ pub const FIGURES: &[Figure] = &[
     figure("reconnects", Unit::Count, "connections that moved or came back"),
     figure("handshake_p50", Unit::Time, "from the due time of a handshake to its welcome, median"),
     figure("handshake_p99", Unit::Time, "the same, 99th percentile"),
-    figure("told_p50", Unit::Time, "from a takeover's handshake until the old socket was told, median"),
+    figure("told_p50", Unit::Time, "from a takeover's handshake until the old socket was notified, median"),
     figure("told_p99", Unit::Time, "the same, 99th percentile"),
     figure("none_left", Unit::Count, "simultaneous takeovers that left nobody"),
     figure("one_left", Unit::Count, "simultaneous takeovers that left exactly one"),
@@ -76,17 +76,12 @@ pub const FIGURES: &[Figure] = &[
 /// How a figure is compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Comparison {
-    /// `<`
     Less,
-    /// `<=`
     AtMost,
-    /// `>`
     More,
-    /// `>=`
     AtLeast,
-    /// `=` or `==`
+    /// Written `=` or `==`.
     Equal,
-    /// `!=`
     Different,
 }
 
@@ -115,11 +110,11 @@ impl Comparison {
     }
 }
 
-/// One demand.
+/// One demand: a figure, a comparison and a limit.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Assertion {
     text: String,
-    /// Which figure.
+    /// The figure that it judges.
     pub figure: Figure,
     comparison: Comparison,
     limit: f64,

@@ -8,10 +8,10 @@ use url::Url;
 
 use super::{Assertion, RedisUrl};
 
-/// What is done.
+/// What users do while the run measures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scenario {
-    /// Users stream.
+    /// Users stream frames at a fixed rate.
     Stream,
     /// Users are connected and silent.
     Idle,
@@ -51,7 +51,7 @@ impl Scenario {
             Self::Idle => "connections stay open and silent: memory for each",
             Self::Storm => "connections come and go at a rate: time and CPU for each handshake",
             Self::Overwrite => {
-                "a desktop takes over from another; two at the same instant: who is left, when are they told"
+                "a desktop takes over from another; two at the same instant: who is left, when are they notified"
             }
             Self::Slow => "receivers behind a thin link: the age of frames on arrival",
             Self::Rolling => {
@@ -81,20 +81,20 @@ pub enum Dialect {
 pub enum Placement {
     /// On two different instances.
     Cross,
-    /// On one.
+    /// On one instance, so that Redis carries no frame.
     Same,
     /// Every second user on two, the others on one.
     Mixed,
 }
 
-/// Who sends.
+/// The devices that send frames.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
-    /// Both devices.
+    /// Both devices of each user.
     Both,
-    /// Desktops only.
+    /// Desktops only, to their mobiles.
     ToMobile,
-    /// Mobiles only.
+    /// Mobiles only, to their desktops.
     ToDesktop,
 }
 
@@ -122,11 +122,11 @@ pub enum TokenSource {
     SigningKey {
         /// The private key, PKCS #8 in PEM.
         path: PathBuf,
-        /// `iss`.
+        /// The tokens' `iss`, as the instances expect it.
         issuer: String,
-        /// `aud`.
+        /// The tokens' `aud`, as the instances expect it.
         audience: String,
-        /// `kid`.
+        /// The header's `kid`: names the key among the issuer's.
         kid: String,
     },
     /// The Firebase Authentication emulator's sign-up.
@@ -135,31 +135,31 @@ pub enum TokenSource {
     Command(String),
 }
 
-/// Where JSON goes.
+/// Where the figures go as JSON.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Output {
     /// Standard output; the table moves to standard error.
     Stdout,
-    /// A file.
+    /// A file, which is overwritten.
     File(PathBuf),
 }
 
 /// What `duorelay loadtest` runs by.
 #[derive(Debug, Clone)]
 pub struct LoadOptions {
-    /// What is done.
+    /// What users do while the run measures.
     pub scenario: Scenario,
     /// The instances, at least one.
     pub urls: Vec<Url>,
     /// Where receivers connect: a balancer in front of the instances. It is the last of the `urls`, too.
     pub through: Option<Url>,
-    /// The instances' metrics.
+    /// Where each instance's metrics are read.
     pub metrics: Vec<Url>,
     /// Processes of this machine whose CPU and memory are read from `/proc`.
     pub processes: Vec<u32>,
-    /// What is spoken.
+    /// What the sockets speak.
     pub dialect: Dialect,
-    /// Whose `INFO` is read.
+    /// The Redis of which the run reads `INFO`.
     pub redis: Option<RedisUrl>,
     /// Local addresses to connect from, in turn; the system's choice without.
     pub sources: Vec<IpAddr>,
@@ -169,9 +169,9 @@ pub struct LoadOptions {
     pub fps: f64,
     /// Size of a frame, stream id included; at least [`Self::SMALLEST_FRAME`].
     pub frame_bytes: usize,
-    /// On which streams.
+    /// The streams of every sender.
     pub streams: StreamSet,
-    /// Who sends.
+    /// The devices that send frames.
     pub direction: Direction,
     /// Where a user's two sockets are.
     pub placement: Placement,
@@ -197,7 +197,7 @@ pub struct LoadOptions {
     pub json: Option<Output>,
     /// Where the HTML page goes.
     pub report: Option<PathBuf>,
-    /// What must hold.
+    /// The demands of `--assert`; one that fails is exit code 1.
     pub assertions: Vec<Assertion>,
     /// Threads that users are spread over, at least 1.
     pub threads: usize,
