@@ -16,7 +16,7 @@ const LIMIT: Duration = Duration::from_secs(3);
 /// Why an instance is not well.
 #[derive(Debug, thiserror::Error)]
 pub enum HealthError {
-    /// Nobody listens, or whoever listens does not speak HTTP.
+    /// Nothing listens there, or it does not speak HTTP.
     #[error("{address} cannot be asked: {source}")]
     Unreachable {
         /// The address of the health check.

@@ -20,7 +20,7 @@ use super::jwks::KeySet;
 use crate::relay::ids::UserId;
 use crate::relay::refusal::Refusal;
 
-/// The longest token that is looked at, in bytes. Firebase's are about 1 KB, and 2 KB with all the
+/// The longest token that the verifier reads, in bytes. Firebase's are about 1 KB, and 2 KB with all the
 /// custom claims that it allows; other issuers put group lists into theirs.
 pub const MAX_TOKEN_BYTES: usize = 16 * 1024;
 
@@ -144,7 +144,7 @@ impl<'a> SignedToken<'a> {
         if !allowed.contains(&algorithm) {
             return Err(Refusal::BadSignature);
         }
-        // RFC 7515 section 4.1.11: whoever does not understand a listed extension must refuse; none is understood here.
+        // RFC 7515 section 4.1.11: a verifier must refuse an extension that it does not understand, here each.
         if header.crit.is_some() {
             return Err(Refusal::MalformedToken);
         }

@@ -1,4 +1,4 @@
-//! Sign-in: who is this, by which token, until when.
+//! Sign-in: the user of a token, and until when.
 //!
 //! [`Verifier`] is built once from [`settings::Settings`]; what a token must say is [`claims`] (pure),
 //! where the keys come from is `keys`, and whether the session still stands is `revocation`.

@@ -1,8 +1,8 @@
 //! Does a session still stand? Asked of Google's Identity Toolkit, or of the emulator.
 //!
 //! The verdict is that of the Admin SDKs' `verifyIdToken(token, checkRevoked = true)`: a disabled user, then
-//! a sign-in older than `validSince`. A user who is gone, for whom the SDKs have an error of its own,
-//! is refused like a disabled one.
+//! a sign-in older than `validSince`. A user who is gone counts as disabled; the SDKs have an
+//! error of its own for that.
 
 use std::fmt;
 

@@ -1,4 +1,4 @@
-//! Is this process about to use more memory than it may? Then nobody new is let in, so that those who are here do not
+//! Rejects new handshakes when the control group is near its memory limit, so that open connections do not
 //! suffer: the kernel would end the whole process.
 
 use std::fs::read_to_string;

@@ -232,7 +232,7 @@ impl Hub {
         }
     }
 
-    /// Repeats each long queue to whoever fills it; called about once a second. A sender that has come back meanwhile
+    /// Repeats `pressure` to the sender of each long queue, about once a second. A sender that has come back meanwhile
     /// has not heard of it, and one that hears nothing more goes on.
     pub fn repeat_pressure(self: &Rc<Self>) {
         let is_pressed = |seat: &&Rc<Seat>| seat.with_outbox(|outbox| outbox.is_pressed());

@@ -38,7 +38,7 @@ pub(super) struct Caller<'a> {
 pub(super) enum Heard {
     /// The server waits for the sign-in (Socket.IO only: the relay has seen it in the handshake).
     Open,
-    /// The first message to who is signed in.
+    /// The first message after the sign-in.
     Welcome {
         /// It reads reports of what has arrived.
         received: bool,

@@ -187,7 +187,7 @@ pub struct Metrics {
     pub users: Gauge,
     /// 1 from the beginning of a drain.
     pub draining: Gauge,
-    /// 1 while nobody new is let in, because the control group's memory is nearly used.
+    /// 1 while the relay refuses new handshakes, because the control group's memory is nearly used.
     pub memory_short: Gauge,
     /// The part of the slots that the backplane serves for all workers: 0 or 1, except on a cluster.
     pub backplane_up: Gauge<f64, AtomicU64>,

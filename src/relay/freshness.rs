@@ -34,7 +34,7 @@ pub struct Freshness {
 #[derive(Debug)]
 struct Paced {
     law: Pacing,
-    /// When what is held is looked at again.
+    /// When the held message gets its next chance.
     look_at: f64,
 }
 
@@ -83,7 +83,7 @@ impl Freshness {
         false
     }
 
-    /// What waits is looked at now.
+    /// Begins a batch: what it holds sets the next chance anew.
     pub fn begin_look(&mut self) {
         if let Some(paced) = &mut self.paced {
             paced.look_at = f64::INFINITY;

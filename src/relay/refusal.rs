@@ -24,7 +24,7 @@ pub enum Refusal {
     BadDevice,
     /// The page's Origin is not one of the allowed ones.
     OriginNotAllowed,
-    /// There is no token where one is looked for.
+    /// None of the three places holds a token.
     MissingToken,
     /// Not a token by the rules, or a claim is missing.
     MalformedToken,

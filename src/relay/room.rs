@@ -1,4 +1,4 @@
-//! One user's room as this instance sees it: who is current, and whose frames go where.
+//! One user's room as this instance sees it: its current members, and where each one's frames go.
 //!
 //! `L` is a local connection. A delivery can only be had from the room that it belongs to, which is why
 //! no frame of one user can reach another.
@@ -274,7 +274,7 @@ impl<L: Clone> Room<L> {
         slot.reported = peer.filter(|_| slot.here.is_some());
         if let Some((seat, old)) = evicted.zip(old) {
             if !was_welcomed {
-                // Changes of the other slot do not reach it any more, and its `welcome`, yet to come, will name who is there then.
+                // Changes of the other slot do not reach it any more; its `welcome`, yet to come, names the peer.
                 effects.push(Effect::DropVolatile { seat: seat.clone() });
             }
             effects.push(Effect::Overwrite { seat, by: successor(holder.member, Some(&holder), &old) });
@@ -311,8 +311,8 @@ impl<L: Clone> Room<L> {
     }
 
     /// What an answer of the backplane said of the slot beside ours. The answer may be older than what
-    /// the channel has delivered since: only what cannot have been overtaken is believed. `asked` is the newest
-    /// generation of which it is certain that the answer includes it.
+    /// the channel has delivered since: the room applies only what no newer event can have overtaken. `asked` is
+    /// the newest generation that the answer certainly includes.
     fn on_other_slot(
         &mut self,
         device: Device,
@@ -363,7 +363,7 @@ impl<L: Clone> Room<L> {
 
     /// A slot became free, by a message on a channel.
     pub fn on_released(&mut self, device: Device, member: Member, effects: &mut Vec<Effect<L>>) {
-        // Its `claimed` may have been lost: whoever it took the slot from has lost it all the same.
+        // Its `claimed` may have been lost: its predecessor has lost the slot all the same.
         self.on_seen(device, member, effects);
         let slot = self.slot_mut(device);
         slot.released = slot.released.max(member.generation);

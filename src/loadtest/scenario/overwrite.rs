@@ -13,7 +13,7 @@ use super::super::shard::{Shard, User, Who};
 use super::super::socket::Socket;
 use crate::relay::ids::Device;
 
-/// How long after two simultaneous handshakes it is looked who is left: longer than any message takes,
+/// The time from two simultaneous handshakes to the count of those left: longer than any message takes,
 /// shorter than a lease.
 const SETTLE: Duration = Duration::from_secs(2);
 /// How long the old socket may wait for its notice, and a ping for its answer.
@@ -73,7 +73,7 @@ async fn take_over(shard: Rc<Shard>, user: User) {
     race(&shard, &user, here, there).await;
 }
 
-/// Two desktops of one user at the same instant: who is left?
+/// Connects two desktops of one user at the same instant, and counts those left.
 async fn race(shard: &Shard, user: &User, here: usize, there: usize) {
     let due = Instant::now();
     let deadline = due + ANSWER_LIMIT + SETTLE;
