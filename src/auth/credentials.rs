@@ -49,7 +49,7 @@ struct Format {
 }
 
 impl File {
-    /// Reads the file.
+    /// Reads and parses the file at `path`.
     pub(crate) fn read(path: &str) -> Result<Self, String> {
         let text = fs::read_to_string(path).map_err(|error| format!("{path:?} cannot be read: {error}"))?;
         let file: Self = serde_json::from_str(&text).map_err(|error| {

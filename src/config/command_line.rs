@@ -11,14 +11,14 @@ use clap::{Arg, ArgAction, ArgMatches};
 use super::Additions;
 use super::table::{ALL, Fallback, LISTEN, PORT, REDIS_URL, Setting};
 
-/// The commands.
+/// The command that is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Name {
-    /// The relay.
+    /// `duorelay serve`: the relay.
     Serve,
-    /// The demo.
+    /// `duorelay demo`: the relay with its own sign-in and page.
     Demo,
-    /// The health check.
+    /// `duorelay health`: one health check.
     Health {
         /// Which health check is asked for.
         path: &'static str,
@@ -27,7 +27,7 @@ pub(super) enum Name {
     Other,
 }
 
-/// What tells a health check whom to ask.
+/// The settings that name the address of a health check.
 static HEALTH: [&Setting; 2] = [&PORT, &LISTEN];
 
 /// Values of flags, by their setting's variable.

@@ -33,7 +33,7 @@ use crate::telemetry;
 pub struct Config {
     /// What any instance runs by.
     pub instance: Instance,
-    /// Whose ID tokens are accepted.
+    /// The issuer of accepted ID tokens.
     pub auth: Settings,
     /// Close a connection when its token expires and was not refreshed.
     pub enforce_expiry: bool,
@@ -53,7 +53,7 @@ pub struct Instance {
     pub redis: Option<Redis>,
     /// Origins as browsers write them (lower case, no path, no default port); any without.
     pub allowed_origins: Option<Vec<String>>,
-    /// Whose `X-Forwarded-For` is believed.
+    /// Networks of proxies; the relay believes their `X-Forwarded-For`.
     pub trusted_proxies: Vec<IpNet>,
     /// What clients are offered.
     pub features: Features,
@@ -63,7 +63,7 @@ pub struct Instance {
     pub workers: usize,
     /// How long things last.
     pub times: Times,
-    /// Logs and traces.
+    /// Log format and filter, and the collector of traces.
     pub telemetry: telemetry::Settings,
 }
 
@@ -75,7 +75,7 @@ impl Instance {
     }
 }
 
-/// The Redis backplane.
+/// The Redis backplane: its URL, its files and its prefix.
 #[derive(Debug, Clone)]
 pub struct Redis {
     /// Where the URL comes from: `redis[s]://`, `redis[s]-cluster://` or `redis[s]-sentinel://`, with its password.
@@ -93,7 +93,7 @@ pub enum Command {
     Serve(Box<Config>),
     /// `duorelay demo`, whose own flags are among what was given.
     Demo(Box<Instance>, ArgMatches),
-    /// `duorelay health`.
+    /// `duorelay health`, and which one.
     Health(HealthCheck),
     /// One of the commands in [`Additions`].
     Other(ArgMatches),
@@ -111,7 +111,7 @@ pub struct HealthCheck {
 /// A command that may start, and what should be said first.
 #[derive(Debug, Clone)]
 pub struct Launch {
-    /// What to run.
+    /// The command with its checked settings.
     pub command: Command,
     /// For the log, once there is one.
     pub notices: Vec<Notice>,
@@ -137,7 +137,7 @@ pub enum Notice {
     /// A `DUORELAY_` variable that no setting has; Kubernetes injects some for each service.
     #[error("the environment variable {name} is not a setting and has no effect{}", did_you_mean(.suggestion))]
     UnknownVariable {
-        /// The variable.
+        /// The variable that no setting has.
         name: String,
         /// A setting of nearly the same name.
         suggestion: Option<&'static str>,

@@ -10,7 +10,7 @@ use url::Url;
 
 use crate::auth::is_host_and_port;
 
-/// In seconds.
+/// A day in seconds.
 pub(crate) const DAY: u64 = 24 * 60 * 60;
 
 /// One mistake in the configuration: the setting, and what is wrong with it.

@@ -1,4 +1,4 @@
-//! Whose tokens are accepted: one of Firebase, its emulator, and another OpenID Connect issuer.
+//! The issuer of accepted tokens: one of Firebase, its emulator, and another OpenID Connect issuer.
 
 use std::time::Duration;
 

@@ -114,7 +114,7 @@ impl Values {
     }
 }
 
-/// Kubernetes tells each container about the services of its namespace: a service called `duorelay`
+/// Kubernetes gives each container variables for the services of its namespace: a service called `duorelay`
 /// brings `DUORELAY_SERVICE_HOST`, `DUORELAY_PORT=tcp://…` and more
 /// (<https://kubernetes.io/docs/tutorials/services/connect-applications-service/#environment-variables>).
 fn is_service_link(name: &str, value: &str) -> bool {

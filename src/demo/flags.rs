@@ -18,16 +18,16 @@ pub(super) struct DemoFlags {
 pub(super) enum DemoTls {
     /// The demo makes one for this machine's addresses.
     Made,
-    /// PEM files.
+    /// The PEM files of `--tls-cert` and `--tls-key`.
     Files {
         /// The certificate, and those that vouch for it.
         certificate: PathBuf,
-        /// Its private key.
+        /// The private key of the certificate.
         key: PathBuf,
     },
 }
 
-/// For [`crate::config::Additions`].
+/// The flags that only the demo has, for [`crate::config::Additions`].
 #[must_use]
 pub fn flags() -> [Arg; 4] {
     let flag =

@@ -27,7 +27,7 @@ use self::workers::Workers;
 /// What every request may need.
 #[derive(Debug)]
 pub struct Edge {
-    /// Who may come in.
+    /// Refuses handshakes that may not come in.
     pub gate: Arc<Gate>,
     /// Verifies the tokens of handshakes.
     pub verifier: Verifier,

@@ -54,7 +54,7 @@ fn the_more_come_back_the_longer_their_renewals_take() {
 }
 
 #[tokio::test]
-async fn what_all_are_told_is_encoded_once() {
+async fn what_all_receive_is_encoded_once() {
     let hub = hub(Duration::from_secs(45));
     let seats = [join(&hub, "ann").await, join(&hub, "bob").await];
     let before = Instant::now();

@@ -16,7 +16,7 @@ use super::settings::{Dialect, Link};
 use crate::relay::ids::Device;
 use crate::relay::protocol::V1;
 
-/// Who connects, and how.
+/// The parameters of one connection.
 pub(super) struct Caller<'a> {
     pub(super) device: Device,
     /// The query's `client`.

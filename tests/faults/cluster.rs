@@ -131,7 +131,7 @@ impl Scene {
             let notified = pair.traffic.summary();
             let mut sides = [(&pair.traffic.desktop, there), (&pair.traffic.mobile, back)].into_iter();
             let untold = sides.find(|(side, missing)| {
-                let is_error = |(at, notified): &(Instant, _)| *at >= since && told_error(notified);
+                let is_error = |(at, notified): &(Instant, _)| *at >= since && is_reported_error(notified);
                 !missing.is_empty() && side.absent.is_empty() && !side.notified.iter().any(is_error)
             });
             assert!(untold.is_none(), "{what}: reliable frames are lost without a word: {notified:?}");
@@ -139,7 +139,7 @@ impl Scene {
     }
 }
 
-fn told_error(message: &serde_json::Value) -> bool {
+fn is_reported_error(message: &serde_json::Value) -> bool {
     message["type"] == "error"
 }
 

@@ -15,7 +15,7 @@ use super::redirection::{Redirection, is_refused_for_its_slot};
 use crate::backplane::LossCause;
 use crate::metrics::Dropped;
 
-/// Between two tries.
+/// The pause between two tries of one publish.
 const AGAIN: Duration = Duration::from_millis(50);
 /// Before anything leaves for another node: what the one before has delivered is on its way on another connection, and
 /// a receiver that reads both must read it first.
@@ -105,7 +105,7 @@ impl Redis {
     }
 }
 
-/// Begins each detour.
+/// Carries each detour that begins, in a task of its own.
 pub(super) async fn carry_detours(me: Weak<Redis>) {
     let Some(nodes) = me.upgrade().map(|redis| Rc::clone(&redis.nodes)) else { return };
     loop {

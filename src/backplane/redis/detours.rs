@@ -22,7 +22,7 @@ const FOLLOWS: Duration = CALL_LIMIT;
 /// The answer to a publish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Answer {
-    /// Somebody was subscribed.
+    /// At least one subscriber received it.
     Heard,
     /// It was carried out, and nobody was subscribed.
     Unheard,
@@ -304,7 +304,7 @@ impl Detours {
         self.is_busy.set(!slots.is_empty() || !self.channels.borrow().is_empty());
     }
 
-    /// Bytes that wait.
+    /// Bytes of everything that waits.
     pub(super) fn bytes(&self) -> usize {
         self.bytes.get()
     }

@@ -118,7 +118,7 @@ impl Names {
 /// first version know as well.
 #[derive(Debug, Clone)]
 pub(super) struct Ways {
-    /// Announcements.
+    /// Channels on which instances announce themselves.
     pub(super) announcements: Vec<String>,
     /// Channels on which nobody has heard a publish.
     pub(super) unheard: Vec<String>,

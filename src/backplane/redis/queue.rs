@@ -12,13 +12,13 @@ use crate::relay::outbox::{Outbox, Outgoing, Pushed};
 
 /// A publish that has left.
 pub(super) struct Departed {
-    /// The receiver.
+    /// The user who receives it.
     pub(super) user: UserId,
-    /// The receiver's device.
+    /// The device that receives it.
     pub(super) device: Device,
-    /// Its channel.
+    /// The channel of that device.
     pub(super) channel: Str,
-    /// What was published.
+    /// The bytes, as they were published.
     pub(super) envelope: Bytes,
     /// When a volatile frame was read.
     pub(super) since: Option<Instant>,
@@ -70,7 +70,7 @@ impl Queue {
         }
     }
 
-    /// What leaves next.
+    /// Takes what leaves next, with its bytes and its age.
     pub(super) fn pop(&mut self) -> Option<Departed> {
         let Outgoing { bytes, since, .. } = self.outbox.pop()?;
         let (user, device, channel) = (self.user.clone(), self.device, self.channel.clone());
@@ -83,7 +83,7 @@ impl Queue {
         std::mem::replace(self, Self::new(user, device, channel))
     }
 
-    /// Its channel.
+    /// The channel of that device.
     pub(super) fn channel(&self) -> &Str {
         &self.channel
     }
@@ -93,7 +93,7 @@ impl Queue {
         self.outbox.is_empty()
     }
 
-    /// Bytes that wait.
+    /// Bytes that wait for this channel.
     pub(super) fn bytes(&self) -> usize {
         self.outbox.waiting_bytes()
     }

@@ -9,7 +9,7 @@ use url::Url;
 /// Where Redis's URL comes from.
 #[derive(Debug, Clone)]
 pub enum RedisSource {
-    /// `REDIS_URL`.
+    /// The URL of `REDIS_URL`, the same for the whole run.
     Url(SecretString),
     /// `REDIS_URL_FILE`: read again at each connection, so that the password may change.
     File(PathBuf),
@@ -22,7 +22,7 @@ pub struct RedisTls {
     pub ca: Option<PathBuf>,
     /// A client certificate, with what it was signed by.
     pub cert: Option<PathBuf>,
-    /// Its key.
+    /// PEM file of the certificate's private key.
     pub key: Option<PathBuf>,
 }
 

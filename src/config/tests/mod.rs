@@ -48,7 +48,7 @@ fn demo(arguments: &[&str], environment: &[(&str, &str)]) -> Instance {
     }
 }
 
-/// The lines that tell the mistakes.
+/// The lines of the report that name mistakes.
 fn mistakes(arguments: &[&str], environment: &[(&str, &str)]) -> Vec<String> {
     match load_on(MACHINE, arguments, environment) {
         Err(Stop::Mistakes(mistakes)) => mistakes.iter().map(ToString::to_string).collect(),
@@ -197,7 +197,7 @@ fn every_variable_and_every_flag_has_its_effect() {
 }
 
 #[test]
-fn all_mistakes_are_told_together_with_their_variables() {
+fn all_mistakes_are_reported_together_with_their_variables() {
     let environment = [
         ("PORT", "http"),
         ("DUORELAY_LISTEN", "localhost"),

@@ -1,4 +1,4 @@
-//! Whose tokens are accepted.
+//! The settings of sign-in: issuers, credentials, contradictions.
 
 use super::*;
 use crate::auth::settings::{Credentials, IdentityService, SubjectTokenSource};

@@ -89,7 +89,7 @@ fn every_source_of_tokens_can_be_named_once() {
 }
 
 #[test]
-fn all_mistakes_are_told_together() {
+fn all_mistakes_are_reported_together() {
     let lines = mistakes(&[
         "--url",
         "http://a",
