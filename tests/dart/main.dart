@@ -2,6 +2,7 @@
 library;
 
 import 'browser_test.dart';
+import 'docs_test.dart';
 import 'pacing_test.dart';
 import 'relay_test.dart';
 import 'rules_test.dart';
@@ -18,5 +19,6 @@ Future<void> main(List<String> arguments) {
   thinTests();
   browserTests();
   sampleTests();
+  docsTests();
   return runTests(only: arguments.firstOrNull ?? '');
 }

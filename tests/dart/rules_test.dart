@@ -202,8 +202,8 @@ void ruleTests() {
 
     test('a message that nobody listens to is not acknowledged', () async {
       final world = World();
-      final relay = DuoRelay.within(world, Uri.parse('wss://relay.test/ws'),
-          getToken: ({required forceRefresh}) => 'token', client: 'tab');
+      final relay = DuoRelay(Uri.parse('wss://relay.test/ws'),
+          environment: world, getToken: ({required forceRefresh}) => 'token', client: 'tab');
       afterwards(relay.close);
       await world.settle();
       final socket = world.sockets.single..welcome();

@@ -32,6 +32,14 @@ Future<Program> _dart(List<String> arguments) {
   return Program.start(Platform.resolvedExecutable, ['--packages=$packages', ...arguments]);
 }
 
+Future<Program> _runText(String program) async {
+  final folder = await Directory.systemTemp.createTemp('duorelay-dart-');
+  afterwards(() => folder.delete(recursive: true));
+  final file = File('${folder.path}/sample.dart');
+  await file.writeAsString(program);
+  return _dart([file.path]);
+}
+
 void sampleTests() => group('sample', () {
   test("the clients' README streams to the other device, in its ten lines", () async {
     final relay = await Relay.start();
@@ -42,14 +50,24 @@ void sampleTests() => group('sample', () {
     final samples = RegExp(r'```dart\n(.*?)```', dotAll: true).allMatches(readme).map((match) => match.group(1)!);
     final sample = samples.singleWhere((sample) => sample.contains('package:duorelay/'));
     final getToken = "Future<String?> getToken({required bool forceRefresh}) async => '${idToken('ada')}';";
-    final folder = await Directory.systemTemp.createTemp('duorelay-dart-');
-    afterwards(() => folder.delete(recursive: true));
-    final file = File('${folder.path}/sample.dart');
-    await file.writeAsString('$sample\n$getToken'.replaceFirst('wss://relay.example.com/ws', '${relay.url}'));
-    final phone = await _dart([file.path]);
+    final phone = await _runText('$sample\n$getToken'.replaceFirst('wss://relay.example.com/ws', '${relay.url}'));
     await eventually('the message: ${phone.log}', () => desktop.messages.isNotEmpty, limit: const Duration(seconds: 20));
     equal(desktop.messages, [{'hello': 'world'}]);
     await eventually('the frame', () => desktop.frames.isNotEmpty);
+  });
+
+  test("the project's README: its sample streams to the other device", () async {
+    final relay = await Relay.start();
+    final desktop = Client(relay.url, 'ada', Device.desktop);
+    await desktop.online();
+    final readme = await File.fromUri(_package.resolve('../../../README.md')).readAsString();
+    final sample = RegExp(r'```dart\n(.*?)```', dotAll: true).allMatches(readme).single.group(1)!;
+    final program = "import 'package:duorelay/duorelay.dart';\nvoid main() {\n$sample\n}\n$_flutter"
+        .replaceFirst('wss://relay.example.com/ws', '${relay.url}')
+        .replaceFirst('TOKEN', idToken('ada'));
+    final phone = await _runText(program);
+    await eventually('the frame: ${phone.log}', () => desktop.frames.isNotEmpty, limit: const Duration(seconds: 20));
+    equal([desktop.frames.first.stream, ...desktop.frames.first.bytes], [1, 1, 2, 3]);
   });
 
   test("the README's sample streams to the other device", () async {
@@ -61,11 +79,7 @@ void sampleTests() => group('sample', () {
     final program = '$sample\n$_flutter'
         .replaceFirst('wss://relay.example.com/ws', '${relay.url}')
         .replaceFirst('TOKEN', idToken('ada'));
-    final folder = await Directory.systemTemp.createTemp('duorelay-dart-');
-    afterwards(() => folder.delete(recursive: true));
-    final file = File('${folder.path}/sample.dart');
-    await file.writeAsString(program);
-    final phone = await _dart([file.path]);
+    final phone = await _runText(program);
     await eventually('the messages: ${phone.log}', () => desktop.messages.length == 2, limit: const Duration(seconds: 20));
     equal(desktop.messages, [{'hello': 'world'}, {'saved': true}]);
     await eventually('the frames', () => desktop.frames.length == 2);

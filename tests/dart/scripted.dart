@@ -203,9 +203,9 @@ final class Given {
     int queueBytes = 1 << 20,
     String url = 'wss://relay.test/ws',
   }) : world = world ?? World() {
-    relay = DuoRelay.within(
-      this.world,
+    relay = DuoRelay(
       Uri.parse(url),
+      environment: this.world,
       getToken: ({required forceRefresh}) {
         forced.add(forceRefresh);
         return getToken == null

@@ -2,13 +2,14 @@
 // a stand-in for Firebase gives the demo's tokens.
 import { after, before, test } from "node:test";
 import assert from "node:assert/strict";
-import { spawn } from "node:child_process";
+import { execFile, spawn } from "node:child_process";
 import { once } from "node:events";
 import { mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { createServer } from "node:http";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
+import { promisify } from "node:util";
 import { WebSocket } from "ws";
 import { duorelay } from "duorelay";
 import { endAll, eventually, startBrowser, startRelay } from "./world.mjs";
@@ -17,10 +18,14 @@ const MODULES = fileURLToPath(new URL("../node_modules/", import.meta.url));
 const read = (path) => readFileSync(new URL(`../../../${path}`, import.meta.url), "utf8");
 
 let relay;
+let browser; // one for all pages
 before(async () => {
   relay = await startRelay();
 });
 after(endAll);
+
+/** The samples that some test has run. */
+const ran = new Set();
 
 /** The samples of a language below a heading. */
 function samples(path, heading, language) {
@@ -33,6 +38,7 @@ function samples(path, heading, language) {
   const section = end < 0 ? rest : rest.slice(0, end);
   const blocks = [...section.matchAll(/^```(\w+)\n(.*?)^```$/gms)].filter(([, name]) => name === language).map(([, , code]) => code);
   assert.ok(blocks.length > 0, `no ${language} below "${heading}"`);
+  for (const block of blocks) ran.add(block);
   return blocks;
 }
 
@@ -55,7 +61,7 @@ async function other(user, device) {
   client.on("frame", (stream, bytes) => got.frames.push([stream, ...bytes]));
   client.on("message", ({ data }) => got.messages.push(data));
   after(() => client.close());
-  await eventually("the other device to be online", 10_000, () => assert.equal(client.state, "online"));
+  await eventually("the other device to be online", 30_000, () => assert.equal(client.state, "online"));
   return { client, got };
 }
 
@@ -69,7 +75,7 @@ async function runPage(body, token) {
   }).listen(0, "127.0.0.1");
   await once(server, "listening");
   after(() => (server.closeAllConnections(), server.close()));
-  const browser = await startBrowser("chromium");
+  browser ??= await startBrowser("chromium");
   return browser.show(`http://127.0.0.1:${server.address().port}/`);
 }
 
@@ -91,13 +97,13 @@ async function runNode(code, token) {
   return lines;
 }
 
-const logged = (lines, expected) => eventually(`the log to match ${expected}`, 10_000, () => assert.match(lines.join("\n"), expected));
+const logged = (lines, expected) => eventually(`the log to match ${expected}`, 30_000, () => assert.match(lines.join("\n"), expected));
 
 test("README: a page with the client", async () => {
   const mobile = await other("sample-page", "mobile");
   const [html] = samples("src/client/README.md", "### From a web page, with the client", "html");
   const lines = await runPage(here(html), await relay.token("sample-page"));
-  await eventually("frame and message", 10_000, () => {
+  await eventually("frame and message", 30_000, () => {
     assert.deepEqual(mobile.got, { frames: [[1, 1, 2, 3]], messages: [{ hello: "world" }] });
   });
   await logged(lines, /the mobile is here/);
@@ -110,7 +116,7 @@ test("README: a page without the client, and the question why", async () => {
   const code = samples("src/client/README.md", "### From a web page, without it", "js").map(here);
   const head = 'import { getAuth } from "firebase/auth";\nawait getAuth().authStateReady();\n';
   const lines = await runPage(`<script type="module">${head}${code.join("\n")}</script>`, await relay.token("sample-raw"));
-  await eventually("frame and message", 10_000, () => {
+  await eventually("frame and message", 30_000, () => {
     assert.deepEqual(mobile.got, { frames: [[1, 1, 2, 3]], messages: [{ hello: "world" }] });
   });
   await logged(lines, /control/);
@@ -134,18 +140,36 @@ test("README: the classic protocol with ws", async () => {
 });
 
 for (const [path, heading, head] of [
-  ["src/client/js/README.md", "# duorelay", 'import { getAuth, onIdTokenChanged } from "firebase/auth";\nconst auth = getAuth();\nconst draw = (bytes) => console.log(bytes);\n'],
+  ["src/client/js/README.md", "# duorelay", 'import { getAuth, onIdTokenChanged } from "firebase/auth";\nconst auth = getAuth();\nconst draw = (bytes) => console.log(`drew ${bytes}`);\n'],
   ["src/client/README.md", "## The same ten lines", 'import { getAuth } from "firebase/auth";\nconst getToken = async () => (await getAuth().authStateReady(), getAuth().currentUser.getIdToken());\n'],
+  ["README.md", "## Connect", ""],
 ]) {
   test(`${path}: the client`, async () => {
     const user = `sample-${path.replace(/\W/g, "")}`;
     const mobile = await other(user, "mobile");
     const [code] = samples(path, heading, "js");
     const lines = await runPage(`<script type="module">${head}${here(code)}</script>`, await relay.token(user));
-    await eventually("frames and message", 10_000, () => {
+    await eventually("frames and message", 30_000, () => {
       assert.deepEqual(mobile.got.frames[0], [1, 1, 2, 3]);
       assert.deepEqual(mobile.got.messages, [{ hello: "world" }]);
     });
-    await logged(lines, /online/);
+    mobile.client.frame(0x80, Uint8Array.of(7));
+    await logged(lines, /128|drew 7/);
   });
 }
+
+test("README: a token of the demo's, from the shell", async () => {
+  const [command] = samples("src/client/README.md", "## Tokens", "sh");
+  const { stdout } = await promisify(execFile)("bash", ["-c", command.replace("localhost:3000", relay.http)]);
+  assert.equal(JSON.parse(stdout).token.split(".").length, 3);
+});
+
+test("every sample of these pages is run, and those without the library have a ping", () => {
+  for (const path of ["README.md", "src/client/README.md", "src/client/js/README.md"]) {
+    for (const [, language, code] of read(path).matchAll(/^```(js|html)\n(.*?)^```$/gms)) {
+      assert.ok(ran.has(code), `${path}: no test runs this ${language}:\n${code}`);
+      const isRaw = /new WebSocket\(.*duorelay\.v1/.test(code);
+      assert.ok(!isRaw || code.includes('{"type":"ping"}'), `${path}: a dead network would say nothing:\n${code}`);
+    }
+  }
+});

@@ -2,6 +2,7 @@ import 'types.dart';
 
 /// What happens beside frames, messages, peers and states.
 sealed class RelayEvent {
+  /// An event.
   const RelayEvent();
 }
 

@@ -31,10 +31,10 @@ final class DuoRelay {
   /// wait to be sent, beside a limit of 1000 messages. [httpClient] makes the
   /// client of one handshake, for a proxy or for own certificates. [onLog]
   /// receives a line for each event of the connection, and never a token or a
-  /// payload.
+  /// payload. Tests of this package bring their own [environment].
   ///
   /// Throws an [ArgumentError] for a URL that no relay can have.
-  factory DuoRelay(
+  DuoRelay(
     Uri url, {
     required GetToken getToken,
     Device? device,
@@ -44,47 +44,24 @@ final class DuoRelay {
     Timing timing = const Timing(),
     HttpClient Function()? httpClient,
     void Function(String line)? onLog,
-  }) =>
-      DuoRelay.within(
-        IoEnvironment(httpClient ?? HttpClient.new),
-        url,
-        getToken: getToken,
-        device: device,
-        client: client,
-        storage: storage,
-        queueBytes: queueBytes,
-        timing: timing,
-        onLog: onLog,
-      );
-
-  /// For tests: the same in an [Environment] of their own.
-  DuoRelay.within(
-    Environment environment,
-    Uri url, {
-    required GetToken getToken,
-    Device? device,
-    String? client,
-    ClientStorage? storage,
-    int queueBytes = 1 << 20,
-    Timing timing = const Timing(),
-    void Function(String line)? onLog,
-  })  : _environment = environment,
+    Environment? environment,
+  })  : _environment = environment ?? IoEnvironment(httpClient ?? HttpClient.new),
         _getToken = getToken,
         _client = client,
         _storage = storage ?? MemoryClientStorage(),
-        _onLog = onLog,
-        _core = RelayCore(
-          url: _socketUrl(url),
-          device: device,
-          queueBytes: queueBytes,
-          unique: environment.randomName(),
-          timing: timing,
-          clock: environment.clock,
-          random: environment.random,
-        ) {
+        _onLog = onLog {
     if (client != null && !_clientForm.hasMatch(client)) {
       throw ArgumentError.value(client, 'client', 'must be $_clientWords');
     }
+    _core = RelayCore(
+      url: _socketUrl(url),
+      device: device,
+      queueBytes: queueBytes,
+      unique: _environment.randomName(),
+      timing: timing,
+      clock: _environment.clock,
+      random: _environment.random,
+    );
     scheduleMicrotask(_start);
   }
 
@@ -96,7 +73,7 @@ final class DuoRelay {
   final String? _client;
   final ClientStorage _storage;
   final void Function(String line)? _onLog;
-  final RelayCore _core;
+  late final RelayCore _core;
 
   // Synchronous: events reach the app in the order in which they happen, also
   // across streams. `_drain` adds them one after the other, so that a listener
@@ -270,7 +247,7 @@ final class DuoRelay {
           ? await read.timeout(const Duration(seconds: 2))
           : read;
     } on Object catch (error) {
-      _log('the storage of the client name fails: $error');
+      _onStorageFailed(error);
     }
     final known = record != null && _clientForm.hasMatch(record.client);
     final name = _client ?? (known ? record.client : null);
@@ -337,7 +314,7 @@ final class DuoRelay {
       case CallGetToken():
         _callGetToken(effect);
       case OpenSocket():
-        _open(effect);
+        unawaited(_open(effect));
       case Write(:final link, :final message):
         _sockets[link]?.write(message);
       case CloseSocket(:final link):
@@ -385,20 +362,18 @@ final class DuoRelay {
     }
   }
 
-  void _open(OpenSocket effect) {
+  /// Stores the attempt before its socket opens: an app that starts anew must
+  /// not use the number again.
+  Future<void> _open(OpenSocket effect) async {
     _sockets[effect.link] = null;
-    FutureOr<void> stored;
     try {
-      stored = _storage.write(ClientRecord(_core.client, effect.attempt));
+      final stored = _storage.write(ClientRecord(_core.client, effect.attempt));
+      // A storage that answers at once costs no turn of the event loop.
+      if (stored is Future<void>) await stored.timeout(const Duration(seconds: 1));
     } on Object catch (error) {
-      _log('the storage of the client name fails: $error');
+      _onStorageFailed(error);
     }
-    if (stored is! Future<void>) return _openNow(effect);
-    stored.timeout(const Duration(seconds: 1)).then((_) {}, onError: (
-      Object error,
-    ) {
-      _log('the storage of the client name fails: $error');
-    }).whenComplete(() => _openNow(effect));
+    _openNow(effect);
   }
 
   void _openNow(OpenSocket effect) {
@@ -407,6 +382,9 @@ final class DuoRelay {
     final events = _LinkEvents(this, link);
     _sockets[link] = _environment.open(effect.url, effect.token, events);
   }
+
+  void _onStorageFailed(Object error) =>
+      _log('the storage of the client name fails: $error');
 
   void _log(String line) => _onLog?.call(line);
 }
