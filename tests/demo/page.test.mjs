@@ -46,29 +46,39 @@ async function pair(user) {
 }
 
 const words = (tab, id) => browser.run(tab, `return document.getElementById('${id}').textContent`)
-const visible = (tab, id) =>
-  browser.run(tab, `const e = document.getElementById('${id}'); return e.checkVisibility ? e.checkVisibility() : e.offsetParent !== null`)
+/** A page's words follow its state a moment later: what it says in the end counts. */
+const says = (tab, id, expected) =>
+  eventually(`${id} to say ${expected}`, 10_000, async () => {
+    const text = await words(tab, id)
+    expected instanceof RegExp ? assert.match(text, expected) : assert.equal(text, expected)
+  })
+const shows = (tab, id, expected) =>
+  eventually(`${id} to be ${expected ? 'seen' : 'hidden'}`, 10_000, async () => {
+    const script = `const e = document.getElementById('${id}'); return e.checkVisibility ? e.checkVisibility() : e.offsetParent !== null`
+    assert.equal(await browser.run(tab, script), expected)
+  })
 const ownPose = async (tab) => JSON.parse((await browser.dataset(tab)).ownPose)
 
 test('alone, and with help open', async () => {
   const desktop = await open('desktop', 'page-alone')
   await expectState(desktop, 'online', 'absent')
-  assert.equal(await words(desktop, 'status'), 'Waiting for your phone')
+  await says(desktop, 'status', 'Waiting for your phone')
   // This demo listens for this computer alone: there is nothing that a phone could scan.
-  assert.match(await words(desktop, 'empty-text'), /another tab/)
-  assert.match(await words(desktop, 'pair-text'), /No phone can reach/)
-  assert.equal(await visible(desktop, 'qr'), false)
+  await says(desktop, 'empty-text', /another tab/)
+  await says(desktop, 'pair-text', /No phone can reach/)
+  await shows(desktop, 'qr', false)
   await fit(browser, desktop, 'alone')
   await browser.run(desktop, "document.getElementById('help-open').click()")
   await fit(browser, desktop, 'help')
   await browser.run(desktop, "document.querySelector('#help button').click()")
-  assert.equal(await browser.run(desktop, "return document.getElementById('help').open"), false)
+  await eventually('help to close', 10_000, async () =>
+    assert.equal(await browser.run(desktop, "return document.getElementById('help').open"), false))
 })
 
 test('together, on both devices', async () => {
   const { desktop, mobile } = await pair('page-together')
-  assert.equal(await words(desktop, 'status'), 'Together with your phone')
-  assert.equal(await words(mobile, 'status'), 'Together with your desktop')
+  await says(desktop, 'status', 'Together with your phone')
+  await says(mobile, 'status', 'Together with your desktop')
   await fit(browser, desktop, 'desktop')
   await fit(browser, mobile, 'mobile')
   await resize(browser, desktop, [1280, 720], 'dark', 'active')
@@ -81,12 +91,12 @@ test('taken over: the words are true, and Escape leaves a page that can be used'
   const second = await open('desktop', 'page-taken')
   await expectState(second, 'online')
   await expectState(first, 'overwritten')
-  assert.equal(await words(first, 'status'), 'Taken over by another tab')
+  await says(first, 'status', 'Taken over by another tab')
   assert.doesNotMatch(await words(first, 'empty-text'), /reach|trying/)
   await fit(browser, first, 'taken-over')
   await browser.run(first, "document.getElementById('notice-close').click()")
-  assert.equal(await words(first, 'retry'), 'Take over again')
-  assert.equal(await visible(first, 'retry'), true)
+  await says(first, 'retry', 'Take over again')
+  await shows(first, 'retry', true)
   await fit(browser, first, 'taken-over-closed')
   await browser.run(first, "document.getElementById('retry').click()")
   await expectState(first, 'online')
@@ -100,8 +110,8 @@ test('refused by an operator, and offline', async () => {
   const answer = await fetch(`${demo.admin}/v1/rooms/page-refused`, call)
   assert.ok(answer.ok, `${answer.status}`)
   await expectState(tab, 'refused')
-  assert.equal(await words(tab, 'status'), 'Ended by an operator')
-  assert.match(await words(tab, 'notice-text'), /operator/)
+  await says(tab, 'status', 'Ended by an operator')
+  await says(tab, 'notice-text', /operator/)
   await fit(browser, tab, 'refused')
 
   const other = await startDemo()
@@ -109,14 +119,15 @@ test('refused by an operator, and offline', async () => {
   await expectState(lost, 'online')
   await other.stop()
   await expectState(lost, 'offline')
-  assert.equal(await words(lost, 'status'), 'Offline')
-  assert.match(await words(lost, 'empty-text'), /does not answer/)
-  assert.match(await words(lost, 'peer-tag'), /no news/)
+  await says(lost, 'status', 'Offline')
+  await says(lost, 'empty-text', /does not answer/)
+  await says(lost, 'peer-tag', /no news/)
   await fit(browser, lost, 'offline')
 })
 
 test('live regions are quiet while faces stream, and while a page waits for its next try', async () => {
   const { desktop } = await pair('page-quiet')
+  await says(desktop, 'status', 'Together with your phone')
   const count = (tab) =>
     browser.runAsync(
       tab,
@@ -134,6 +145,7 @@ test('live regions are quiet while faces stream, and while a page waits for its 
   await expectState(lost, 'online')
   await other.stop()
   await expectState(lost, 'offline')
+  await says(lost, 'status', 'Offline') // that was news
   // Tries go on meanwhile, and seconds are counted: none of it is news.
   assert.deepEqual(await count(lost), [])
 })
@@ -175,7 +187,7 @@ test('letters and digits are shortcuts until they are switched off', async () =>
     browser.run(desktop, "return [...document.querySelectorAll('[aria-keyshortcuts]')].map((e) => e.getAttribute('aria-keyshortcuts')).filter((key) => key.length === 1).length")
   assert.ok((await shortcuts()) > 8)
   await browser.run(desktop, "document.getElementById('letters').click()")
-  assert.equal(await shortcuts(), 0)
+  await eventually('no shortcut of a letter', 10_000, async () => assert.equal(await shortcuts(), 0))
   await key('keydown', 'o')
   await key('keydown', '2')
   await key('keydown', 'ArrowLeft')
@@ -197,12 +209,13 @@ test('pause stops all motion, and goes on', async () => {
        const before = look()
        setTimeout(() => done(look().filter((html, i) => html !== before[i]).length), 1_500)`,
     )
-  assert.ok((await moves()) >= 2)
+  const motion = () => eventually('motion', 20_000, async () => assert.ok((await moves()) >= 2))
+  await motion()
   await browser.run(desktop, "document.getElementById('pause').click()")
-  assert.equal((await browser.dataset(desktop)).paused, 'true')
+  await expect(desktop, 'a pause', ({ paused }) => assert.equal(paused, 'true'))
   // The person's own face comes to rest within a moment.
   await eventually('stillness', 10_000, async () => assert.equal(await moves(), 0))
-  assert.match(await words(desktop, 'peer-tag'), /paused/)
+  await says(desktop, 'peer-tag', /paused/)
   await browser.run(desktop, "document.getElementById('pause').click()")
-  assert.ok((await moves()) >= 2)
+  await motion()
 })

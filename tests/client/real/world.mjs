@@ -208,7 +208,7 @@ export async function startBrowser(name) {
   const open = async (url) => {
     const page = await browser.newPage();
     await page.goto(url);
-    await page.waitForFunction("window.isReady", { timeout: 15_000, polling: 50 });
+    await page.waitForFunction("window.isReady", { timeout: 30_000, polling: 50 });
     return page;
   };
   return {
@@ -226,7 +226,7 @@ export async function startBrowser(name) {
     async client(url, options) {
       const page = await open(url);
       await page.evaluate((given) => window.open_(given), options);
-      await page.waitForFunction("relay.state === 'online'", { timeout: 15_000, polling: 50 });
+      await page.waitForFunction("relay.state === 'online'", { timeout: 30_000, polling: 50 });
       return page;
     },
   };
