@@ -110,7 +110,7 @@ impl Scene {
             eprintln!("{what}: {} on node {}: {silence:?} of {limit:?}", pair.uid, pair.node);
             assert!(silence < limit, "{what}: {} stood still for {silence:?}, not {limit:?}", pair.uid);
             for side in [&pair.traffic.desktop, &pair.traffic.mobile] {
-                let notified = side.notified.iter().filter(|(at, _)| *at >= since).collect::<Vec<_>>();
+                let notified = side.notices.iter().filter(|(at, _)| *at >= since).collect::<Vec<_>>();
                 assert!(notified.is_empty(), "{what}: {} was notified {notified:?}", pair.uid);
                 assert!(!side.absent.iter().any(|at| *at >= since), "{what}: {}'s frames are lost", pair.uid);
             }
@@ -130,11 +130,11 @@ impl Scene {
             let [there, back] = pair.traffic.missing(since, over);
             let notified = pair.traffic.summary();
             let mut sides = [(&pair.traffic.desktop, there), (&pair.traffic.mobile, back)].into_iter();
-            let untold = sides.find(|(side, missing)| {
+            let silent = sides.find(|(side, missing)| {
                 let is_error = |(at, notified): &(Instant, _)| *at >= since && is_reported_error(notified);
-                !missing.is_empty() && side.absent.is_empty() && !side.notified.iter().any(is_error)
+                !missing.is_empty() && side.absent.is_empty() && !side.notices.iter().any(is_error)
             });
-            assert!(untold.is_none(), "{what}: reliable frames are lost without a word: {notified:?}");
+            assert!(silent.is_none(), "{what}: reliable frames are lost without a word: {notified:?}");
         }
     }
 }
