@@ -193,13 +193,13 @@ const PAGE = `
 `;
 
 /** A browser that throttles hidden pages as it does for people: "chromium" or "firefox". */
-export async function startBrowser(name) {
+export async function startBrowser(name, more = []) {
   const isFirefox = name === "firefox";
   const browser = await puppeteer.launch({
     browser: isFirefox ? "firefox" : "chrome",
     executablePath: isFirefox ? process.env.FIREFOX ?? "/usr/bin/firefox-esr" : process.env.CHROMIUM ?? "/usr/bin/chromium",
     headless: true,
-    args: isFirefox ? [] : ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"],
+    args: isFirefox ? [] : ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", ...more],
     ignoreDefaultArgs: isFirefox ? [] : [
       "--disable-background-timer-throttling", "--disable-backgrounding-occluded-windows", "--disable-renderer-backgrounding",
     ],
