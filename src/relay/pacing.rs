@@ -24,13 +24,16 @@
 //!    covers at most `stride` messages or began less than 4 ms ago. Else it is a new entry. A full log first drops
 //!    every second entry (1, 3, 5 ..., but never the last) and doubles `stride`.
 //! 2. `finish = max(finish, now) + bytes / rate`.
-//! 3. Unless its kind is quiet: `due` is its number, and `waiting` is `now` if it was infinite.
-//! 4. If it is volatile or reliable: `probe` doubles up to 2 s if the path is silent; `left_at` is `now`; a drain
-//!    ends, the next one is due in 20 s.
+//! 3. Unless its kind is quiet: `due` is its number, and `waiting` is `now` if it was infinite. If it is reliable and
+//!    over half of `window` is unreported, the path carries a *bulk* until that message is reported.
+//! 4. If it is volatile or reliable: `probe` doubles up to 2 s if the path is silent, and the first one is the `proof`
+//!    that ends the silence; `left_at` is `now`; a drain ends, the next one is due in 20 s.
 //!
 //! # May one leave (`may_leave_at`)
 //! Answers a time: it may leave when that is not after `now`. It is asked again then, and after each report.
 //! 1. The path is *silent* from `waiting + 2 gap + 300` on, where the other end reports at all. Then: `left_at + probe`.
+//!    After a silence it is so until a report covers the proof, or at least 4 messages without a queue, or the path is
+//!    limited: a report may say no more than that the path lives, while what left before the silence still fills it.
 //! 2. While clear: `now`; a reliable message waits while `window` bytes are unreported (until silence, or
 //!    `left_at + probe` if that is later).
 //! 3. Else `finish - 80`: 80 ms of queue keep the link busy while a report is under way. During a drain and
@@ -44,13 +47,14 @@
 //! message, `p` the one before, and the message *exact* if it is `e`'s last:
 //! 1. Bytes are interpolated between `p` and `e`; `size` is the mean size of a message of `e`. `e.time` is the
 //!    latest time at which it can have left, `p.time` (`e.time` if exact) the earliest.
-//! 2. `gap`, `probe = 250`, `waiting` as above.
+//! 2. `gap` and `waiting` as above; `probe = 250` unless the path is still probed.
 //! 3. The way. `delay = read_at - latest`, `longest = read_at - earliest`, `trip = now - latest`. `trip_least` is the least
 //!    `trip` seen; `sure` counts reports without a queue within 20 ms of it (a fall by more than 20 ms counts anew).
 //!    The first of these that holds:
 //!    - `longest < floor`: that is the floor, without extra.
 //!    - a jump of the receiver's clock, `delay - floor - extra` above what the round trip leaves room for (`trip`;
-//!      `trip - trip_least + 20` once `sure` is 8): the floor rises by the difference.
+//!      `trip - trip_least + 20` once `sure` is 8): the floor rises by the difference. While limited, a jump by more
+//!      than 80 ms raises it until the queue is what the last report showed.
 //!    - limited, and nothing of ours was before the message on the path (*lone*): `longest - size / rate - floor` is the new
 //!      extra. It lowers the floor if negative after 5 reports with a queue; counts as 0 up to 30 ms; and a rise
 //!      by more than 30 ms must be seen by two lone messages in a row (a second drain is due at once).
@@ -59,8 +63,12 @@
 //!    `queue = delay - floor - extra`.
 //! 4. The rate. `busy` is how long the path carried these bytes: from the last report's `read_at`, or from when the first of
 //!    them can have arrived if that is later, to `read_at`.
-//!    - clear, and the queue is above 80 ms: limited to `bytes / busy`. The floor was measured with a message's own
-//!      time on the link in it: `floor` and `trip_least` lose `floor_bytes / max(peak, rate)`, once. Drain in 1 s.
+//!    - clear, and the queue is above 80 ms: limited to `bytes / busy`. Drain in 1 s.
+//!    - limited, and the receiver's clock went back: as it was.
+//!    - limited, and the fifth report in a row has a queue: the floor was measured with a message's own time on the
+//!      link in it. `floor` and `trip_least` lose `floor_bytes / max(peak, rate)`, once, and at most `trip_least`. A
+//!      first report must not do that: a message that a busy machine delays looks like a very thin link, and a
+//!      floor that is too low makes every later message look queued.
 //!    - limited, queue above 30 ms: `rate = (200 rate + bytes) / (200 + busy)`, where the old rate counts as at most
 //!      four times `bytes / busy` if the queue is above 80 ms.
 //!    - limited, no queue, and something was held since the last growth, which this message has felt: the same,
@@ -69,6 +77,10 @@
 //!    - clear, and over half of `window` was unreported: the window doubles, up to 1 MiB.
 //! 5. `finish` starts at `read_at - floor - extra` and takes each entry that is left as in `on_sent`. `stride` halves
 //!    when less than half of the log is left. The anchor is the reported message, with the earliest time.
+//!
+//! # The pace of reports (`pace`)
+//! 100 ms while limited or with a bulk, else 500. Volatile frames that are unreported for long ask for no more: their
+//! reports are late because the other way is thin, and more of them would fill it.
 //!
 //! # The receiver
 //! A report is due with the first unreported message that makes one due, but not before `pace` after the last report. A
@@ -94,6 +106,8 @@ const SPAN: f64 = 50.0;
 /// The first pause between probes of a silent path, and the longest.
 const PROBE: f64 = 250.0;
 const PROBE_MOST: f64 = 2_000.0;
+/// A report of so many messages without a queue ends a silence.
+const PROVES: u32 = 4;
 /// The longest drain, the pause before the first, and between two.
 const DRAIN: f64 = 1_500.0;
 const DRAIN_FIRST: f64 = 1_000.0;
@@ -159,7 +173,7 @@ impl Sent {
     }
 }
 
-/// The sender's side. One is 496 bytes.
+/// The sender's side. One is 504 bytes.
 pub struct Pacing {
     log: [Sent; LOG],
     read_at: f64,
@@ -189,6 +203,12 @@ pub struct Pacing {
     loaded: u8,
     draining: bool,
     reporting: bool,
+    /// The path was silent, and nothing has shown since that it is clear.
+    probing: bool,
+    /// The first probe of the silence.
+    proof: u32,
+    /// The last reliable message that left while over half of the window was unreported.
+    bulk: u32,
 }
 
 impl fmt::Debug for Pacing {
@@ -231,6 +251,9 @@ impl Pacing {
             loaded: 0,
             draining: false,
             reporting,
+            probing: false,
+            bulk: messages,
+            proof: messages,
         }
     }
 
@@ -276,7 +299,12 @@ impl Pacing {
     /// The pace of reports to ask the other end for, in milliseconds.
     #[must_use]
     pub fn pace(&self) -> u16 {
-        if self.is_limited() || self.unreported() > self.window / 2.0 { FAST_PACE } else { SLOW_PACE }
+        if self.is_limited() || self.is_bulk() { FAST_PACE } else { SLOW_PACE }
+    }
+
+    fn is_bulk(&self) -> bool {
+        let ahead = self.bulk.wrapping_sub(self.log[0].number);
+        ahead != 0 && ahead < u32::MAX / 2
     }
 
     fn silent_at(&self) -> f64 {
@@ -290,6 +318,9 @@ impl Pacing {
             Sent { number: last.number.wrapping_add(1), bytes: last.bytes.wrapping_add(bytes), time: now };
         self.record(sent);
         self.finish = self.finish.max(now) + f64::from(bytes) / self.rate;
+        if kind == Kind::Reliable && self.unreported() > self.window / 2.0 {
+            self.bulk = sent.number;
+        }
         if kind != Kind::Quiet {
             self.due = sent.number;
             if self.waiting == f64::INFINITY {
@@ -299,6 +330,9 @@ impl Pacing {
         if matches!(kind, Kind::Volatile | Kind::Reliable) {
             if now >= self.silent_at() {
                 self.probe = (2.0 * self.probe).min(PROBE_MOST);
+                if !self.probing {
+                    (self.probing, self.proof) = (true, sent.number);
+                }
             }
             self.left_at = now;
             if self.draining {
@@ -340,7 +374,7 @@ impl Pacing {
     #[must_use]
     pub fn may_leave_at(&mut self, now: f64, kind: Kind) -> f64 {
         let (probe, silent_at) = (self.left_at + self.probe, self.silent_at());
-        if now >= silent_at {
+        if now >= silent_at || (self.probing && !self.is_limited()) {
             self.held_at = now;
             return probe;
         }
@@ -406,6 +440,11 @@ impl Pacing {
         let is_lone = was_limited && is_exact && is_first && is_past;
         let jumped = self.on_way(now, read_at, entry.time, earliest, size, is_lone);
         self.on_rate(now, read_at, entry.time, first, bytes, jumped);
+        let is_proof = messages.wrapping_sub(self.proof) < u32::MAX / 2;
+        self.probing &= !self.is_limited() && !is_proof && (self.queue > QUIET || news < PROVES);
+        if !self.probing {
+            self.probe = PROBE;
+        }
         if !was_limited && !self.is_limited() && was_full {
             self.window = (2.0 * self.window).min(WINDOW_MOST);
         }
@@ -418,6 +457,9 @@ impl Pacing {
         self.log[0] = reached;
         if usize::from(self.len) < LOG / 2 {
             self.stride = (self.stride / 2).max(1);
+        }
+        if !self.is_bulk() {
+            self.bulk = messages;
         }
         let start = read_at - self.floor - self.extra;
         self.finish = self
@@ -434,7 +476,6 @@ impl Pacing {
             self.gap = pause.max(0.9 * self.gap + 0.1 * pause).min(GAP_MOST);
         }
         self.reporting = true;
-        self.probe = PROBE;
         let due = self.due.wrapping_sub(messages);
         let is_due = due != 0 && due < u32::MAX / 2;
         self.waiting = if is_due { now } else { f64::INFINITY };
@@ -463,7 +504,11 @@ impl Pacing {
             self.extra = 0.0;
             self.floor_bytes = if self.is_limited() { 0.0 } else { size };
         } else if jumped {
+            // A queue does not grow by more than the round trip: the clock jumped, and the queue is what it was.
             self.floor += jump;
+            if self.is_limited() && jump > TARGET {
+                self.floor += (room - self.queue).max(0.0);
+            }
         } else if is_lone {
             self.on_lone(now, longest - size / self.rate - self.floor);
         } else if longest < self.floor + self.extra {
@@ -500,14 +545,21 @@ impl Pacing {
             if !jumped && self.queue > TARGET {
                 let start = self.read_at.max(first + self.floor);
                 self.rate = bytes / (read_at - start).max(1.0);
-                let own = self.floor_bytes / self.peak.max(self.rate);
-                self.floor -= own;
-                self.trip_least -= own;
-                self.queue += own;
-                self.floor_bytes = 0.0;
                 self.drain_at = now + DRAIN_FIRST;
             }
             return;
+        }
+        if span < 0.0 {
+            // Its clock went back.
+            return;
+        }
+        // Not before: the rate of the first reports may be a single late message's.
+        if self.loaded >= LOADED && self.floor_bytes > 0.0 {
+            let own = (self.floor_bytes / self.peak.max(self.rate)).min(self.trip_least);
+            self.floor -= own;
+            self.trip_least -= own;
+            self.queue += own;
+            self.floor_bytes = 0.0;
         }
         let busy = (read_at - self.read_at.max(first + self.floor + self.extra)).max(0.0);
         let most = if self.queue > TARGET && busy > 0.0 { 4.0 * bytes / busy } else { f64::INFINITY };

@@ -23,7 +23,7 @@ const INNER = `
   dropVolatile dueAt endAll endNext endOld fail failAll failures forbidden forgive goAbove goOn hold inMs inOrder
   isDrained isFresh isLimited isMoving isOfAnother isOpen isOwn isUrgent links live lookAtClock mayLeaveAt
   messageBytes number onControl onFrame onGone onPong onRead onReconnect onRelayFrame onReport onSent onSignal
-  onWelcome opened overwrittenBy pinged ponged promote putAnswer putReliable putVolatile randomHex
+  onWelcome opened overwrittenBy pinged ponged promote putAnswer putReliable putVolatile randomHex reclaimed
   refreshAgain refreshBefore refuse refused reliableWait route sendReliable sendVolatile setPace setPair setState
   settle spend succeeded take tokenWasFresh trying user volatileWait wait welcomed
 `.trim().split(/\s+/);

@@ -5,6 +5,7 @@ library;
 import 'dart:async';
 import 'dart:convert';
 import 'dart:io';
+import 'dart:math';
 
 import 'runner.dart';
 
@@ -229,6 +230,8 @@ final class _Way {
   /// A thin way reads no more than it has passed on, so that the sender's own
   /// buffers fill.
   Future<void> _run() async {
+    final clock = Stopwatch()..start();
+    var free = 0;
     try {
       await for (final bytes in from) {
         if (swallows) continue;
@@ -236,7 +239,9 @@ final class _Way {
           final rate = _rate();
           final end = rate == null || at + 300 > bytes.length ? bytes.length : at + 300;
           if (rate != null) {
-            await Future<void>.delayed(Duration(microseconds: (end - at) * 1000000 ~/ rate));
+            // A timer that was late is made up for, as a link would.
+            free = max(free, clock.elapsedMicroseconds - 100000) + (end - at) * 1000000 ~/ rate;
+            await Future<void>.delayed(Duration(microseconds: free - clock.elapsedMicroseconds));
           }
           to.add(bytes.sublist(at, end));
           at = end;

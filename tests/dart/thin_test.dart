@@ -94,12 +94,10 @@ final class _Stream {
     _ages.sort();
     final p99 = _ages[_ages.length * 99 ~/ 100];
     stdout.writeln('   ${_ages.length} frames in 10 s, age p50 ${_ages[_ages.length ~/ 2]} ms, p99 $p99 ms');
-    // On a quiet machine p99 is below 0.6 s, with 135 frames. A busy one stalls this process for longer than
-    // that now and then. Without the window even the half is older than 7 s.
-    final p90 = _ages[_ages.length * 9 ~/ 10];
-    check(p90 <= 600 && p99 <= 3000, 'the age is $p90 and $p99 ms');
+    // Without the window even the half is older than 7 s.
+    check(p99 <= 600, 'the age is $p99 ms');
     check(_ages.length > 60, '${_ages.length} frames of the 150 that the link can carry');
-    check(_phone.relay.dropped > 200, '${_phone.relay.dropped} frames were replaced');
+    check(_phone.relay.dropped > 100, '${_phone.relay.dropped} frames were replaced');
   }
 }
 

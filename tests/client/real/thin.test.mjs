@@ -1,10 +1,8 @@
 // Links that carry less than is sent: frames stay fresh on the way up, and a file arrives at the receiver's speed.
 import { after, test } from "node:test";
 import assert from "node:assert/strict";
-import { once } from "node:events";
-import { WebSocket, WebSocketServer } from "ws";
+import { WebSocket } from "ws";
 import { duorelay } from "duorelay";
-import { Reporter } from "../../../src/client/js/src/pacing.js";
 import { endAll, startBrowser, startPages, startRelay, startThinPath } from "./world.mjs";
 
 after(endAll);
@@ -13,50 +11,26 @@ const FRAME = 300;
 const HEAD = 14; // stream id, and the WebSocket frame around it
 const PER_SECOND = 30;
 
-/** A relay that reports what it reads, and notes how old each frame is. */
-async function reportingRelay() {
-  const server = new WebSocketServer({ port: 0, host: "127.0.0.1", handleProtocols: () => "duorelay.v1" });
-  await once(server, "listening");
-  after(() => {
-    for (const socket of server.clients) socket.terminate();
-    server.close();
-  });
-  const frames = [];
-  server.on("connection", (socket) => {
-    const reporter = new Reporter(0);
-    let timer;
-    const say = (message) => socket.send(JSON.stringify(message));
-    const report = () => {
-      const due = reporter.report(performance.now());
-      if (due) say({ type: "received", ...due });
-      clearTimeout(timer);
-      if (reporter.dueAt < Infinity) timer = setTimeout(report, reporter.dueAt - performance.now());
-    };
-    socket.on("close", () => clearTimeout(timer));
-    socket.on("message", (data, isBinary) => {
-      const message = isBinary ? null : JSON.parse(data);
-      reporter.onRead(performance.now(), !["received", "reports", "ping", "pong"].includes(message?.type));
-      if (message?.type === "ping") say({ type: "pong", id: message.id, time: Date.now() });
-      if (message?.type === "reports") reporter.setPace(message.every_ms);
-      if (isBinary) frames.push({ at: Date.now(), age: Date.now() - data.readDoubleBE(1) });
-      report();
-    });
-    const limits = { message_bytes: 65_536, messages_per_second: 240, bytes_per_second: 1_048_576, queue_bytes: 1_048_576 };
-    const who = { connection: "c", device: "desktop", generation: 1, uid: "u", peer: { connection: "p", generation: 1 } };
-    say({ type: "welcome", ...who, expires_at: 4_000_000_000, heartbeat_ms: 25_000, limits, features: ["received"], instance: "i" });
-  });
-  return { port: server.address().port, frames };
-}
-
 const at = (values, share) => values.toSorted((a, b) => a - b)[Math.floor(values.length * share)];
 
 test("frames from Chromium over a link of half their need are at most 0.6 s old, flat", { timeout: 90_000 }, async () => {
   const need = (FRAME + HEAD) * PER_SECOND;
-  const scripted = await reportingRelay();
-  const thin = await startThinPath(scripted.port, { up: need / 2 });
-  const relay = await startRelay(); // for the token alone
+  const relay = await startRelay();
+  const thin = await startThinPath(relay.port, { up: need / 2 });
+  const token = await relay.token("thin");
+  const receiver = duorelay({ url: relay.ws, device: "mobile", WebSocket, getToken: () => token });
+  after(() => receiver.close());
+  const frames = [];
+  receiver.on("frame", (_, bytes) => {
+    const made = new DataView(bytes.buffer, bytes.byteOffset).getFloat64(0);
+    frames.push({ at: Date.now(), age: Date.now() - made });
+  });
   const browser = await startBrowser("chromium");
   const page = await browser.client(await startPages(() => relay), { user: "thin", url: thin.ws });
+  // The other way is innocent: each frame has its number.
+  let sent = 0;
+  const sending = setInterval(() => receiver.frame(2, new Uint8Array([(sent += 1) >> 8, sent & 255])), 1000 / PER_SECOND);
+  after(() => clearInterval(sending));
   await page.evaluate(
     (size, pause) => {
       window.sending = setInterval(() => {
@@ -68,20 +42,25 @@ test("frames from Chromium over a link of half their need are at most 0.6 s old,
     FRAME, 1000 / PER_SECOND,
   );
   const SECONDS = 20;
-  await new Promise((resolve) => setTimeout(resolve, SECONDS * 1000));
-  const [delay, dropped] = await page.evaluate(() => [relay.delay, relay.dropped]);
+  await new Promise((resolve) => setTimeout(resolve, (SECONDS * 1000) / 2));
+  const [sentBefore, readBefore] = [sent, await page.evaluate(() => told.frame.length)];
+  await new Promise((resolve) => setTimeout(resolve, (SECONDS * 1000) / 2));
+  const [delay, dropped, read] = await page.evaluate(() => [relay.delay, relay.dropped, told.frame.length]);
+  const innocent = (read - readBefore) / (sent - sentBefore);
   const now = Date.now();
-  const half = (from, to) => scripted.frames.filter((frame) => frame.at > now - from && frame.at <= now - to).map(({ age }) => age);
+  const half = (from, to) => frames.filter((frame) => frame.at > now - from && frame.at <= now - to).map(({ age }) => age);
   const [earlier, later] = [half(10_000, 5_000), half(5_000, 0)];
   const all = [...earlier, ...later];
   const share = all.length / ((PER_SECOND / 2) * 10);
   console.log(
     `a thin uplink: age p50 ${Math.round(at(all, 0.5))} ms, p99 ${Math.round(at(all, 0.99))} ms, ${Math.round(share * 100)} % of what ` +
-      `the link carries, ${dropped} frames replaced, the client estimates ${Math.round(delay.up)} ms up and ${Math.round(delay.down)} down`,
+      `the link carries, ${dropped} frames replaced, ${Math.round(innocent * 100)} % of the other way's frames; the client ` +
+      `estimates ${Math.round(delay.up)} ms up and ${Math.round(delay.down)} down`,
   );
   assert.ok(at(all, 0.99) <= 600, `p99 ${at(all, 0.99)} ms`);
   assert.ok(at(later, 0.5) <= at(earlier, 0.5) + 150, "the age grows");
   assert.ok(share >= 0.85, `${share} of what the link carries`);
+  assert.ok(innocent >= 0.95, `${innocent} of the other way's frames`);
 });
 
 // The long form: FILE_CHUNKS=320 QUEUE_BYTES=1048576, which is 5 MB with the relay's own queue.

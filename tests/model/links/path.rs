@@ -5,6 +5,7 @@ use std::collections::{BinaryHeap, VecDeque};
 
 use duorelay::relay::pacing::{Kind, Pacing, Reporter};
 use fastrand::Rng;
+use serde_json::{Value, json};
 
 /// Frames a second of each stream.
 const FPS: f64 = 30.0;
@@ -95,6 +96,24 @@ struct State {
     /// Of the other end's frames: when they arrived, and how old.
     ages: Vec<(f64, f64)>,
     bytes: f64,
+    /// Only of a run that is recorded.
+    tape: Option<Tape>,
+}
+
+/// What an end's law was asked and what it answered, as steps of `tests/vectors/pacing.json`.
+#[derive(Debug, Default)]
+pub(super) struct Tape {
+    pub pacing: Vec<Value>,
+    pub reporter: Vec<Value>,
+}
+
+fn name(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Volatile => "volatile",
+        Kind::Reliable => "reliable",
+        Kind::Control => "control",
+        Kind::Quiet => "quiet",
+    }
 }
 
 /// What arrived of one end's frames in the second half.
@@ -118,9 +137,36 @@ pub(super) struct Simulation {
     rng: Rng,
 }
 
+impl State {
+    /// When the next message of that kind may leave, if there is one.
+    fn leaves_at(&mut self, now: f64, is_there: bool, kind: Kind) -> f64 {
+        match &mut self.pacing {
+            _ if !is_there => f64::INFINITY,
+            Some(pacing) => {
+                let at = pacing.may_leave_at(now, kind);
+                if let Some(tape) = &mut self.tape {
+                    tape.pacing.push(json!(["may", now, name(kind), at]));
+                }
+                at
+            }
+            None => now,
+        }
+    }
+}
+
 impl Simulation {
     /// Runs for so long, and returns the outcome of each end's frames.
     pub(super) fn run(links: [Link; 2], ends: [End; 2], seconds: f64, seed: u64) -> [Outcome; 2] {
+        let simulation = Self::played(links, ends, seconds, seed, false);
+        [simulation.outcome(0, seconds), simulation.outcome(1, seconds)]
+    }
+
+    /// Runs for so long, and answers what each end's law was asked.
+    pub(super) fn record(links: [Link; 2], ends: [End; 2], seconds: f64, seed: u64) -> [Tape; 2] {
+        Self::played(links, ends, seconds, seed, true).ends.map(|end| end.tape.unwrap())
+    }
+
+    fn played(links: [Link; 2], ends: [End; 2], seconds: f64, seed: u64, records: bool) -> Self {
         let state = |spec: End| State {
             spec,
             pacing: spec.paced.then(|| Pacing::new((spec.clock)(0.0), 0, true)),
@@ -136,6 +182,7 @@ impl Simulation {
             made: 0,
             ages: Vec::new(),
             bytes: 0.0,
+            tape: records.then(Tape::default),
         };
         let mut simulation = Self {
             now: 0.0,
@@ -158,7 +205,7 @@ impl Simulation {
             }
         }
         simulation.go(seconds * 1_000.0);
-        [simulation.outcome(0, seconds), simulation.outcome(1, seconds)]
+        simulation
     }
 
     fn at(&mut self, time: f64, event: Event) {
@@ -221,13 +268,8 @@ impl Simulation {
         loop {
             let state = &mut self.ends[end];
             let now = (state.spec.clock)(self.now);
-            let mut leaves_at = |is_there: bool, kind| match &mut state.pacing {
-                _ if !is_there => f64::INFINITY,
-                Some(pacing) => pacing.may_leave_at(now, kind),
-                None => now,
-            };
-            let volatile_at = leaves_at(!state.waiting.is_empty(), Kind::Volatile);
-            let bulk_at = leaves_at(state.bulk, Kind::Reliable);
+            let volatile_at = state.leaves_at(now, !state.waiting.is_empty(), Kind::Volatile);
+            let bulk_at = state.leaves_at(now, state.bulk, Kind::Reliable);
             let next = volatile_at.min(bulk_at);
             if next > now {
                 let look_at = self.now + next - now + 0.001;
@@ -255,6 +297,9 @@ impl Simulation {
         let now = (state.spec.clock)(self.now);
         if let Some(pacing) = &mut state.pacing {
             pacing.on_sent(now, bytes, kind);
+            if let Some(tape) = &mut state.tape {
+                tape.pacing.push(json!(["sent", now, bytes, name(kind)]));
+            }
         }
         let link = &self.links[end];
         let mut start = self.now.max(state.free_at);
@@ -273,6 +318,9 @@ impl Simulation {
         let now = (state.spec.clock)(self.now);
         let is_quiet = matches!(content, Content::Received { .. } | Content::Reports(_));
         state.reporter.on_read(now, !is_quiet);
+        if let Some(tape) = &mut state.tape {
+            tape.reporter.push(json!(["read", now, !is_quiet, state.reporter.due_at()]));
+        }
         if self.now > self.half {
             state.bytes += f64::from(bytes);
         }
@@ -281,10 +329,20 @@ impl Simulation {
             Content::Received { messages, read_at } => {
                 if let Some(pacing) = &mut state.pacing {
                     pacing.on_report(now, messages, read_at).unwrap();
+                    let after = (pacing.is_limited(), pacing.pace(), pacing.queue(now));
+                    let step = json!(["report", now, messages, read_at, true, after.0, after.1, after.2]);
+                    if let Some(tape) = &mut state.tape {
+                        tape.pacing.push(step);
+                    }
                 }
                 self.push(end);
             }
-            Content::Reports(every_ms) => state.reporter.set_pace(every_ms),
+            Content::Reports(every_ms) => {
+                state.reporter.set_pace(every_ms);
+                if let Some(tape) = &mut state.tape {
+                    tape.reporter.push(json!(["pace", every_ms]));
+                }
+            }
             Content::Other => {}
         }
         self.report(end);
@@ -295,6 +353,9 @@ impl Simulation {
         let now = (state.spec.clock)(self.now);
         match state.reporter.report(now) {
             Some((messages, read_at)) => {
+                if let Some(tape) = &mut state.tape {
+                    tape.reporter.push(json!(["report", now, messages, read_at]));
+                }
                 let is_lost = self.rng.f64() < state.spec.loses;
                 if !is_lost {
                     self.send(end, 60, Content::Received { messages, read_at }, Kind::Quiet);

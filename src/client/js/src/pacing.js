@@ -10,6 +10,7 @@ const GROW = 1.25; //         the least growth of the rate without a queue
 const SPAN = 50; //           the shortest time over which arrivals count as a rate
 const PROBE = 250; //         the first pause between probes of a silent path, and the longest
 const PROBE_MOST = 2_000;
+const PROVES = 4; //          a report of so many messages without a queue ends a silence
 const DRAIN = 1_500; //       the longest drain, the pause before the first, and between two
 const DRAIN_FIRST = 1_000;
 const DRAIN_EVERY = 20_000;
@@ -54,6 +55,8 @@ export class Pacing {
   #sure = 0;
   #loaded = 0;
   #draining = false;
+  #proof = 0; //              the first probe of a silence, until something shows that the path is clear
+  #bulk = 0; //               the last reliable message that left while over half of the window was unreported
   #reporting;
 
   /** A path of which nothing is known. `messages` have left on it; `reporting` if the other end is known to report. */
@@ -71,7 +74,7 @@ export class Pacing {
 
   /** The pace of reports to ask the other end for, in milliseconds. */
   get pace() {
-    return this.isLimited || this.#unreported > this.#window / 2 ? FAST_PACE : SLOW_PACE;
+    return this.isLimited || this.#bulk > this.#log[0].number ? FAST_PACE : SLOW_PACE;
   }
 
   /** The queue on the path, in milliseconds. */
@@ -84,12 +87,16 @@ export class Pacing {
     const number = last.number + 1;
     this.#record({ number, bytes: last.bytes + bytes, time: now });
     this.#finish = Math.max(this.#finish, now) + bytes / this.#rate;
+    if (this.#isFull && kind === "reliable") this.#bulk = number;
     if (kind !== "quiet") {
       this.#due = number;
       if (this.#waiting === Infinity) this.#waiting = now;
     }
     if (kind === "volatile" || kind === "reliable") {
-      if (now >= this.#silentAt) this.#probe = Math.min(2 * this.#probe, PROBE_MOST);
+      if (now >= this.#silentAt) {
+        this.#probe = Math.min(2 * this.#probe, PROBE_MOST);
+        this.#proof ||= number;
+      }
       this.#leftAt = now;
       if (this.#draining) {
         this.#draining = false;
@@ -102,7 +109,7 @@ export class Pacing {
   mayLeaveAt(now, kind) {
     const probe = this.#leftAt + this.#probe;
     const silentAt = this.#silentAt;
-    if (now >= silentAt) {
+    if (now >= silentAt || (this.#proof && !this.isLimited)) {
       this.#heldAt = now;
       return probe;
     }
@@ -114,10 +121,9 @@ export class Pacing {
       this.#draining = true;
       this.#drainAt = now + DRAIN;
     }
-    const isIdle = this.#waiting === Infinity;
-    let at = this.#draining && !isIdle ? this.#drainAt : this.#finish - TARGET;
+    let at = this.#draining ? this.#drainAt : this.#finish - TARGET;
     // Nothing under way will be reported: only this message can prove a wrong rate wrong.
-    if (isIdle) at = Math.min(at, this.#leftAt + PROBE);
+    if (this.#waiting === Infinity) at = Math.min(this.#finish - TARGET, this.#leftAt + PROBE);
     if (at > now) this.#heldAt = now;
     return at > silentAt ? Math.max(silentAt, probe) : at;
   }
@@ -130,37 +136,39 @@ export class Pacing {
     if (!(news >= 0 && messages <= this.#last.number && Math.abs(readAt) <= CLOCK_MOST)) return false;
     if (news === 0) return true;
     const at = log.findIndex((entry) => entry.number >= messages);
-    const [before, entry] = [log[at - 1], log[at]];
+    const before = log[at - 1];
+    const entry = log[at];
     const isExact = entry.number === messages;
     const count = entry.number - before.number;
     const size = (entry.bytes - before.bytes) / count;
-    const bytesTo = before.bytes + Math.floor(((entry.bytes - before.bytes) * (messages - before.number)) / count);
     const earliest = isExact ? entry.time : before.time;
-    const reached = { number: messages, bytes: isExact ? entry.bytes : bytesTo, time: earliest };
-    const bytes = reached.bytes - anchor.bytes;
+    const reached = isExact ? entry.bytes : before.bytes + Math.floor(size * (messages - before.number));
+    const bytes = reached - anchor.bytes;
     const first = anchor.time + (log[1].time - anchor.time) / (log[1].number - anchor.number);
 
     this.#onLife(now, messages);
     const wasLimited = this.isLimited;
-    const wasFull = this.#unreported > this.#window / 2;
+    const wasFull = this.#isFull;
     const span = readAt - this.#readAt;
-    if (span > 0 && span < Infinity && !wasLimited) this.#peak = Math.max(this.#peak, bytes / span);
+    if (span > 0 && !wasLimited) this.#peak = Math.max(this.#peak, bytes / span);
 
     const isFirst = before.bytes - anchor.bytes <= size / 4;
     const isPast = earliest >= this.#reportedAt || earliest + this.#floor + this.#extra >= this.#readAt;
     const isLone = wasLimited && isExact && isFirst && isPast;
     const jumped = this.#onWay(now, readAt, entry.time, earliest, size, isLone);
     this.#onRate(now, readAt, entry.time, first, bytes, jumped);
-    if (!wasLimited && !this.isLimited && wasFull) this.#window = Math.min(2 * this.#window, WINDOW_MOST);
+    if (this.isLimited || messages >= this.#proof || (this.#queue <= QUIET && news >= PROVES)) this.#proof = 0;
+    if (!this.#proof) this.#probe = PROBE;
+    if (wasFull && !wasLimited && !this.isLimited) this.#window = Math.min(2 * this.#window, WINDOW_MOST);
 
     this.#readAt = readAt;
     this.#reportedAt = now;
-    this.#log = [reached, ...log.slice(isExact ? at + 1 : at)];
-    if (this.#log.length < LOG / 2) this.#stride = Math.max(1, Math.floor(this.#stride / 2));
+    this.#log = [{ number: messages, bytes: reached, time: earliest }, ...log.slice(isExact ? at + 1 : at)];
+    if (this.#log.length < LOG / 2) this.#stride = Math.ceil(this.#stride / 2);
     let finish = readAt - this.#floor - this.#extra;
     for (let i = 1; i < this.#log.length; i += 1) {
-      const [earlier, later] = [this.#log[i - 1], this.#log[i]];
-      finish = Math.max(finish, later.time) + (later.bytes - earlier.bytes) / this.#rate;
+      const entry = this.#log[i];
+      finish = Math.max(finish, entry.time) + (entry.bytes - this.#log[i - 1].bytes) / this.#rate;
     }
     this.#finish = finish;
     return true;
@@ -172,6 +180,10 @@ export class Pacing {
 
   get #unreported() {
     return this.#last.bytes - this.#log[0].bytes;
+  }
+
+  get #isFull() {
+    return this.#unreported > this.#window / 2;
   }
 
   get #silentAt() {
@@ -198,7 +210,6 @@ export class Pacing {
     const pause = now - this.#waiting;
     if (this.#reporting && pause > 0) this.#gap = Math.min(Math.max(pause, 0.9 * this.#gap + 0.1 * pause), GAP_MOST);
     this.#reporting = true;
-    this.#probe = PROBE;
     this.#waiting = this.#due > messages ? now : Infinity;
   }
 
@@ -216,7 +227,9 @@ export class Pacing {
       this.#extra = 0;
       this.#floorBytes = this.isLimited ? 0 : size;
     } else if (jump > 0) {
+      // A queue does not grow by more than the round trip: the clock jumped, and the queue is what it was.
       this.#floor += jump;
+      if (jump > TARGET && this.isLimited) this.#floor += Math.max(0, room - this.#queue);
     } else if (isLone) {
       this.#onLone(now, longest - size / this.#rate - this.#floor);
     } else if (longest < this.#floor + this.#extra) {
@@ -230,15 +243,15 @@ export class Pacing {
 
   /** A message found nothing of ours on the path; it took `extra` longer than the floor. */
   #onLone(now, extra) {
+    const suspect = this.#suspect;
+    this.#suspect = 0;
     if (extra < 0 && this.#loaded >= LOADED) {
       this.#floor += extra;
-      this.#extra = this.#suspect = 0;
+      this.#extra = 0;
     } else if (extra <= this.#extra + QUIET) {
       this.#extra = extra > QUIET ? extra : 0;
-      this.#suspect = 0;
-    } else if (this.#suspect > 0) {
-      this.#extra = Math.min(extra, this.#suspect);
-      this.#suspect = 0;
+    } else if (suspect > 0) {
+      this.#extra = Math.min(extra, suspect);
     } else {
       this.#suspect = extra;
       if (!this.#draining) this.#drainAt = Math.min(this.#drainAt, now);
@@ -249,16 +262,19 @@ export class Pacing {
     const span = readAt - this.#readAt;
     if (!this.isLimited) {
       if (!jumped && this.#queue > TARGET) {
-        const start = Math.max(this.#readAt, first + this.#floor);
-        this.#rate = bytes / Math.max(1, readAt - start);
-        const own = this.#floorBytes / Math.max(this.#peak, this.#rate);
-        this.#floor -= own;
-        this.#tripLeast -= own;
-        this.#queue += own;
-        this.#floorBytes = 0;
+        this.#rate = bytes / Math.max(1, Math.min(span, readAt - first - this.#floor));
         this.#drainAt = now + DRAIN_FIRST;
       }
       return;
+    }
+    if (span < 0) return; // its clock went back
+    // Not before: the rate of the first reports may be a single late message's.
+    if (this.#loaded >= LOADED) {
+      const own = Math.min(this.#floorBytes / Math.max(this.#peak, this.#rate), this.#tripLeast);
+      this.#floor -= own;
+      this.#tripLeast -= own;
+      this.#queue += own;
+      this.#floorBytes = 0;
     }
     const busy = Math.max(0, readAt - Math.max(this.#readAt, first + this.#floor + this.#extra));
     const most = this.#queue > TARGET && busy > 0 ? (4 * bytes) / busy : Infinity;
@@ -266,8 +282,7 @@ export class Pacing {
     if (this.#queue > QUIET) {
       this.#rate = rate;
     } else if (latest >= this.#grewAt && this.#heldAt > this.#grewAt) {
-      const grown = Math.min(Math.max(rate, GROW * this.#rate), 2 * this.#rate);
-      this.#rate = Math.max(grown, bytes / Math.max(span, SPAN));
+      this.#rate = Math.max(Math.min(Math.max(rate, GROW * this.#rate), 2 * this.#rate), bytes / Math.max(span, SPAN));
       this.#grewAt = now;
     }
     if (this.#queue <= TARGET && now - this.#heldAt > CLEAR_AFTER) {

@@ -59,6 +59,9 @@ const double _windowMost = 1048576;
 const double _tripSlack = 20;
 const int _sureMost = 8;
 
+/// A report of so many messages without a queue ends a silence.
+const int _proves = 4;
+
 /// Reports with a queue before a lone message may lower the floor.
 const int _loadedMost = 5;
 
@@ -140,6 +143,14 @@ final class Pacing {
   bool _isDraining = false;
   bool _isReporting;
 
+  /// The first probe of a silence, until something shows that the path is
+  /// clear.
+  int? _proof;
+
+  /// The last reliable message that left while over half of the window was
+  /// unreported.
+  int _bulk = 0;
+
   /// Bytes that left and are not reported.
   double get unreported => _log.last.bytes - _log.first.bytes;
 
@@ -151,7 +162,9 @@ final class Pacing {
 
   /// The pace of reports to ask the other end for, in milliseconds.
   int get paceMs =>
-      isLimited || unreported > _window / 2 ? fastPaceMs : slowPaceMs;
+      isLimited || _bulk > _log.first.number ? fastPaceMs : slowPaceMs;
+
+  bool get _isFull => unreported > _window / 2;
 
   double get _silentAt => _isReporting ? _waiting + 2 * _gap + 300 : _never;
 
@@ -161,12 +174,16 @@ final class Pacing {
     final sent = _Sent(last.number + 1, last.bytes + bytes, now);
     _record(sent);
     _finish = max(_finish, now) + bytes / _rate;
+    if (kind == Kind.reliable && _isFull) _bulk = sent.number;
     if (kind != Kind.quiet) {
       _due = sent.number;
       if (_waiting == _never) _waiting = now;
     }
     if (kind != Kind.volatile && kind != Kind.reliable) return;
-    if (now >= _silentAt) _probe = min(2 * _probe, _probeMost);
+    if (now >= _silentAt) {
+      _probe = min(2 * _probe, _probeMost);
+      _proof ??= sent.number;
+    }
     _leftAt = now;
     if (!_isDraining) return;
     _isDraining = false;
@@ -197,7 +214,7 @@ final class Pacing {
   double mayLeaveAt(double now, Kind kind) {
     final probe = _leftAt + _probe;
     final silentAt = _silentAt;
-    if (now >= silentAt) {
+    if (now >= silentAt || (_proof != null && !isLimited)) {
       _heldAt = now;
       return probe;
     }
@@ -246,7 +263,7 @@ final class Pacing {
 
     _onLife(now, messages);
     final wasLimited = isLimited;
-    final wasFull = unreported > _window / 2;
+    final wasFull = _isFull;
     final span = readAt - _readAt;
     if (span > 0 && span.isFinite && !wasLimited) {
       _peak = max(_peak, bytes / span);
@@ -258,6 +275,14 @@ final class Pacing {
     final isLone = wasLimited && isExact && isFirst && isPast;
     final jumped = _onWay(now, readAt, entry.time, earliest, size, isLone);
     _onRate(now, readAt, entry.time, first, bytes, jumped);
+    final proof = _proof;
+    if (isLimited ||
+        proof == null ||
+        messages >= proof ||
+        (_queue <= _quiet && news >= _proves)) {
+      _proof = null;
+      _probe = _probeFirst;
+    }
     if (!wasLimited && !isLimited && wasFull) {
       _window = min(2 * _window, _windowMost);
     }
@@ -283,7 +308,6 @@ final class Pacing {
       _gap = min(max(pause, 0.9 * _gap + 0.1 * pause), _gapMost);
     }
     _isReporting = true;
-    _probe = _probeFirst;
     _waiting = _due > messages ? now : _never;
   }
 
@@ -309,7 +333,10 @@ final class Pacing {
       _extra = 0;
       _floorBytes = isLimited ? 0 : size;
     } else if (jumped) {
+      // A queue does not grow by more than the round trip: the clock jumped,
+      // and the queue is what it was.
       _floor += jump;
+      if (isLimited && jump > _target) _floor += max(room - _queue, 0);
     } else if (isLone) {
       _onLone(now, longest - size / _rate - _floor);
     } else if (longest < _floor + _extra) {
@@ -354,15 +381,21 @@ final class Pacing {
       if (jumped || _queue <= _target) return;
       final start = max(_readAt, first + _floor);
       _rate = bytes / max(readAt - start, 1);
-      final own = _floorBytes / max(_peak, _rate);
-      _floor -= own;
-      _tripLeast -= own;
-      _queue += own;
-      _floorBytes = 0;
       _drainAt = now + _drainFirst;
       return;
     }
     final span = readAt - _readAt;
+    // Its clock went back.
+    if (span < 0) return;
+    // Not before: the rate of the first reports may be a single late
+    // message's.
+    if (_loaded >= _loadedMost && _floorBytes > 0) {
+      final own = min(_floorBytes / max(_peak, _rate), _tripLeast);
+      _floor -= own;
+      _tripLeast -= own;
+      _queue += own;
+      _floorBytes = 0;
+    }
     final double busy =
         max(readAt - max(_readAt, first + _floor + _extra), 0);
     final most = _queue > _target && busy > 0 ? 4 * bytes / busy : _never;
