@@ -236,7 +236,8 @@ fn tail_from(duration: Duration) -> u64 {
 pub(super) struct Verdict {
     /// As it was written.
     pub(super) demand: String,
-    /// Of the figure.
+    /// The unit of the figure.
+    pub(super) unit: Unit,
     /// What was measured; absent when this run has no such figure.
     pub(super) value: Option<f64>,
     /// A demand on a figure that was not measured is broken.
