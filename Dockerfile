@@ -39,7 +39,7 @@ USER 65532:65532
 WORKDIR /
 EXPOSE 3000
 STOPSIGNAL SIGTERM
-# Live, not ready: who restarts the unhealthy must not restart every instance because Redis is away.
+# Live, not ready: a restart of every instance does not bring Redis back.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=5s --retries=3 CMD ["duorelay", "health"]
 # The binary is PID 1 and gets SIGTERM itself.
 ENTRYPOINT ["duorelay"]
