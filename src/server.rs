@@ -30,6 +30,7 @@ use crate::hub::{Budget, HubSettings};
 use crate::metrics::Metrics;
 use crate::relay::ids::InstanceId;
 use crate::relay::protocol::{ClientLimits, features};
+use crate::telemetry::Seldom;
 use crate::worker::{MakeBackplane, Worker, WorkerSettings};
 
 /// Why an instance cannot run.
@@ -332,15 +333,19 @@ async fn drain(gate: &Gate, workers: &Workers, delay: Duration, drain: Duration)
 /// do not hold up the edge.
 async fn watch_memory(gate: Arc<Gate>, metrics: Arc<Metrics>, group: cgroup::Group) {
     let mut ticks = tokio::time::interval(MEMORY_TICK);
+    // Near the limit it may be short and not short again many times a minute.
+    let (warned, mut is_logged) = (Seldom::default(), false);
     loop {
         ticks.tick().await;
         let is_short = group.is_short();
         metrics.memory_short.set(is_short.into());
         if gate.set_short_of_memory(is_short) {
-            if is_short {
-                warn!("memory is short: nobody new is let in");
-            } else {
+            if !is_short && is_logged {
                 info!("memory is no longer short");
+            }
+            is_logged = is_short && warned.is_due(Instant::now());
+            if is_logged {
+                warn!("memory is short: nobody new is let in");
             }
         }
     }

@@ -21,6 +21,7 @@ use super::calls::{self, CALL_TIME, CallError};
 use super::jwks::{KeySet, KeySetError};
 use crate::metrics::{KeyRefresh, Metrics};
 use crate::relay::refusal::Refusal;
+use crate::telemetry::Seldom;
 
 /// Unknown keys cause at most one fetch in this time.
 const UNKNOWN_KEY_PAUSE: Duration = Duration::from_secs(5);
@@ -193,7 +194,7 @@ async fn refresh(
     ask: Arc<Notify>,
     metrics: Arc<Metrics>,
 ) {
-    let mut failures = 0;
+    let (mut failures, warned) = (0, Seldom::default());
     loop {
         publish.send_if_modified(|state| !std::mem::replace(&mut state.fetching, true));
         let fetched = timeout(CALL_TIME, source.fetch()).await.unwrap_or(Err(CallError::TimedOut.into()));
@@ -210,7 +211,10 @@ async fn refresh(
             Err(error) => {
                 let pause = retry_after(failures);
                 failures = failures.saturating_add(1);
-                tracing::warn!(%error, failures, retry_ms = pause.as_millis(), "the issuer's keys could not be fetched");
+                // Handshakes with unknown keys cause a fetch each 5 s.
+                if warned.is_due(std::time::Instant::now()) {
+                    tracing::warn!(%error, failures, retry_ms = pause.as_millis(), "the issuer's keys could not be fetched");
+                }
                 publish.send_modify(|state| state.fetching = false);
                 pause
             }

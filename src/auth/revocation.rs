@@ -5,6 +5,7 @@
 //! error of its own for that.
 
 use std::fmt;
+use std::time::Instant;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::{Client, StatusCode, Url};
@@ -20,6 +21,7 @@ use super::claims::Identity;
 use super::grant::Grant;
 use super::settings::Credentials;
 use crate::relay::refusal::Refusal;
+use crate::telemetry::Seldom;
 
 /// Lookups that are under way at once; those past it wait, within their own time limit.
 const LOOKUPS: usize = 64;
@@ -37,6 +39,9 @@ pub(super) struct Checker {
     access: Access,
     checks: Semaphore,
     lookups: Semaphore,
+    /// For log lines that every handshake could cause.
+    crowded: Seldom,
+    unanswered: Seldom,
 }
 
 impl fmt::Debug for Checker {
@@ -79,20 +84,26 @@ impl Checker {
             access,
             checks: Semaphore::new(CHECKS),
             lookups: Semaphore::new(LOOKUPS),
+            crowded: Seldom::default(),
+            unanswered: Seldom::default(),
         })
     }
 
     /// The identity service's verdict, within [`CALL_TIME`].
     pub(super) async fn check(&self, identity: &Identity) -> Result<(), Refusal> {
         let Ok(_counted) = self.checks.try_acquire() else {
-            tracing::warn!(checks = CHECKS, "too many revocation checks are under way");
+            if self.crowded.is_due(Instant::now()) {
+                tracing::warn!(checks = CHECKS, "too many revocation checks are under way");
+            }
             return Err(Refusal::KeysUnavailable);
         };
         let account = timeout(CALL_TIME, self.account(identity)).await.unwrap_or(Err(CallError::TimedOut));
         match account {
             Ok(account) => verdict(account.as_ref(), identity),
             Err(error) => {
-                tracing::warn!(%error, "the identity service gave no answer about a session");
+                if self.unanswered.is_due(Instant::now()) {
+                    tracing::warn!(%error, "the identity service gave no answer about a session");
+                }
                 Err(Refusal::KeysUnavailable)
             }
         }

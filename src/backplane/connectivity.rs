@@ -194,6 +194,8 @@ pub struct Connectivity {
     /// When Redis last carried out a probe.
     written: Option<Instant>,
     refusal: Option<Refusal>,
+    /// The way was not ready, and has not been up since.
+    must_come_up: bool,
     /// Why there was no connection, until the way is up again.
     failure: Option<(Cause, String)>,
     probed: Option<Instant>,
@@ -217,6 +219,7 @@ impl Connectivity {
             delivered_unwritten: None,
             written: None,
             refusal: None,
+            must_come_up: true,
             failure: None,
             probed: None,
             reconnected: None,
@@ -318,9 +321,11 @@ impl Connectivity {
     #[must_use]
     pub fn is_ready(&self, now: Instant) -> bool {
         let is_refused = self.refusal.as_ref().is_some_and(|refusal| now - refusal.since >= REFUSED_AFTER);
-        // A way that is down becomes ready only when it is up: before, claims are still refused.
         let is_recent = |at: Instant| now - at < SILENT_AFTER;
-        self.written.is_some_and(is_recent) && self.last_delivery().is_some_and(is_recent) && !is_refused
+        let is_proven = self.written.is_some_and(is_recent) && self.last_delivery().is_some_and(is_recent);
+        // A new connection may write before the way is up, and older deliveries are still recent: claims are refused
+        // until then.
+        is_proven && !is_refused && (self.is_up || !self.must_come_up)
     }
 
     fn is_at_wrong_server(&self) -> bool {
@@ -337,6 +342,7 @@ impl Connectivity {
 
     /// What is due at `now`; call it again until there is nothing.
     pub fn poll(&mut self, now: Instant) -> Option<Action> {
+        self.must_come_up = !self.is_ready(now);
         self.poll_probe(now)
             .or_else(|| self.poll_state(now))
             .or_else(|| self.poll_trouble(now))
@@ -601,6 +607,8 @@ mod tests {
             assert_eq!(seen, expected);
             assert!(!way.it.may_publish() && !way.it.may_claim() && !way.it.is_ready(way.now));
             way.it.on_connected(way.now);
+            way.it.on_written(way.now);
+            assert!(!way.it.is_ready(way.now), "claims are refused until the way is up");
             way.it.on_whole();
             way.answer();
             assert_eq!(way.due(), [Action::Probe, Action::Up, Action::End(Cause::of(words))]);

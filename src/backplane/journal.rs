@@ -27,6 +27,8 @@ struct Troubles {
     present: HashMap<(u16, Cause), usize>,
     logged: HashSet<(u16, Cause)>,
     last: HashMap<Cause, Instant>,
+    /// When the log last said that a node is up.
+    up: HashMap<u16, Instant>,
 }
 
 impl Troubles {
@@ -36,6 +38,14 @@ impl Troubles {
             self.last.insert(cause, now);
         }
         is_due
+    }
+
+    fn up(&mut self, node: u16, now: Instant) -> Line {
+        let is_due = self.up.get(&node).is_none_or(|last| now.duration_since(*last) >= ONCE_IN);
+        if is_due {
+            self.up.insert(node, now);
+        }
+        if is_due { Line::Yes } else { Line::No }
     }
 
     fn begin(&mut self, node: u16, cause: Cause, now: Instant) -> Line {
@@ -92,6 +102,15 @@ impl Journal {
         result
     }
 
+    /// A worker has a way to a node: each worker says so, and again after each break.
+    pub fn up(&self, node: u16, place: Option<&str>) {
+        let mut troubles = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if troubles.up(node, Instant::now()) == Line::Yes {
+            drop(troubles);
+            info!(node, place = place.unwrap_or_default(), "the backplane is up");
+        }
+    }
+
     /// A worker's trouble with a node begins; `words` are Redis's own, `place` is the node's address.
     pub fn begin(&self, node: u16, place: Option<&str>, cause: Cause, words: &str) {
         if self.with(cause, |troubles| troubles.begin(node, cause, Instant::now())) == Line::Yes {
@@ -141,6 +160,17 @@ mod tests {
         assert_eq!(troubles.end(0, Cause::Loading), Line::No);
         assert_eq!(troubles.begin(1, Cause::OutOfMemory, now), Line::Yes, "another cause");
         assert_eq!(troubles.begin(0, Cause::Loading, now + ONCE_IN), Line::Yes);
+    }
+
+    #[test]
+    fn a_node_is_up_for_all_workers_once_a_minute() {
+        let (mut troubles, now) = (Troubles::default(), Instant::now());
+        assert_eq!(
+            [troubles.up(0, now), troubles.up(0, now), troubles.up(1, now)],
+            [Line::Yes, Line::No, Line::Yes]
+        );
+        assert_eq!(troubles.up(0, now + ONCE_IN / 2), Line::No);
+        assert_eq!(troubles.up(0, now + ONCE_IN), Line::Yes);
     }
 
     #[test]

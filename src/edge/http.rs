@@ -79,6 +79,8 @@ async fn live() -> Response {
 async fn ready(State(edge): State<Arc<Edge>>) -> Response {
     if edge.gate.is_draining() {
         health(StatusCode::SERVICE_UNAVAILABLE, "draining")
+    } else if edge.readiness.is_foreign() {
+        health(StatusCode::SERVICE_UNAVAILABLE, "the prefix in Redis belongs to another issuer or audience")
     } else if !edge.readiness.is_ready() {
         health(StatusCode::SERVICE_UNAVAILABLE, "no backplane")
     } else if !edge.verifier.has_keys() {

@@ -2,6 +2,7 @@
 
 mod cloud;
 mod context;
+mod seldom;
 mod traces;
 
 use opentelemetry::trace::TracerProvider as _;
@@ -16,6 +17,7 @@ use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
 use tracing_subscriber::{EnvFilter, Layer, Registry};
 
 use self::cloud::CloudLogging;
+pub use self::seldom::Seldom;
 pub(crate) use self::traces::collector;
 pub use self::traces::{STEPS, TraceSettings, handshake, handshake_ended, handshake_is_for};
 

@@ -147,6 +147,21 @@ async fn interrupt_drains_too() {
 }
 
 #[tokio::test]
+async fn a_hang_up_drains_like_a_termination() {
+    let (_issuer, mut relay) = start(1, 1).await;
+    let mut client = relay.v1_desktop("ann").await;
+    relay.signal("HUP");
+    wait_for_status(&relay, "/healthz/ready", 503, Duration::from_millis(500)).await;
+    // The delay holds as well: only an interrupt skips it.
+    let mut late = relay.v1_desktop("bob").await;
+    for client in [&mut client, &mut late] {
+        assert_eq!(client.expect_json("reconnect").await["reason"], "draining");
+        client.expect_close(1012).await;
+    }
+    assert_eq!(relay.exit(Duration::from_secs(5)).await.code(), Some(0));
+}
+
+#[tokio::test]
 async fn a_client_that_moves_to_another_socket_within_the_delay_is_not_asked_twice() {
     let (_issuer, mut relay) = start(0, 2).await;
     let mut client = relay.v1_desktop("ann").await;

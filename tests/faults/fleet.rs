@@ -27,15 +27,20 @@ impl Fleet {
         Self::start_with(&[redis, redis], |config| config).await
     }
 
-    /// One instance for each of these URLs.
+    /// One instance for each of these URLs. Every second one is the program that `OTHER_RELAY` names, if it does:
+    /// another version, as during an upgrade.
     pub async fn start_with(urls: &[&str], configure: impl Fn(Config) -> Config) -> Self {
         let issuer = Issuer::start();
-        let starts = urls.iter().map(|url| {
+        let other = std::env::var("OTHER_RELAY").ok();
+        let starts = urls.iter().enumerate().map(|(number, url)| {
             let config = Config::new(&issuer)
                 .set("REDIS_URL", url)
                 .set("DUORELAY_LEASE_SECONDS", LEASE.as_secs())
                 .set("DUORELAY_WORKERS", 2);
-            let config = configure(config);
+            let config = match &other {
+                Some(program) if number % 2 == 1 => configure(config).program(program),
+                Some(_) | None => configure(config),
+            };
             async move { config.start().await }
         });
         let relays = join_all(starts).await;

@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
 use tokio::time::Instant;
 
 use crate::fleet::{SLACK, WITHIN, v1};
@@ -53,6 +55,34 @@ async fn a_redis_user_without_permissions_is_reported() {
 }
 
 #[tokio::test]
+async fn a_redis_without_hello_is_one_line_that_names_the_least_version_and_no_password() {
+    let redis = RedisServer::start_with(&["--rename-command", "HELLO", ""]).await;
+    for user in ["", &format!(":{SECRET}@"), &format!("ann:{SECRET}@")] {
+        let errors = stops(&format!("redis://{user}{}", redis.address())).await;
+        assert_eq!(errors.len(), 1, "{errors:?}");
+        let error = errors[0].to_string();
+        assert!(error.contains("REDIS_URL") && error.contains("Redis 6.2 or Valkey 7.2"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_redis_that_speaks_an_older_protocol_alone_is_one_line_that_names_the_least_version() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let mut command = [0; 1024];
+            let _ = client.read(&mut command).await;
+            let _ = client.write_all(b"-NOPROTO unsupported protocol version\r\n").await;
+        }
+    });
+    let errors = stops(&format!("redis://{address}")).await;
+    assert_eq!(errors.len(), 1, "{errors:?}");
+    assert!(errors[0].to_string().contains("Redis 6.2 or Valkey 7.2"), "{errors:?}");
+    server.abort();
+}
+
+#[tokio::test]
 async fn an_instance_waits_for_a_redis_that_is_not_there_yet() {
     let server = RedisServer::start().await;
     let (address, url) = (server.address(), server.url());
@@ -60,6 +90,7 @@ async fn an_instance_waits_for_a_redis_that_is_not_there_yet() {
     let issuer = Issuer::start();
     let relay = Config::new(&issuer).set("REDIS_URL", url).start_until("/healthz/live").await;
     assert_eq!(relay.get("/healthz/ready").await.status, 503);
+    relay.wait_for_log("this instance waits for Redis: Connection refused (os error 111)").await;
     let asked = Instant::now();
     v1(&relay, "ann", "desktop").refused().await.expect_refusal(503, "backplane_unavailable");
     assert!(asked.elapsed() < Duration::from_secs(2) + SLACK);

@@ -1,6 +1,7 @@
 //! A Redis of its own for a test: a real redis-server without persistence, on a free port.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -46,8 +47,33 @@ impl RedisServer {
 
     /// Starts a server on this address with more arguments.
     pub async fn try_start_with(address: SocketAddr, arguments: &[&str]) -> Option<Self> {
+        Self::try_start_of(&program(), address, arguments).await
+    }
+
+    /// Starts a server that speaks TLS as well, and where it does. It is always Debian's: the servers that come from
+    /// PyPI are built without TLS.
+    pub async fn start_tls(certificate: &Path, key: &Path, ca: &Path) -> (Self, SocketAddr) {
+        let [certificate, key, ca] = [certificate, key, ca].map(|path| path.display().to_string());
+        for _ in 0..5 {
+            let (plain, tls) = (free_address(), free_address());
+            let port = tls.port().to_string();
+            let arguments = [
+                ["--tls-port", &port],
+                ["--tls-cert-file", &certificate],
+                ["--tls-key-file", &key],
+                ["--tls-ca-cert-file", &ca],
+                ["--tls-auth-clients", "yes"],
+            ];
+            if let Some(server) = Self::try_start_of("redis-server", plain, arguments.as_flattened()).await {
+                return (server, tls);
+            }
+        }
+        panic!("no port stayed free")
+    }
+
+    async fn try_start_of(program: &str, address: SocketAddr, arguments: &[&str]) -> Option<Self> {
         let directory = tempfile::tempdir().unwrap();
-        let child = Command::new(program())
+        let child = Command::new(program)
             .args(["--bind", &address.ip().to_string(), "--port", &address.port().to_string()])
             .args(["--save", "", "--appendonly", "no", "--dir"])
             .arg(directory.path())
@@ -120,6 +146,11 @@ impl RedisServer {
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where it would save.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
     }
 
     /// For `REDIS_URL`.

@@ -23,6 +23,7 @@ pub const ADMIN_TOKEN: &str = "operator-of-the-contract-tests";
 pub struct Config {
     env: BTreeMap<String, String>,
     args: Vec<String>,
+    program: String,
     /// What a shell does before it becomes the relay.
     before: Vec<String>,
 }
@@ -31,13 +32,18 @@ impl Config {
     /// `duorelay serve` with the memory backplane, for the tokens of `issuer`, without a limit on
     /// handshakes (all tests come from one address).
     pub fn new(issuer: &Issuer) -> Self {
-        Self { env: BTreeMap::new(), args: vec!["serve".into()], before: Vec::new() }
-            .set("FIREBASE_PROJECT_ID", PROJECT)
-            .set("DUORELAY_JWKS_URL", issuer.jwks_url())
-            .set("DUORELAY_ADMIN_TOKEN", ADMIN_TOKEN)
-            .set("DUORELAY_HANDSHAKES_PER_SECOND_PER_IP", "0")
-            .set("LOG_FORMAT", "json")
-            .set("RUST_LOG", "info,duorelay=debug")
+        Self {
+            env: BTreeMap::new(),
+            args: vec!["serve".into()],
+            program: env!("CARGO_BIN_EXE_duorelay").into(),
+            before: Vec::new(),
+        }
+        .set("FIREBASE_PROJECT_ID", PROJECT)
+        .set("DUORELAY_JWKS_URL", issuer.jwks_url())
+        .set("DUORELAY_ADMIN_TOKEN", ADMIN_TOKEN)
+        .set("DUORELAY_HANDSHAKES_PER_SECOND_PER_IP", "0")
+        .set("LOG_FORMAT", "json")
+        .set("RUST_LOG", "info,duorelay=debug")
     }
 
     /// Sets an environment variable.
@@ -49,6 +55,12 @@ impl Config {
     /// Takes an environment variable away.
     pub fn unset(mut self, name: &str) -> Self {
         self.env.remove(name);
+        self
+    }
+
+    /// Starts another program, such as an older version.
+    pub fn program(mut self, path: &str) -> Self {
+        self.program = path.into();
         self
     }
 
@@ -78,7 +90,7 @@ impl Config {
 
     /// The command, with free ports unless the test chose its own.
     fn command(&self, public: SocketAddr, admin: SocketAddr) -> Command {
-        let program = env!("CARGO_BIN_EXE_duorelay");
+        let program = &self.program;
         let mut command = if self.before.is_empty() {
             Command::new(program)
         } else {

@@ -3,16 +3,18 @@
 
 use fred::clients::Client;
 use fred::error::{Error, ErrorKind};
-use fred::interfaces::{ClientLike as _, ClusterInterface as _, PubsubInterface as _};
+use fred::interfaces::{ClientLike, ClusterInterface as _, PubsubInterface as _};
 use fred::types::{CustomCommand, Value};
+use fred::util::redis_keyslot;
 use futures_util::future::join;
 use tokio::time::timeout;
 
 use super::RedisSettings;
 use super::access::RedisError;
-use super::client::{CONNECT_LIMIT, cause_of, close};
+use super::client::{CONNECT_LIMIT, close};
 use super::names::Names;
 use super::scripts::Scripts;
+use super::words::cause_of;
 use crate::backplane::CALL_LIMIT;
 use crate::backplane::connectivity::Cause;
 
@@ -42,7 +44,7 @@ pub async fn check(settings: &RedisSettings) -> Result<Checked, RedisError> {
         template.client(None, false).map_err(|error| RedisError::Setting(error.details().to_owned()))?;
     let result = match timeout(limit, carry_out(&client, settings)).await {
         Ok(result) => result,
-        Err(_) => Err(Error::new(ErrorKind::Timeout, "no answer in time").into()),
+        Err(_) => Err(Error::new(ErrorKind::Timeout, "").into()),
     };
     close(&client).await;
     let problem = match result {
@@ -63,7 +65,8 @@ pub async fn check(settings: &RedisSettings) -> Result<Checked, RedisError> {
         Cause::Password if !template.has_file() => {
             Err(RedisError::Mistake(format!("Redis refuses the user or the password of {variable}: {words}")))
         }
-        Cause::Other if words.contains("unknown command") => {
+        // Without the command that each connection begins with, or without the protocol that it asks for.
+        Cause::Other if words.contains("unknown command") || words.starts_with("NOPROTO") => {
             Err(RedisError::Mistake(format!("the Redis of {variable} is too old: {LEAST} ({words})")))
         }
         cause => {
@@ -120,6 +123,10 @@ async fn carry_out(client: &Client, settings: &RedisSettings) -> Result<(), Prob
     if is_cluster {
         client.cluster_info::<Value>().await.map_err(tried("run the 'cluster|info' command"))?;
         client.cluster_slots::<Value>().await.map_err(tried("run the 'cluster|slots' command"))?;
+        // It holds for the command behind it alone, which has no key here.
+        let asking = CustomCommand::new_static("ASKING", None, false);
+        let asked = client.custom::<Value, _>(asking, Vec::<Value>::new()).await;
+        asked.map_err(tried("run the 'asking' command"))?;
     }
     publish_and_subscribe(client, &names, settings, &own.channel, payload, is_cluster).await?;
     if !scripts.own(client, &settings.owner).await.map_err(tried("keep the prefix's owner"))? {
@@ -143,7 +150,13 @@ async fn publish_and_subscribe(
         for channel in channels {
             client.ssubscribe(channel).await.map_err(tried("subscribe to its channels"))?;
         }
-        answered(client, client.sunsubscribe(own)).await.map_err(tried("unsubscribe"))?;
+        let slot = redis_keyslot(own.as_bytes());
+        let server = client.cached_cluster_state().and_then(|map| map.get_server(slot).cloned());
+        if let Some(server) = server {
+            // The PING has to follow to the same node.
+            let node = client.with_cluster_node(server);
+            answered(&node, node.sunsubscribe(own)).await.map_err(tried("unsubscribe"))?;
+        }
     } else {
         client.publish::<u64, _, _>(own, payload).await.map_err(tried("run the 'publish' command"))?;
         for channel in channels {
@@ -156,7 +169,10 @@ async fn publish_and_subscribe(
 
 /// What Redis says to a command to which fred expects no answer: it takes a refusal for the answer to the PING behind it.
 /// Both leave at once, or a refusal would come when nobody waits for anything, and be lost.
-async fn answered(client: &Client, command: impl Future<Output = Result<(), Error>>) -> Result<(), Error> {
+async fn answered(
+    client: &impl ClientLike,
+    command: impl Future<Output = Result<(), Error>>,
+) -> Result<(), Error> {
     let (sent, pong) = join(command, client.ping::<Value>(None)).await;
     sent?;
     pong.map(|_| ())

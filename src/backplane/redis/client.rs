@@ -14,8 +14,8 @@ use fred::types::{Builder, SetOptions};
 use tokio::time::timeout;
 
 use super::access::{Access, RedisError};
+use super::words::words;
 use crate::backplane::CALL_LIMIT;
-use crate::backplane::connectivity::Cause;
 
 /// How long a connection attempt may take.
 pub(super) const CONNECT_LIMIT: Duration = Duration::from_secs(2);
@@ -121,54 +121,12 @@ pub(super) async fn close(client: &Client) {
     let _ = timeout(CALL_LIMIT, client.quit()).await;
 }
 
-/// Why something failed, and Redis's own words, fit for the log.
-pub(super) fn cause_of(error: &Error) -> (Cause, String) {
-    let words = error.details();
-    // Redis's words begin with a code in capitals; everything else is what fred or the system says.
-    let is_redis = words.trim_start_matches('-').split(' ').next().is_some_and(|code| {
-        !code.is_empty() && code.chars().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit())
-    });
-    let cause = match error.kind() {
-        ErrorKind::Timeout => Cause::Silent,
-        ErrorKind::IO if words.starts_with("Unresponsive") => Cause::Silent,
-        ErrorKind::Parse | ErrorKind::Config => Cause::Other,
-        _ if is_redis => Cause::of(words),
-        _ => Cause::Unreachable,
-    };
-    (cause, printable(error.details()))
-}
-
-/// Words that the log may hold: no names of keys, which hold users, and no more than a line.
-fn printable(words: &str) -> String {
-    const LENGTH: usize = 200;
-    // The system's errors come as Rust's `Os { code, kind, message }`, whose braces hide no user.
-    let words = words.strip_prefix("Os {").and_then(|fields| fields.split('"').nth(1)).unwrap_or(words);
-    let mut text = String::new();
-    let mut is_hidden = false;
-    for c in words.chars().take(LENGTH) {
-        match c {
-            '{' => {
-                is_hidden = true;
-                text.push('{');
-            }
-            '}' => {
-                is_hidden = false;
-                text.push('}');
-            }
-            _ if is_hidden => {}
-            c if c.is_control() => text.push(' '),
-            c => text.push(c),
-        }
-    }
-    text
-}
-
 /// What the instances with this Redis agree on as `key`: the proposal of the first that asked.
 ///
 /// # Errors
 /// [`RedisError`] when Redis cannot be asked.
 pub async fn agree(template: &Template, key: &str, proposal: String) -> Result<String, RedisError> {
-    let away = |error: Error| RedisError::Away(printable(error.details()));
+    let away = |error: Error| RedisError::Away(words(&error));
     let client = template.client(None, false).map_err(away)?;
     let asked = timeout(CONNECT_LIMIT + CALL_LIMIT, async {
         client.init().await?;
@@ -183,37 +141,4 @@ pub async fn agree(template: &Template, key: &str, proposal: String) -> Result<S
 /// There is no connection to the node.
 pub(super) fn unconnected() -> Error {
     Error::new(ErrorKind::Canceled, "no connection to Redis")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_log_holds_no_names_of_keys() {
-        let words = "NOPERM No permissions to access the 'duo:{ann@example.com}:desktop' key\r\n";
-        assert_eq!(printable(words), "NOPERM No permissions to access the 'duo:{}:desktop' key  ");
-        assert!(printable(&"x".repeat(1000)).len() <= 200);
-    }
-
-    #[test]
-    fn the_log_holds_the_systems_words() {
-        let words = "Os { code: 111, kind: ConnectionRefused, message: \"Connection refused\" }";
-        assert_eq!(printable(words), "Connection refused");
-        assert_eq!(printable("Os {"), "Os {");
-    }
-
-    #[test]
-    fn what_no_server_said_is_no_refusal() {
-        let of = |kind, words: &'static str| cause_of(&Error::new(kind, words)).0;
-        assert_eq!(of(ErrorKind::Timeout, "Request timed out."), Cause::Silent);
-        assert_eq!(of(ErrorKind::IO, "Connection refused"), Cause::Unreachable);
-        assert_eq!(of(ErrorKind::Sentinel, "Failed to connect to all sentinel nodes."), Cause::Unreachable);
-        assert_eq!(of(ErrorKind::IO, "Unresponsive connection."), Cause::Silent);
-        assert_eq!(of(ErrorKind::Unknown, "channel closed"), Cause::Unreachable);
-        assert_eq!(of(ErrorKind::Canceled, "no connection to Redis"), Cause::Unreachable);
-        assert_eq!(of(ErrorKind::Sentinel, "WRONGPASS invalid"), Cause::Password);
-        assert_eq!(of(ErrorKind::Unknown, "-OOM command not allowed"), Cause::OutOfMemory);
-        assert_eq!(of(ErrorKind::Unknown, "OOM command not allowed"), Cause::OutOfMemory);
-    }
 }

@@ -27,6 +27,7 @@ mod topology;
 mod unheard;
 #[cfg(test)]
 mod wire_tests;
+mod words;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
@@ -41,11 +42,10 @@ use fred::types::config::Server;
 use fred::types::{Message, Value};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
-use tracing::{debug, info};
+use tracing::debug;
 
 pub use self::access::{Access, RedisError, config};
 pub use self::check::{Checked, check};
-use self::client::cause_of;
 pub use self::client::{Template, agree};
 use self::names::{Names, Ways};
 use self::nodes::{AbortOnDrop, Node, Nodes};
@@ -58,6 +58,7 @@ pub use self::settings::{RedisSource, RedisTls, check_redis_url};
 pub use self::shared::Shared;
 use self::subscriptions::Subscriptions;
 use self::unheard::Unheard;
+use self::words::{cause_of, words};
 use super::connectivity::{Action, Cause};
 use super::readiness::Readiness;
 use super::{CALL_LIMIT, Event, InstanceInfo, LossCause, Lost, LostMessage, Sink, Users};
@@ -231,7 +232,7 @@ impl Redis {
                     self.update_served();
                 }
                 Action::Up => {
-                    info!(worker = self.worker, node = node.number, "the backplane is up");
+                    journal.up(node.number, node.place().as_deref());
                     node.publisher.set_up(true);
                     self.update_served();
                 }
@@ -363,7 +364,7 @@ impl Redis {
 
     /// A line in the log about something that failed, unless the log knows the cause.
     fn note(&self, what: &str, error: &Error) {
-        debug!(%error, "{what}");
+        debug!(error = words(error), "{what}");
         match cause_of(error) {
             // The probe reports that Redis is away.
             (Cause::Silent | Cause::Unreachable, _) => {}

@@ -19,6 +19,7 @@ use tracing::debug;
 
 use super::client::unconnected;
 use super::queue::{Departed, Queue};
+use super::words::words;
 use crate::backplane::{Barrier, Published, STALE};
 use crate::metrics::{Dropped, Metrics, PublishResult};
 use crate::relay::ids::{Device, StreamId, UserId};
@@ -329,7 +330,7 @@ impl Publisher {
             Ok(0) => PublishResult::Unheard,
             Ok(_) => PublishResult::Heard,
             Err(error) => {
-                debug!(%error, "a publish failed");
+                debug!(error = words(error), "a publish failed");
                 if matches!(error.kind(), ErrorKind::Timeout) {
                     self.is_stuck.set(true);
                 }

@@ -13,8 +13,9 @@ use fred::types::Value;
 use futures_util::future::{join, join_all};
 use tracing::debug;
 
-use super::client::{cause_of, unconnected};
+use super::client::unconnected;
 use super::nodes::{AbortOnDrop, Node, Nodes};
+use super::words::{cause_of, words};
 use crate::backplane::connectivity::Cause;
 use crate::relay::ids::{Device, UserId};
 
@@ -218,7 +219,7 @@ impl Subscriptions {
             };
             if let Err(error) = given_back {
                 // Redis may not have heard of it: it is said again, unless a socket needs the channel by now.
-                debug!(%error, "channels could not be given back");
+                debug!(error = words(&error), "channels could not be given back");
                 for (channel, subscription) in kept {
                     if let Entry::Vacant(vacant) = self.channels.borrow_mut().entry(channel.clone()) {
                         vacant.insert(subscription);

@@ -10,16 +10,17 @@ use fred::error::Error;
 use futures_util::future::join_all;
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, sleep, timeout};
-use tracing::{info, warn};
+use tracing::info;
 
 use super::carrier::carry_detours;
-use super::client::cause_of;
 use super::link::Link;
 use super::nodes::Node;
 use super::presence::announce;
 use super::subscriptions::{RETRY, spawn};
 use super::topology::SlotMap;
+use super::words::cause_of;
 use super::{Redis, SECOND, make_node, prober};
+use crate::backplane::connectivity::Cause;
 use crate::backplane::{CALL_LIMIT, Event};
 use crate::relay::ids::InstanceId;
 
@@ -240,10 +241,12 @@ impl Redis {
         let readiness = &self.settings.readiness;
         if readiness.is_foreign() == is_ours {
             readiness.set_foreign(!is_ours);
+            // The prefix is no node's.
+            let journal = self.settings.shared.journal();
             if is_ours {
-                info!("the prefix of keys and channels is this fleet's again");
+                journal.end(0, None, Cause::Owner);
             } else {
-                warn!("{}", super::check::FOREIGN);
+                journal.begin(0, None, Cause::Owner, super::check::FOREIGN);
             }
         }
     }
@@ -265,7 +268,10 @@ async fn keep_connected(me: Weak<Redis>, node: Rc<Node>, link: Rc<Link>) {
                     match message {
                         Ok(message) => redis.dispatch(&node, message),
                         Err(lost) => {
-                            warn!(lost, "the subscriber lagged: messages were lost");
+                            // A lagging subscriber lags again soon: the journal knows how often may be said so.
+                            let words = format!("{lost} messages were lost");
+                            let journal = redis.settings.shared.journal();
+                            journal.note("the subscriber lagged", Cause::Undelivered, &words);
                             redis.settings.metrics.backplane_lagged.inc_by(lost);
                             node.health.borrow_mut().on_gap();
                         }

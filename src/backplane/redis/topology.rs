@@ -15,6 +15,7 @@ use tokio::time::{Instant, MissedTickBehavior, timeout};
 use tracing::debug;
 
 use super::client::{Template, close};
+use super::words::words;
 use crate::backplane::CALL_LIMIT;
 
 /// The slots of a cluster.
@@ -130,7 +131,10 @@ impl Topology {
             } else {
                 let (client, server) = &connected[turn % connected.len()];
                 let read = self.read(client, server, known, looks > 0).await;
-                read.inspect_err(|error| debug!(%error, "the cluster's state could not be read")).ok()
+                read.inspect_err(|error| {
+                    debug!(error = words(error), "the cluster's state could not be read")
+                })
+                .ok()
             };
             match read {
                 Some(epoch) if epoch > known => (known, looks) = (epoch, LOOKS),

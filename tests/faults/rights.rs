@@ -1,0 +1,82 @@
+//! A user of Redis with exactly the rights that the manual lists is enough, and each one is missed by its name.
+
+use crate::fleet::{pair, v1};
+use crate::states::stops_with;
+use crate::support::{Cluster, Config, Issuer, RedisServer};
+
+const MANUAL: &str = include_str!("../../k8s/OPERATING.md");
+/// Without these fred connects all the same, or they are never refused.
+const HARMLESS: [&str; 5] = ["+hello", "+client|id", "+info", "+select", "+quit"];
+
+/// The rights that the manual lists for every Redis, and those that a cluster needs beside them.
+fn documented() -> [Vec<&'static str>; 2] {
+    let begin = MANUAL.find("ACL SETUSER relay").unwrap();
+    let block = MANUAL[begin..].split("```").next().unwrap();
+    let (every, cluster) = block.split_once("# on a cluster also:").unwrap();
+    [every, cluster].map(|part| part.split_whitespace().filter(|word| word.starts_with('+')).collect())
+}
+
+async fn give(redis: &RedisServer, rights: &[&str], channels: &str) {
+    let mut command =
+        vec!["ACL", "SETUSER", "relay", "reset", "on", ">pw", "~duo:*", "resetchannels", channels];
+    command.extend(rights);
+    redis.ask(&command).await;
+}
+
+fn without<'a>(rights: &[&'a str], missing: &str) -> Vec<&'a str> {
+    rights.iter().copied().filter(|right| *right != missing).collect()
+}
+
+#[tokio::test]
+async fn the_listed_rights_are_enough_and_each_one_is_missed_by_name() {
+    let redis = RedisServer::start().await;
+    let [needed, _] = documented();
+    let issuer = Issuer::start();
+    give(&redis, &needed, "&duo:*").await;
+    let url = format!("redis://relay:pw@{}", redis.address());
+    let relay = Config::new(&issuer).set("REDIS_URL", &url).start().await;
+    v1(&relay, "ann", "desktop").open_v1().await.sync().await;
+    drop(relay);
+    for missing in needed.iter().filter(|right| !HARMLESS.contains(right)) {
+        give(&redis, &without(&needed, missing), "&duo:*").await;
+        stops_with(&url, missing.trim_start_matches('+')).await;
+    }
+    give(&redis, &needed, "&other:*").await;
+    stops_with(&url, "channel").await;
+}
+
+#[tokio::test]
+async fn on_a_cluster_the_listed_rights_are_enough_and_each_one_is_missed_by_name() {
+    let cluster = Cluster::start(0).await;
+    let [every, more] = documented();
+    let needed = [every, more.clone()].concat();
+    let give_all = async |rights: &[&str]| {
+        for node in &cluster.nodes {
+            give(node, rights, "&duo:*").await;
+        }
+    };
+    give_all(&needed).await;
+    let url = cluster.url().replace("://", "://relay:pw@");
+    let issuer = Issuer::start();
+    let config = Config::new(&issuer).set("REDIS_URL", &url);
+    let relays = [config.start().await, config.start().await];
+    // A user on each node.
+    let mut served = [false; 3];
+    for number in 0.. {
+        let uid = format!("user-{number}");
+        let node = cluster.first_owner(cluster.slot(&format!("duo:{{{uid}}}")).await);
+        if !std::mem::replace(&mut served[node], true) {
+            let (mut desktop, mut mobile) = pair(&uid, &relays[0], &relays[1]).await;
+            mobile.send_frame(0x80, b"hello").await;
+            assert_eq!(desktop.expect_binary().await, b"\x80hello");
+        }
+        if served == [true; 3] {
+            break;
+        }
+    }
+    drop(relays);
+    for missing in more {
+        give_all(&without(&needed, missing)).await;
+        stops_with(&url, missing.trim_start_matches('+')).await;
+    }
+}
