@@ -4,7 +4,8 @@
 # The version is the one of rust-toolchain.toml.
 FROM rust:1.95-slim-bookworm AS build
 WORKDIR /build
-ENV CARGO_PROFILE_RELEASE_STRIP=symbols
+# Tables of lines, which the profile asks for, would be made for every crate and then stripped.
+ENV CARGO_PROFILE_RELEASE_STRIP=symbols CARGO_PROFILE_RELEASE_DEBUG=0
 # The slim image has a compiler, and no make, which jemalloc's sources need.
 RUN apt-get update && apt-get install --yes --no-install-recommends make && rm -rf /var/lib/apt/lists/*
 

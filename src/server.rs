@@ -26,8 +26,9 @@ use crate::edge::listen;
 use crate::edge::socket::SocketSettings;
 use crate::edge::workers::{Command, Workers};
 use crate::host::{cgroup, open_files};
-use crate::hub::{Budget, HubSettings};
+use crate::hub::HubSettings;
 use crate::metrics::Metrics;
+use crate::relay::budget::Budget;
 use crate::relay::ids::InstanceId;
 use crate::relay::protocol::{ClientLimits, features};
 use crate::telemetry::Seldom;
@@ -149,9 +150,11 @@ pub async fn serve(
         })
     };
     let owner = auth.issuer.fingerprint();
-    let (backplane, readiness, unchecked) = backplane(&settings, owner, instance, announce, &metrics).await?;
-    let budget = cgroup::memory_left() / 2;
-    metrics.budget_bytes.set(i64::try_from(budget).unwrap_or(i64::MAX));
+    let budget_bytes = cgroup::memory_left() / 2;
+    metrics.budget_bytes.set(i64::try_from(budget_bytes).unwrap_or(i64::MAX));
+    let budget = Budget::new(budget_bytes);
+    let (backplane, readiness, unchecked) =
+        backplane(&settings, owner, instance, announce, &metrics, &budget).await?;
     let worker = WorkerSettings {
         hub: HubSettings {
             instance,
@@ -165,7 +168,7 @@ pub async fn serve(
             stun: settings.features.stun_urls.clone(),
             heartbeat: settings.times.heartbeat,
             lease: settings.times.lease,
-            budget: Budget::new(budget),
+            budget,
         },
         socket: SocketSettings {
             verifier: verifier.clone(),
@@ -264,6 +267,7 @@ async fn backplane(
     instance: InstanceId,
     announce: redis::Announce,
     metrics: &Arc<Metrics>,
+    budget: &Budget,
 ) -> Result<(Arc<MakeBackplane>, Readiness, Option<RedisSettings>), ServerError> {
     let Some(settings) = &config.redis else {
         metrics.backplane_up.set(1.0);
@@ -281,6 +285,8 @@ async fn backplane(
         owner,
         lease: config.times.lease,
         queue_bytes: config.limits.queue_bytes,
+        waiting_bytes: budget.backplane_bytes(config.workers),
+        budget: budget.clone(),
         instance,
         announce,
         readiness: readiness.clone(),

@@ -5,17 +5,18 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use self::budget::{Relief, Share};
+use self::budget::Relief;
 pub use crate::backplane::readiness::Readiness;
 use crate::backplane::{Backplane, Event, LossCause, Lost, LostMessage, Published, Users};
 pub use crate::backplane::{Barrier, CALL_LIMIT, InstanceInfo, RoomSnapshot};
 use crate::metrics::{Dropped, Metrics, TakeOver, WorkerGauge};
+use crate::relay::budget::{Budget, Share};
 use crate::relay::classic::CLASSIC_OVERWRITTEN;
 use crate::relay::close::Close;
 use crate::relay::envelope::Envelope;
@@ -34,7 +35,6 @@ mod seat;
 mod tests;
 mod user;
 
-pub use self::budget::Budget;
 pub use self::seat::{Drain, Joining, Seat};
 
 type SharedRoom = Rc<RefCell<Room<Rc<Seat>>>>;
@@ -104,6 +104,8 @@ pub struct Hub {
     leaving: Cell<Option<Instant>>,
     share: Rc<Share>,
     relieved: Cell<Relief>,
+    /// Connections without a room, for which something is still written.
+    departing: RefCell<Vec<Weak<Seat>>>,
 }
 
 impl Hub {
@@ -134,6 +136,7 @@ impl Hub {
                 leaving: Cell::new(None),
                 share,
                 relieved: Cell::new(Relief::Needless),
+                departing: RefCell::default(),
             }
         })
     }
@@ -179,6 +182,7 @@ impl Hub {
                 connections += usize::from(waiting > 0);
             }
         }
+        self.forget_departed();
         self.outbox_bytes.set(bytes);
         self.incoming_bytes.set(incoming_bytes);
         self.waiting_connections.set(connections);
@@ -198,6 +202,7 @@ impl Hub {
                         TakeOver::Eviction
                     });
                     seat.close(Some(last), Close::Overwritten);
+                    self.note_departing(&seat);
                     self.release_unused(&seat);
                 }
                 Effect::Peer { seat, device, member, connected } => {

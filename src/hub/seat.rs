@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
+use crate::relay::budget::Share;
 use crate::relay::close::Close;
 use crate::relay::direct::Direct;
 use crate::relay::ids::{
@@ -19,7 +20,6 @@ use crate::relay::protocol::Protocol;
 use crate::relay::record::Holder;
 
 use super::SharedRoom;
-use super::budget::Share;
 
 /// A connection that is about to claim its slot.
 #[derive(Clone)]

@@ -5,6 +5,7 @@
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
 pub mod address;
+pub mod budget;
 pub mod classic;
 pub mod close;
 pub mod direct;

@@ -14,6 +14,7 @@ use duorelay::backplane::redis::{Access, Redis, RedisSettings, Shared, Template}
 use duorelay::backplane::{Backplane, Event, InstanceInfo, Lost, Published, Renewal, Sink};
 use duorelay::config::{RedisSource, RedisTls};
 use duorelay::metrics::Metrics;
+use duorelay::relay::budget::Budget;
 use duorelay::relay::envelope::Envelope;
 use duorelay::relay::ids::{Attempt, ClientId, ConnectionId, Device, Generation, InstanceId, Member, UserId};
 use duorelay::relay::parcel::Parcel;
@@ -144,6 +145,8 @@ impl World {
                     owner: "test".into(),
                     lease,
                     queue_bytes: QUEUE_BYTES,
+                    waiting_bytes: 64 << 20,
+                    budget: Budget::new(1 << 30),
                     instance,
                     announce: Arc::new(move || me.clone()),
                     readiness: Readiness::new(1),

@@ -264,6 +264,46 @@ class Images(unittest.TestCase):
             self.assertRegex(service["image"], r":[^:]*\d", name)
 
 
+class Memory(unittest.TestCase):
+    """The formula of tests/README.md, "Limits"."""
+
+    OWN, CONNECTION, DOOR = 30e6, 10e3, 0.85
+
+    def carries(self, limit):
+        budget = (limit - self.OWN) / 2
+        return (self.DOOR * limit - self.OWN - budget) / self.CONNECTION
+
+    def test_each_limit_carries_the_connections_that_are_let_in(self):
+        limits = {"docker-compose.yml": size(COMPOSE["services"]["relay"]["mem_limit"])}
+        for overlay in OVERLAYS:
+            limits[f"k8s/overlays/{overlay}"] = size(relay_container(overlay)["resources"]["limits"]["memory"])
+        limits["app.yaml"] = APP["resources"]["memory_gb"] * 1e9
+        for place, environment in environments():
+            with self.subTest(place):
+                connections = setting(environment, "DUORELAY_MAX_CONNECTIONS")
+                self.assertLessEqual(connections, self.carries(limits[place]))
+                # Nor is half of the memory for nothing.
+                self.assertGreater(connections, self.carries(limits[place]) / 2)
+
+    def test_what_is_requested_carries_what_the_autoscaler_aims_at(self):
+        metrics = of_kind("gke", "HorizontalPodAutoscaler")["spec"]["metrics"]
+        aim = next(int(it["pods"]["target"]["averageValue"]) for it in metrics if it["type"] == "Pods")
+        requested = size(relay_container("gke")["resources"]["requests"]["memory"])
+        self.assertGreaterEqual(requested, self.OWN + 2 * aim * self.CONNECTION)
+
+    def test_the_arithmetic_beside_each_number_is_right(self):
+        for place in ("docker-compose.yml", "k8s/base/relay.env", "app.yaml"):
+            limit, carried = re.search(r"\(0\.35 x ([\d,]+) MB - 15 MB\) / 10 KB = ([\d,]+)", read(place)).groups()
+            limit, carried = (int(it.replace(",", "")) for it in (limit, carried))
+            self.assertAlmostEqual(self.carries(limit * 1e6), carried, delta=1000, msg=place)
+
+
+def size(text):
+    """Bytes of a memory limit as Kubernetes (1Gi) or Compose (512m) writes it."""
+    number, unit = re.fullmatch(r"(\d+)([kmg]|[KMG]i)", text).groups()
+    return int(number) * 1024 ** ("kmg".index(unit[0].lower()) + 1)
+
+
 class Cluster(unittest.TestCase):
     def test_every_object_is_valid(self):
         for overlay, objects in OVERLAYS.items():

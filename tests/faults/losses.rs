@@ -2,14 +2,14 @@
 
 use serde_json::{Value, json};
 
-use crate::fleet::{Fleet, pair, told};
+use crate::fleet::{Fleet, notified, pair};
 use crate::support::{Client, LIMIT, RedisServer};
 
 /// Sends a message with an id and a frame. The errors about them, in the order of their arrival.
 async fn errors_about_both(sender: &mut Client) -> [Value; 2] {
     sender.send_json(json!({"type": "send", "data": 1, "id": "m1"})).await;
     sender.send_frame(0x81, b"reliable").await;
-    [told(sender, LIMIT, "error").await, told(sender, LIMIT, "error").await]
+    [notified(sender, LIMIT, "error").await, notified(sender, LIMIT, "error").await]
 }
 
 #[tokio::test]

@@ -11,8 +11,8 @@ use fred::bytes_utils::Str;
 use fred::util::redis_keyslot;
 use tokio::sync::{Notify, oneshot};
 
-use super::publisher::{Publisher, WAITING_BYTES, Waiter};
-use super::queue::{Departed, Queue};
+use super::publisher::{Publisher, Waiter};
+use super::queue::{Allowance, Counted, Departed, Queue};
 use crate::backplane::{Barrier, CALL_LIMIT, LossCause, Published};
 
 /// After a change, for so long a publish is tried again: its receiver follows a little later. Past it, a detour ends as
@@ -67,7 +67,7 @@ pub(super) struct Detours {
     /// Neither of them has an entry: most of the time one look is enough.
     is_busy: Cell<bool>,
     /// What waits on all detours.
-    bytes: Cell<usize>,
+    bytes: Counted,
     begun: RefCell<Vec<Rc<Detour>>>,
     news: Notify,
 }
@@ -106,6 +106,11 @@ impl State {
 }
 
 impl Detours {
+    /// None; what waits counts into this allowance.
+    pub(super) fn new(allowance: &Rc<Allowance>) -> Self {
+        Self { bytes: Counted::new(allowance), ..Self::default() }
+    }
+
     /// True when this slot has another node since a short time.
     pub(super) fn knows(&self, slot: u16) -> bool {
         !self.is_quiet() && self.slots.borrow().contains_key(&slot)
@@ -190,7 +195,7 @@ impl Detours {
         bytes: usize,
         push: impl FnOnce(&mut Queue) -> Published,
     ) -> Published {
-        if self.bytes.get() + bytes > WAITING_BYTES {
+        if !self.bytes.has_room(bytes) {
             return Published::Full;
         }
         let published = self.update(detour, |state| push(&mut state.queue));
@@ -357,7 +362,7 @@ mod tests {
     const LIMIT: usize = 1 << 20;
 
     fn publisher() -> Rc<Publisher> {
-        Publisher::new(true, LIMIT, Arc::new(Metrics::default()), Box::new(|_, _, _| ()))
+        Publisher::new(true, LIMIT, &Rc::default(), Arc::new(Metrics::default()), Box::new(|_, _, _| ()))
     }
 
     fn ann() -> (UserId, Str) {

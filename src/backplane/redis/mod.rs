@@ -50,7 +50,7 @@ pub use self::client::{Template, agree};
 use self::names::{Names, Ways};
 use self::nodes::{AbortOnDrop, Node, Nodes};
 use self::publisher::Publisher;
-use self::queue::Departed;
+use self::queue::{Allowance, Departed};
 use self::redirection::Redirection;
 use self::scripts::Scripts;
 pub(crate) use self::settings::check_prefix;
@@ -63,6 +63,7 @@ use super::connectivity::{Action, Cause};
 use super::readiness::Readiness;
 use super::{CALL_LIMIT, Event, InstanceInfo, LossCause, Lost, LostMessage, Sink, Users};
 use crate::metrics::{Dropped, Metrics, WorkerGauge};
+use crate::relay::budget::Budget;
 use crate::relay::envelope::Envelope;
 use crate::relay::ids::{ConnectionId, Device, InstanceId, StreamId, UserId};
 use crate::relay::parcel::Parcel;
@@ -88,7 +89,11 @@ pub struct RedisSettings {
     pub lease: Duration,
     /// What may wait for one channel.
     pub queue_bytes: usize,
-    /// The same for all workers of a process.
+    /// What may wait for all channels of a worker together, or be under way.
+    pub waiting_bytes: usize,
+    /// It counts into this.
+    pub budget: Budget,
+    /// This process.
     pub instance: InstanceId,
     /// What it says of itself.
     pub announce: Announce,
@@ -112,6 +117,8 @@ pub struct Redis {
     /// Where this process hears what instances say.
     ways: Ways,
     queued_bytes: WorkerGauge,
+    /// What may wait on this worker, whichever nodes it is for.
+    allowance: Rc<Allowance>,
     sink: Sink,
     /// Claims that wait for their own message on the channel.
     own_claims: RefCell<HashMap<ConnectionId, oneshot::Sender<()>>>,
@@ -131,10 +138,11 @@ impl Redis {
         let names = Names::new(&settings.prefix, settings.template.database());
         let lease_ms = u64::try_from(settings.lease.as_millis()).unwrap_or(u64::MAX);
         let topology = settings.shared.topology();
+        let allowance = Rc::new(Allowance::new(settings.budget.share(), settings.waiting_bytes));
         let redis = Rc::new_cyclic(|me: &Weak<Self>| {
             let nodes = match topology.clone() {
-                Some(topology) => Nodes::cluster(topology),
-                None => Nodes::one(make_node(me, &settings, worker, &names, 0, None)),
+                Some(topology) => Nodes::cluster(topology, &allowance),
+                None => Nodes::one(make_node(me, &settings, &allowance, worker, &names, 0, None)),
             };
             let nodes = Rc::new(nodes);
             Self {
@@ -147,6 +155,7 @@ impl Redis {
                 ways: Ways::new(&names, settings.instance, nodes.is_cluster()),
                 nodes,
                 names,
+                allowance,
                 sink,
                 own_claims: RefCell::default(),
                 silent: RefCell::default(),
@@ -377,6 +386,7 @@ impl Redis {
 fn make_node(
     me: &Weak<Redis>,
     settings: &RedisSettings,
+    allowance: &Rc<Allowance>,
     worker: usize,
     names: &Names,
     number: u16,
@@ -389,7 +399,7 @@ fn make_node(
         }
     });
     let metrics = Arc::clone(&settings.metrics);
-    let publisher = Publisher::new(server.is_some(), settings.queue_bytes, metrics, on_answer);
+    let publisher = Publisher::new(server.is_some(), settings.queue_bytes, allowance, metrics, on_answer);
     let probe = names.probe(&prober(settings.instance, worker, number), 0);
     Node::new(number, server, &settings.template, publisher, probe)
 }

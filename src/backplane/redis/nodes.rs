@@ -16,6 +16,7 @@ use super::detours::Detours;
 use super::link::Link;
 use super::names::{Names, ProbeNames};
 use super::publisher::Publisher;
+use super::queue::Allowance;
 use super::redirection::Redirection;
 use super::topology::{SLOTS, SlotMap, Topology};
 use crate::backplane::CALL_LIMIT;
@@ -123,12 +124,12 @@ impl Nodes {
     }
 
     /// A cluster of which nothing is known yet.
-    pub(super) fn cluster(topology: Topology) -> Self {
+    pub(super) fn cluster(topology: Topology, allowance: &Rc<Allowance>) -> Self {
         Self {
             list: RefCell::default(),
             table: RefCell::new(vec![NOBODY; SLOTS]),
             topology: Some(topology),
-            detours: Detours::default(),
+            detours: Detours::new(allowance),
         }
     }
 

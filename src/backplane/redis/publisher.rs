@@ -18,7 +18,7 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use super::client::unconnected;
-use super::queue::{Departed, Queue};
+use super::queue::{Allowance, Counted, Departed, Queue};
 use super::words::words;
 use crate::backplane::{Barrier, Published, STALE};
 use crate::metrics::{Dropped, Metrics, PublishResult};
@@ -32,15 +32,12 @@ const IN_FLIGHT_BYTES: usize = 8 * 1024 * 1024;
 /// frames replace older ones, and not in the kernel.
 const STALLED: Duration = Duration::from_millis(200);
 
-/// Bytes that may wait for all channels of a worker together.
-pub(super) const WAITING_BYTES: usize = 64 * 1024 * 1024;
-
 /// Channels that wait for Redis, each with what waits.
 #[derive(Default)]
 struct Waiting {
     channels: HashMap<Str, Queue>,
     order: VecDeque<Str>,
-    bytes: usize,
+    bytes: Counted,
     /// Behind what waits for a channel.
     barriers: HashMap<Str, Vec<oneshot::Sender<()>>>,
 }
@@ -62,7 +59,7 @@ pub(super) struct Publisher {
     /// When those that are under way left, oldest first.
     in_flight: RefCell<VecDeque<(u64, Instant)>>,
     next: Cell<u64>,
-    in_flight_bytes: Cell<usize>,
+    in_flight_bytes: Counted,
     /// Each told when all numbers below its own have arrived.
     barriers: RefCell<VecDeque<(u64, oneshot::Sender<()>)>>,
     waiting: RefCell<Waiting>,
@@ -80,6 +77,7 @@ impl Publisher {
     pub(super) fn new(
         sharded: bool,
         queue_bytes: usize,
+        allowance: &Rc<Allowance>,
         metrics: Arc<Metrics>,
         on_answer: OnAnswer,
     ) -> Rc<Self> {
@@ -90,9 +88,9 @@ impl Publisher {
             metrics,
             in_flight: RefCell::default(),
             next: Cell::default(),
-            in_flight_bytes: Cell::default(),
+            in_flight_bytes: Counted::new(allowance),
             barriers: RefCell::default(),
-            waiting: RefCell::default(),
+            waiting: RefCell::new(Waiting { bytes: Counted::new(allowance), ..Waiting::default() }),
             on_answer,
             is_up: Cell::new(false),
             opened: Notify::new(),
@@ -133,6 +131,9 @@ impl Publisher {
         stream: Option<StreamId>,
         since: Instant,
     ) -> Published {
+        if !self.in_flight_bytes.has_room(envelope.len()) {
+            return Published::Full;
+        }
         let mut waiting = self.waiting.borrow_mut();
         if waiting.order.is_empty() && self.may_send(Instant::now()) {
             drop(waiting);
@@ -140,9 +141,6 @@ impl Publisher {
             let since = stream.map(|_| since);
             self.send(Departed { user: user.clone(), device, channel: channel.into(), envelope, since });
             return Published::Queued;
-        }
-        if waiting.bytes + envelope.len() > WAITING_BYTES {
-            return Published::Full;
         }
         // Behind what waits already: the order of a channel is kept.
         let channel: Str = channel.into();
@@ -157,7 +155,7 @@ impl Publisher {
         let before = queue.bytes();
         let published = queue.push(envelope, stream, since, self.queue_bytes, &self.metrics);
         let after = queue.bytes();
-        waiting.bytes = waiting.bytes + after - before;
+        waiting.bytes.set(waiting.bytes.get() + after - before);
         published
     }
 
@@ -207,7 +205,7 @@ impl Publisher {
         for channel in gone {
             let behind = waiting.barriers.remove(&channel).unwrap_or_default();
             if let Some(queue) = waiting.channels.remove(&channel) {
-                waiting.bytes -= queue.bytes();
+                waiting.bytes.set(waiting.bytes.get() - queue.bytes());
                 taken.push((queue, behind));
             }
         }
@@ -219,7 +217,7 @@ impl Publisher {
         {
             let waiting = &mut *self.waiting.borrow_mut();
             let channel = queue.channel().clone();
-            waiting.bytes += queue.bytes();
+            waiting.bytes.set(waiting.bytes.get() + queue.bytes());
             waiting.order.push_back(channel.clone());
             waiting.barriers.entry(channel.clone()).or_default().extend(behind);
             waiting.channels.insert(channel, queue);
@@ -275,7 +273,7 @@ impl Publisher {
                     self.release_barriers();
                 }
                 Some((due, gone)) => {
-                    waiting.bytes -= gone;
+                    waiting.bytes.set(waiting.bytes.get() - gone);
                     drop(waiting);
                     if due.is_stale(now) {
                         self.metrics.dropped(Dropped::Backplane, 1);
@@ -367,11 +365,54 @@ impl Publisher {
 
     /// Bytes that wait or are under way.
     pub(super) fn queued_bytes(&self) -> usize {
-        self.waiting.borrow().bytes + self.in_flight_bytes.get()
+        self.waiting.borrow().bytes.get() + self.in_flight_bytes.get()
     }
 
     /// True when nothing waits and nothing is under way.
     pub(super) fn is_idle(&self) -> bool {
         self.waiting.borrow().order.is_empty() && self.in_flight.borrow().is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::relay::budget::Budget;
+
+    const KIB: usize = 1024;
+
+    fn publish(publisher: &Rc<Publisher>, uid: &str, stream: Option<StreamId>, bytes: usize) -> Published {
+        let user = UserId::new(uid).unwrap();
+        let envelope = Bytes::from(vec![0; bytes]);
+        publisher.publish((&user, Device::Mobile), uid.to_owned(), envelope, stream, Instant::now())
+    }
+
+    #[test]
+    fn what_waits_for_all_nodes_of_a_worker_is_bounded_and_counts_into_the_budget() {
+        let budget = Budget::new(280 * KIB);
+        let share = budget.share();
+        let allowance = Rc::new(Allowance::new(Rc::clone(&share), 256 * KIB));
+        let node = || {
+            let metrics = Arc::new(Metrics::default());
+            Publisher::new(true, 128 * KIB, &allowance, metrics, Box::new(|_, _, _| ()))
+        };
+        let (one, other) = (node(), node());
+        assert_eq!(publish(&one, "ann", None, 128 * KIB), Published::Queued);
+        assert_eq!(publish(&one, "ann", None, KIB), Published::Full, "of one channel");
+        assert_eq!(publish(&other, "bob", None, 100 * KIB), Published::Queued);
+        // A frame that is replaced makes room for the next one.
+        for _ in 0..3 {
+            assert_eq!(publish(&other, "eve", Some(StreamId(1)), 14 * KIB), Published::Queued);
+        }
+        assert_eq!(share.held(), 242 * KIB);
+        assert_eq!(publish(&other, "carl", None, 15 * KIB), Published::Full, "of the worker");
+        // The connections of the process have what is left of the budget.
+        let connections = budget.share();
+        connections.changed(0, 64 * KIB);
+        assert!(connections.excess() > 0);
+        drop(one);
+        assert_eq!(share.held(), 114 * KIB);
+        assert_eq!(connections.excess(), 0);
+        assert_eq!(publish(&other, "carl", None, 15 * KIB), Published::Queued);
     }
 }

@@ -1,5 +1,7 @@
 //! What waits to be published on one channel.
 
+use std::cell::Cell;
+use std::rc::Rc;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -7,8 +9,63 @@ use fred::bytes_utils::Str;
 
 use crate::backplane::{Published, STALE};
 use crate::metrics::{Dropped, Metrics};
+use crate::relay::budget::{Budget, Share};
 use crate::relay::ids::{Device, StreamId, UserId};
 use crate::relay::outbox::{Outbox, Outgoing, Pushed};
+
+/// What may wait for Redis on one worker, on all its ways together.
+pub(super) struct Allowance {
+    share: Rc<Share>,
+    limit: usize,
+}
+
+impl Allowance {
+    /// So many bytes, which count into the budget of this share.
+    pub(super) fn new(share: Rc<Share>, limit: usize) -> Self {
+        Self { share, limit }
+    }
+}
+
+impl Default for Allowance {
+    fn default() -> Self {
+        Self::new(Budget::new(usize::MAX).share(), usize::MAX)
+    }
+}
+
+/// A number of bytes that counts into an allowance.
+#[derive(Default)]
+pub(super) struct Counted {
+    allowance: Rc<Allowance>,
+    bytes: Cell<usize>,
+}
+
+impl Counted {
+    /// None yet.
+    pub(super) fn new(allowance: &Rc<Allowance>) -> Self {
+        Self { allowance: Rc::clone(allowance), bytes: Cell::default() }
+    }
+
+    /// The number.
+    pub(super) fn get(&self) -> usize {
+        self.bytes.get()
+    }
+
+    /// Changes the number.
+    pub(super) fn set(&self, bytes: usize) {
+        self.allowance.share.changed(self.bytes.replace(bytes), bytes);
+    }
+
+    /// True when the allowance has room for so many more.
+    pub(super) fn has_room(&self, bytes: usize) -> bool {
+        self.allowance.share.held().saturating_add(bytes) <= self.allowance.limit
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.set(0);
+    }
+}
 
 /// A publish that has left.
 pub(super) struct Departed {

@@ -109,7 +109,8 @@ impl Redis {
     /// Takes over a map of the cluster.
     fn on_map(&self, map: &SlotMap) {
         let make = |number, server: &_| {
-            make_node(&self.me, &self.settings, self.worker, &self.names, number, Some(Clone::clone(server)))
+            let server = Some(Clone::clone(server));
+            make_node(&self.me, &self.settings, &self.allowance, self.worker, &self.names, number, server)
         };
         let known: HashSet<u16> = self.nodes.all().iter().map(|node| node.number).collect();
         let gone = self.nodes.apply(map, make);

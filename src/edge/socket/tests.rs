@@ -10,8 +10,9 @@ use uuid::Uuid;
 use super::*;
 use crate::auth::settings::{Issuer, Settings};
 use crate::edge::gate::Gate;
-use crate::hub::{Budget, Joining};
+use crate::hub::Joining;
 use crate::metrics::Metrics;
+use crate::relay::budget::Budget;
 use crate::relay::ids::{ConnectionId, Device, InstanceId, UserId};
 use crate::relay::protocol::{ClientLimits, Protocol};
 use crate::relay::session::{CLOSE_LIMIT, LAST_LOOK, STALL_LIMIT};
@@ -251,6 +252,31 @@ async fn past_the_budget_of_the_process_the_fullest_go_first() {
         tokio::time::timeout(Duration::from_secs(10), receivers.pop().unwrap().task).await.unwrap().unwrap();
         assert_eq!(worker.metrics.closes("4008"), 1);
         assert!(receivers.iter().all(|receiver| !receiver.task.is_finished()));
+    };
+    LocalSet::new().run_until(test).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_waits_for_an_overwritten_connection_goes_before_anybody_who_is_here() {
+    let test = async {
+        let worker = Worker::new(1 << 20);
+        let overwritten = worker.join_as("a", Device::Desktop, 512).await;
+        let mut sender = worker.join_as("a", Device::Mobile, 16 * 1024).await;
+        for _ in 0..16 {
+            sender.send(2, &[0x80; 50_000]).await;
+        }
+        let _newer = worker.join_as("a", Device::Desktop, 512).await;
+        let receiver = worker.join_as("b", Device::Desktop, 512).await;
+        let mut sender = worker.join_as("b", Device::Mobile, 16 * 1024).await;
+        for _ in 0..8 {
+            sender.send(2, &[0x80; 50_000]).await;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert_eq!(worker.metrics.closes("4008"), 0);
+        assert!(!receiver.task.is_finished());
+        // Its goodbye still comes.
+        tokio::time::timeout(Duration::from_secs(10), overwritten.task).await.unwrap().unwrap();
+        assert_eq!(worker.metrics.closes("4001"), 1);
     };
     LocalSet::new().run_until(test).await;
 }
