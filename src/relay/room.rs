@@ -289,7 +289,7 @@ impl<L: Clone> Room<L> {
     }
 
     /// Something proves that `member` has claimed its slot, although its `claimed` may have been lost on
-    /// the way. The next renewal's answer tells where it is.
+    /// the way. The next renewal's answer says where it is.
     fn on_seen(&mut self, device: Device, member: Member, effects: &mut Vec<Effect<L>>) {
         if member.generation > self.slot(device).newest.generation {
             self.on_claimed(device, seen(member), effects);

@@ -50,7 +50,7 @@ pub(super) type OnAnswer = Box<dyn Fn(&Rc<Publisher>, Departed, Result<u64, Erro
 
 /// What one worker publishes through one node.
 pub(super) struct Publisher {
-    /// The present connection.
+    /// The connection in use; none while it is made anew.
     client: RefCell<Option<Rc<WithOptions<Client>>>>,
     sharded: bool,
     /// What may wait for one channel.
@@ -60,7 +60,7 @@ pub(super) struct Publisher {
     in_flight: RefCell<VecDeque<(u64, Instant)>>,
     next: Cell<u64>,
     in_flight_bytes: Counted,
-    /// Each told when all numbers below its own have arrived.
+    /// Each resolves when all numbers below its own have arrived.
     barriers: RefCell<VecDeque<(u64, oneshot::Sender<()>)>>,
     waiting: RefCell<Waiting>,
     on_answer: OnAnswer,

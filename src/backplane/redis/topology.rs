@@ -31,7 +31,7 @@ const LOOKS: u32 = 5;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Range {
     pub(super) slots: RangeInclusive<u16>,
-    /// The node's number.
+    /// The number of the node that serves them.
     pub(super) node: u16,
 }
 
