@@ -80,7 +80,7 @@ settings! {
     ADMIN_LISTEN = (Ports, "DUORELAY_ADMIN_LISTEN", "admin-listen", "IP:PORT", Value("127.0.0.1:9091"), "Metrics and operator calls");
     ADMIN_TOKEN = (Ports, "DUORELAY_ADMIN_TOKEN", "admin-token", "TOKEN", Words("none, so no operator calls"), "Secret of operators");
 
-    FIREBASE_PROJECT_ID = (SignIn, "FIREBASE_PROJECT_ID", "firebase-project-id", "ID", Words("the credentials file's"), "The project of the users who may sign in");
+    FIREBASE_PROJECT_ID = (SignIn, "FIREBASE_PROJECT_ID", "firebase-project-id", "ID", Words("the credentials file's"), "The project of the users");
     CREDENTIALS = (SignIn, "GOOGLE_APPLICATION_CREDENTIALS", "google-application-credentials", "FILE", Nothing, "Service account's file, to check revocation");
     METADATA_HOST = (SignIn, "GCE_METADATA_HOST", "gce-metadata-host", "HOST", Words("Google's there"), "Its metadata server, in place of a file");
     EMULATOR = (SignIn, "FIREBASE_AUTH_EMULATOR_HOST", "firebase-auth-emulator-host", "HOST:PORT", Nothing, "Accept this emulator's unsigned tokens");
