@@ -18,8 +18,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use duorelay::backplane::Backplane;
-use duorelay::hub::{Budget, Hub, HubSettings, Seat};
+use duorelay::hub::{Hub, HubSettings, Seat};
 use duorelay::metrics::Metrics;
+use duorelay::relay::budget::Budget;
 use duorelay::relay::ids::{ConnectionId, Device, InstanceId, UserId};
 use duorelay::relay::parcel::Parcel;
 use duorelay::relay::protocol::ClientLimits;
