@@ -3,9 +3,17 @@
 
 #![expect(clippy::unwrap_used, reason = "a failing helper fails its test")]
 
+#[path = "layering/source.rs"]
+mod source;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+
+use self::source::{
+    circles, code_alone, included, module_path, modules_named, paths_named, product, product_files,
+    rust_files, words,
+};
 
 /// What a module may know of ours, and which words must not stand in its code.
 struct Rule {
@@ -74,6 +82,10 @@ const RULES: &[Rule] = &[
     },
 ];
 
+fn modules() -> Vec<&'static str> {
+    RULES.iter().map(|rule| rule.module).collect()
+}
+
 #[test]
 fn imports_point_down() {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
@@ -91,7 +103,7 @@ fn imports_point_down() {
             continue;
         };
         let code = code_alone(&fs::read_to_string(&file).unwrap());
-        for up in modules_named(&code, &path) {
+        for up in modules_named(&code, &path, &modules()) {
             if up != module && !rule.ours.contains(&up) {
                 wrong.push(format!("{} names crate::{up}, which {module} must not know", file.display()));
             }
@@ -164,6 +176,27 @@ fn included_files_are_below_too() {
     assert!(seen >= 5, "only {seen} included files were found");
     let text = "include_str!(\"a.lua\"), include_dir!(\"b\"); // include_bytes!";
     assert_eq!(included(text).collect::<Vec<_>>(), ["a.lua", "b"]);
+}
+
+/// A file of more lines than this says in its head why it is one file.
+const LONG: usize = 450;
+/// How it says so.
+const REASON: &str = "//! Longer than most files: ";
+
+#[test]
+fn a_long_file_says_why_it_is_one() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let files = ["src", "tests", "benches", "fuzz"].iter().flat_map(|folder| rust_files(&root.join(folder)));
+    let says_nothing = |text: &str| {
+        let mut head = text.lines().take_while(|line| line.starts_with("//!"));
+        text.lines().count() > LONG && !head.any(|line| line.len() > REASON.len() && line.starts_with(REASON))
+    };
+    let wrong: Vec<_> = files.filter(|file| says_nothing(&fs::read_to_string(file).unwrap())).collect();
+    assert!(wrong.is_empty(), "more than {LONG} lines, and no reason in the head: {wrong:#?}");
+
+    let long = "\n".repeat(LONG);
+    assert!(says_nothing(&format!("//! Much.{long}")) && says_nothing(&format!("{REASON}{long}")));
+    assert!(!says_nothing(&format!("//! Much.\n{REASON}one rule.{long}")) && !says_nothing(&long));
 }
 
 /// `--cfg conformance` compiles an echo into the sockets, for the Autobahn test suite.
@@ -246,7 +279,7 @@ fn every_way_to_name_a_module_is_seen() {
     let of = |code: &str, path: &[&str]| {
         let path: Vec<_> = path.iter().map(ToString::to_string).collect();
         let code = code_alone(code);
-        modules_named(&code, &path).into_iter().collect::<Vec<_>>().join(" ")
+        modules_named(&code, &path, &modules()).into_iter().collect::<Vec<_>>().join(" ")
     };
     assert_eq!(of("use crate::hub::Hub;", &["relay", "room"]), "hub");
     assert_eq!(of("let x = crate::edge::f();", &["relay"]), "edge");
@@ -257,195 +290,4 @@ fn every_way_to_name_a_module_is_seen() {
     assert_eq!(of("use duorelay::server;", &["main"]), "server");
     assert_eq!(of("// crate::hub\n/// crate::edge", &["relay"]), "");
     assert_eq!(code_alone("a(\"redis://x\\\" //\", '\"', r#\"fred \"axum\"#); // hub\nb"), "a(, , ); \nb");
-}
-
-/// The files that are no tests, by their module paths.
-fn product_files(src: &Path) -> Vec<(Vec<String>, String)> {
-    let files = rust_files(src).into_iter().filter_map(|file| {
-        let path = module_path(file.strip_prefix(src).unwrap());
-        let is_test =
-            path.iter().any(|name| name == "tests" || name.ends_with("_tests") || name == "testing");
-        let is_root = ["main", "lib"].contains(&path[0].as_str());
-        (!is_test && !is_root).then(|| (path, fs::read_to_string(&file).unwrap()))
-    });
-    files.collect()
-}
-
-/// The code without the tests that stand below it.
-fn product(code: &str) -> String {
-    code.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default().to_owned()
-}
-
-/// What the macros `include_…!` name.
-fn included(text: &str) -> impl Iterator<Item = &str> {
-    text.split("include_").skip(1).filter_map(|rest| {
-        let (kind, rest) = rest.split_once("!(\"")?;
-        ["str", "bytes", "dir"].contains(&kind).then(|| rest.split('"').next())?
-    })
-}
-
-/// Every path of ours that the code of the module at `path` names, from the root.
-fn paths_named(code: &str, path: &[String]) -> Vec<Vec<String>> {
-    let mut named = Vec::new();
-    for root in ["crate::", "super::", "self::"] {
-        for (at, _) in code.match_indices(root) {
-            let longer = code[..at].ends_with(|c: char| c.is_alphanumeric() || "_:".contains(c));
-            if !longer {
-                read_path(&code[at..], path, &mut named);
-            }
-        }
-    }
-    named
-}
-
-/// Reads a path or a group of paths from its beginning, seen from `from`.
-fn read_path(code: &str, from: &[String], named: &mut Vec<Vec<String>>) {
-    let code = code.trim_start();
-    if let Some(group) = code.strip_prefix('{') {
-        let (mut depth, mut start) = (0, 0);
-        for (at, c) in group.char_indices() {
-            match c {
-                ',' | '}' if depth == 0 => {
-                    read_path(&group[start..at], from, named);
-                    start = at + 1;
-                    if c == '}' {
-                        return;
-                    }
-                }
-                '{' => depth += 1,
-                '}' => depth -= 1,
-                _ => {}
-            }
-        }
-        return;
-    }
-    let Some(word) = words(code).next().filter(|word| code.starts_with(word)) else {
-        return;
-    };
-    let mut to = from.to_vec();
-    match word {
-        "crate" => to.clear(),
-        "super" => {
-            to.pop();
-        }
-        "self" => {}
-        name => to.push(name.to_owned()),
-    }
-    match code[word.len()..].strip_prefix("::") {
-        Some(rest) => read_path(rest, &to, named),
-        None => named.push(to),
-    }
-}
-
-/// The files that can be reached from themselves, one circle a line.
-fn circles(uses: &BTreeMap<Vec<String>, BTreeSet<Vec<String>>>) -> Vec<String> {
-    let reached = |from| {
-        let mut seen = BTreeSet::new();
-        let mut open: Vec<&Vec<String>> = vec![from];
-        while let Some(file) = open.pop() {
-            open.extend(uses.get(file).into_iter().flatten().filter(|next| seen.insert(*next)));
-        }
-        seen
-    };
-    let reach: BTreeMap<_, _> = uses.keys().map(|file| (file, reached(file))).collect();
-    let mut circles = BTreeSet::new();
-    for (file, far) in reach.iter().filter(|(file, far)| far.contains(*file)) {
-        let back = far.iter().filter(|other| reach[**other].contains(*file));
-        circles.insert(back.map(|path| path.join("/")).collect::<Vec<_>>().join(" "));
-    }
-    circles.into_iter().collect()
-}
-
-fn rust_files(folder: &Path) -> Vec<PathBuf> {
-    let mut files = Vec::new();
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            files.extend(rust_files(&path));
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            files.push(path);
-        }
-    }
-    files.sort();
-    files
-}
-
-/// `edge/http.rs` is `[edge, http]`, `edge/mod.rs` is `[edge]`.
-fn module_path(file: &Path) -> Vec<String> {
-    let names = file.with_extension("");
-    let mut path: Vec<_> = names.iter().map(|name| name.to_str().unwrap().to_owned()).collect();
-    if path.len() > 1 {
-        path.pop_if(|name| name == "mod");
-    }
-    path
-}
-
-/// The code without its comments and without what stands in its string literals.
-fn code_alone(text: &str) -> String {
-    let mut code = String::new();
-    let mut rest = text;
-    while let Some(c) = rest.chars().next() {
-        let skipped = if rest.starts_with("//") {
-            rest.find('\n').unwrap_or(rest.len())
-        } else if rest.starts_with("'\"'") {
-            3
-        } else if rest.starts_with("r#\"") {
-            rest.find("\"#").map_or(rest.len(), |end| end + 2)
-        } else if c == '"' {
-            let mut escaped = false;
-            let end = rest[1..].find(|c| {
-                let end = c == '"' && !escaped;
-                escaped = c == '\\' && !escaped;
-                end
-            });
-            end.map_or(rest.len(), |end| end + 2)
-        } else {
-            code.push(c);
-            c.len_utf8()
-        };
-        rest = &rest[skipped..];
-    }
-    code
-}
-
-/// Our top-level modules that the code of the module at `path` names.
-fn modules_named(code: &str, path: &[String]) -> BTreeSet<&'static str> {
-    let up_to_the_root = "super::".repeat(path.len());
-    let mut named = BTreeSet::new();
-    for root in ["crate::", "duorelay::", &up_to_the_root] {
-        for (at, _) in code.match_indices(root) {
-            let longer = code[..at].ends_with(|c: char| c.is_alphanumeric() || "_:".contains(c));
-            if !longer {
-                named.extend(first_names(&code[at + root.len()..]));
-            }
-        }
-    }
-    RULES.iter().map(|rule| rule.module).filter(|module| named.contains(module)).collect()
-}
-
-/// What a path or a group of paths begins with: `a` of `a::b`, `a` and `c` of `{a::b, c}`.
-fn first_names(rest: &str) -> Vec<&str> {
-    let Some(group) = rest.strip_prefix('{') else {
-        return words(rest).take(1).collect();
-    };
-    let (mut names, mut depth, mut start) = (Vec::new(), 0, 0);
-    for (at, c) in group.char_indices() {
-        match c {
-            '{' => depth += 1,
-            ',' | '}' if depth == 0 => {
-                names.extend(words(&group[start..at]).next());
-                start = at + 1;
-                if c == '}' {
-                    break;
-                }
-            }
-            '}' => depth -= 1,
-            _ => {}
-        }
-    }
-    names
-}
-
-fn words(code: &str) -> impl Iterator<Item = &str> {
-    code.split(|c: char| !(c.is_alphanumeric() || c == '_')).filter(|word| !word.is_empty())
 }

@@ -86,6 +86,8 @@
 //! A report is due with the first unreported message that makes one due, but not before `pace` after the last report. A
 //! message that comes more than 150 ms after the one before shows that a queue may be forming: for one second the
 //! pace is at most 100 ms.
+//!
+//! Longer than most files: it is one law, and the clients carry the same one, part by part.
 
 use std::fmt;
 

@@ -2,6 +2,8 @@
 //!
 //! `L` is a local connection. A delivery can only be had from the room that it belongs to, which is why
 //! no frame of one user can reach another.
+//!
+//! Longer than most files: every rule of a room reads and writes the same two slots, and is read beside the others.
 
 use super::classic::Occupancy;
 use super::ids::{ConnectionId, Device, Generation, InstanceId, Member};

@@ -2,6 +2,8 @@
 //!
 //! How to drive it: report what happens (`on_*`), then call [`Session::poll`] until it answers `None`, do what it says,
 //! and sleep until [`Session::deadline`]. After that `None` the deadline lies in the future.
+//!
+//! Longer than most files: all timers stand in one table, and what they do beside it.
 
 use std::time::{Duration, Instant};
 

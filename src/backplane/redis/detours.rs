@@ -1,6 +1,8 @@
 //! Channels whose slot changes its node. For a while their publishes leave one by one, each when the one before has been
 //! answered for: one that a node has refused, or that nobody has heard yet, is tried again, and nothing overtakes it.
 //! `carrier.rs` carries this out.
+//!
+//! Longer than most files: its tests stand below it, and each reads like one detour.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet, VecDeque};

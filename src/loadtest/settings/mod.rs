@@ -1,4 +1,6 @@
 //! The settings of `duorelay loadtest`. They have no environment variables: a load test is started by one line.
+//!
+//! Longer than most files: its flags are one table.
 
 mod assertion;
 mod options;

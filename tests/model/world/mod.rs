@@ -1,6 +1,8 @@
 //! The world of the model: one room, the instances that have sockets of it, and Redis between them.
 //!
 //! Rooms and the record are the relay's own code; what is modelled is everything around them.
+//!
+//! Longer than most files: it is one state and its transitions.
 
 mod hub;
 mod redis;

@@ -2,6 +2,9 @@ use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::*;
+use crate::relay::ids::{ConnectionId, Device, Generation, InstanceId, Member};
+use crate::relay::parcel::PressureState;
+use crate::relay::private::Private;
 
 fn text(message: &ServerMessage<'_>) -> String {
     String::from_utf8(message.encode().to_vec()).unwrap()
