@@ -59,13 +59,13 @@ async fn a_drain_first_turns_unready_then_refuses_then_asks_everyone_to_reconnec
     let mut deadlines = Vec::new();
     for client in [&mut v1, &mut late] {
         let reconnect = client.expect_json("reconnect").await;
-        let signalled = Instant::now();
+        let asked = Instant::now();
         assert!(signalled.elapsed() > Duration::from_millis(1900), "asked before the delay was over");
         assert_eq!(reconnect["reason"], "draining");
         let (due, deadline) =
             (reconnect["in_ms"].as_u64().unwrap(), reconnect["deadline_ms"].as_u64().unwrap());
         assert!(due <= deadline && deadline <= 2000, "{reconnect}");
-        deadlines.push(signalled + Duration::from_millis(deadline));
+        deadlines.push(asked + Duration::from_millis(deadline));
     }
     // After the delay handshakes are refused, and so is the session.
     let token = Token::firebase("dora").sign();
