@@ -63,7 +63,8 @@ const RENEWALS_PER_SECOND: u32 = 1000;
 
 /// Over how long so many slots of a worker are renewed after a break: the more there are, the longer, up to the time in
 /// which they are renewed anyway.
-fn renewals_spread(slots: usize, lease: Duration) -> Duration {
+#[must_use]
+pub fn renewals_spread(slots: usize, lease: Duration) -> Duration {
     let at_the_pace = Duration::from_secs(1) / RENEWALS_PER_SECOND * u32::try_from(slots).unwrap_or(u32::MAX);
     RENEW_SOON.max(at_the_pace).min(lease / 3)
 }

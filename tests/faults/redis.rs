@@ -7,7 +7,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use crate::fleet::{Fleet, LEASE, SLACK, WITHIN, expect_overwritten, notified, pair, resident, v1};
-use crate::support::{Event, LIMIT, Proxy, RedisServer, request};
+use crate::support::{Config, Event, LIMIT, Proxy, RedisServer, request};
 use crate::traffic::Traffic;
 
 async fn start() -> (RedisServer, Fleet, Traffic) {
@@ -288,4 +288,23 @@ async fn a_connection_that_is_overwritten_during_a_break_is_notified_after_it() 
     desktop.sync().await;
     new.sync().await;
     fleet.wait_for_room("ann", &desktop, &new).await;
+}
+
+#[tokio::test]
+async fn a_redis_that_is_behind_gets_no_claims_that_nobody_will_wait_for() {
+    let redis = RedisServer::start().await;
+    let one_worker = |config: Config| config.set("DUORELAY_WORKERS", 1);
+    let fleet = Fleet::start_with(&[&redis.url()], one_worker).await;
+    redis.signal("STOP");
+    let crowd = (0..60).map(async |number| {
+        let refused = v1(&fleet.relays[0], &format!("crowd-{number}"), "desktop").refused().await;
+        refused.expect_refusal(503, "backplane_unavailable");
+    });
+    join_all(crowd).await;
+    redis.signal("CONT");
+    // What had left for it while it stood still is carried out by its first turn.
+    redis.ask(&["PING"]).await;
+    let claimed = redis.ask(&["KEYS", "duo:{crowd-*"]).await;
+    let claimed = claimed.as_array().map_or(0, Vec::len);
+    assert!((1..=16).contains(&claimed), "{claimed} claims that were refused have reached Redis");
 }

@@ -30,6 +30,7 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
 
 mod checker;
+mod fleet;
 mod links;
 mod network;
 mod pacing_vectors;

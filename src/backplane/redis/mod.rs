@@ -56,6 +56,7 @@ use self::scripts::Scripts;
 pub(crate) use self::settings::check_prefix;
 pub use self::settings::{RedisSource, RedisTls, check_redis_url};
 pub use self::shared::Shared;
+pub use self::subscriptions::SHARDED_AT_ONCE;
 use self::subscriptions::Subscriptions;
 use self::unheard::Unheard;
 use self::words::{cause_of, words};
@@ -71,7 +72,11 @@ use crate::relay::parcel::Parcel;
 /// How often an instance announces itself, and how long what need not arrive may take.
 const SECOND: Duration = Duration::from_secs(1);
 /// Renewals that are under way to one node at the same time.
-const RENEWALS: usize = 256;
+pub const RENEWALS: usize = 64;
+/// Claims of a worker that are under way to one node at the same time.
+pub const CLAIMS: usize = 16;
+/// How long a claim waits for its turn. Half of a call's limit is then left for Redis.
+pub const TURN_LIMIT: Duration = Duration::from_secs(1);
 
 /// Makes what an instance announces of itself.
 pub type Announce = Arc<dyn Fn() -> InstanceInfo + Send + Sync>;

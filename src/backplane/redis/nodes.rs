@@ -9,8 +9,9 @@ use fred::clients::Client;
 use fred::error::{Error, ErrorKind};
 use fred::types::config::Server;
 use fred::util::redis_keyslot;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 
+use super::CLAIMS;
 use super::client::Template;
 use super::detours::Detours;
 use super::link::Link;
@@ -48,6 +49,8 @@ pub(super) struct Node {
     pub(super) whole: Cell<u64>,
     /// Notified when subscriptions have to be made (again).
     pub(super) lost: Notify,
+    /// Turns for claims.
+    pub(super) claims: Semaphore,
     /// Idle channels are being given back.
     pub(super) is_unsubscribing: Cell<bool>,
     /// A probe is under way.
@@ -89,6 +92,7 @@ impl Node {
             probe: RefCell::new(probe),
             whole: Cell::new(0),
             lost: Notify::new(),
+            claims: Semaphore::new(CLAIMS),
             is_unsubscribing: Cell::new(false),
             is_probing: Cell::new(false),
             tasks: RefCell::default(),

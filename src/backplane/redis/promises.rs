@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::rc::Rc;
 use std::time::Instant;
 
 use fred::error::Error;
@@ -11,7 +12,7 @@ use tokio::time::{timeout, timeout_at};
 use tracing::{Instrument as _, debug, info_span};
 
 use super::queue::Queue;
-use super::{RENEWALS, Redis, SECOND, tasks};
+use super::{RENEWALS, Redis, SECOND, TURN_LIMIT, tasks};
 use crate::backplane::{
     Backplane, Barrier, CALL_LIMIT, InstanceInfo, OWN_CLAIM_LIMIT, Published, Renewal, RoomSnapshot,
     Unavailable,
@@ -24,10 +25,20 @@ use crate::telemetry::STEPS;
 
 impl Redis {
     async fn claim_slot(&self, user: &UserId, claim: Claim) -> Result<ClaimOutcome, Unavailable> {
-        let node = self.node_of(user).filter(|node| node.health.borrow().may_claim());
-        let Some(node) = node.filter(|_| !self.settings.readiness.is_foreign()) else {
+        let claimable = || {
+            let node = self.node_of(user).filter(|node| node.health.borrow().may_claim());
+            node.filter(|_| !self.settings.readiness.is_foreign()).ok_or(Unavailable)
+        };
+        let node = claimable()?;
+        // A claim that Redis carries out after its client has given up costs as much as one that counts, and the client
+        // comes again: a Redis that is behind would never catch up. A claim that waits here costs Redis nothing.
+        let Ok(Ok(turn)) = timeout(TURN_LIMIT, node.claims.acquire()).await else {
             return Err(Unavailable);
         };
+        // The node may be down by now, or another one serves the slot.
+        if !Rc::ptr_eq(&claimable()?, &node) {
+            return Err(Unavailable);
+        }
         let failed = |error: Error| {
             self.note("a claim failed", &error);
             Unavailable
@@ -53,6 +64,7 @@ impl Redis {
             }
             outcome
         };
+        drop(turn);
         if let ClaimOutcome::Claimed(claimed) = &outcome {
             for holder in claimed.replaced.iter().chain(&claimed.other) {
                 self.settings.shared.presence().note(holder.instance, Instant::now());

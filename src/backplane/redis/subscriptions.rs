@@ -23,7 +23,7 @@ use crate::relay::ids::{Device, UserId};
 const CHUNK: usize = 512;
 /// Sharded subscriptions that are under way at the same time: each is a command of its own, because fred takes
 /// the answers to one with several channels for the answers to other commands.
-const SHARDED_AT_ONCE: usize = 64;
+pub const SHARDED_AT_ONCE: usize = 64;
 /// Between two tries to subscribe again.
 pub(super) const RETRY: Duration = Duration::from_millis(200);
 
