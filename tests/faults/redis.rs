@@ -295,6 +295,8 @@ async fn a_redis_that_is_behind_gets_no_claims_that_nobody_will_wait_for() {
     let redis = RedisServer::start().await;
     let one_worker = |config: Config| config.set("DUORELAY_WORKERS", 1);
     let fleet = Fleet::start_with(&[&redis.url()], one_worker).await;
+    // Redis knows the script from then on.
+    let _first = v1(&fleet.relays[0], "first", "desktop").open_v1().await;
     redis.signal("STOP");
     let crowd = (0..60).map(async |number| {
         let refused = v1(&fleet.relays[0], &format!("crowd-{number}"), "desktop").refused().await;

@@ -6,9 +6,11 @@ Started by tests/scaling/run. Fills the tables of tests/CAPACITY.md and draws te
 import argparse
 import json
 import math
+import os
 import re
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -164,7 +166,157 @@ def stalled(_):
     return found
 
 
-PARTS = {part.__name__: part for part in (users, frames, instances, backplane, claims, idle, stalled)}
+def info(redis, section="all"):
+    """What INFO says, by name."""
+    command = ["redis-cli", "-p", str(redis.port), "info", section]
+    text = subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout
+    return dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+
+
+def spent(redis):
+    """Commands, scripts' own among them, and seconds of CPU."""
+    told = info(redis)
+    calls = sum(int(re.search(r"calls=(\d+)", value)[1]) for name, value in told.items() if name.startswith("cmdstat_"))
+    return {"commands": calls, "cpu": float(told["used_cpu_user"]) + float(told["used_cpu_sys"])}
+
+
+def spent_in(seconds, nodes, doing=time.sleep):
+    """What each node spends a second, meanwhile."""
+    before = [spent(node) for node in nodes]
+    begun = time.monotonic()
+    doing(seconds)
+    took = time.monotonic() - begun
+    return [{name: (later[name] - sooner[name]) / took for name in later} for sooner, later in zip(before, map(spent, nodes))]
+
+
+def cpu_of(server):
+    """User and system time of a process, in seconds."""
+    fields = Path(f"/proc/{server.pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+# Instances, workers of each, nodes of Redis.
+IDLE_FLEETS = [(1, 1, 1), (2, 1, 1), (4, 1, 1), (8, 1, 1), (16, 1, 1), (2, 2, 1), (2, 4, 1), (2, 1, 3), (2, 1, 12), (2, 1, 24)]
+
+
+def silence(_):
+    """What instances without a socket cost: announcements, probes, looks at the cluster."""
+    found = {}
+    for count, workers, nodes in IDLE_FLEETS:
+        with Bench() as bench:
+            fleet = Fleet(bench, count, nodes, DUORELAY_WORKERS=workers)
+            time.sleep(5)
+            before = sum(map(cpu_of, fleet.instances))
+            each = spent_in(20, fleet.redis)
+            own = (sum(map(cpu_of, fleet.instances)) - before) / 20 / count
+            found[f"{count} {workers} {nodes}"] = {
+                "commands": sum(node["commands"] for node in each),
+                "redis_cpu": sum(node["cpu"] for node in each),
+                "instance_cpu": own,
+                "rss": sum(instance.rss() for instance in fleet.instances) / count,
+            }
+            say(f"silence {count} x {workers} on {nodes}: {found[f'{count} {workers} {nodes}']}")
+    return found
+
+
+# Nodes of Redis, frames a second in all (100 and 1,000 on each of two instances' connections to each node), flags.
+SMALL = {
+    f"{nodes} {each} {place}": (nodes, 2 * nodes * each, place)
+    for nodes, each, place in [(1, 100, "cross"), (1, 1000, "cross"), (1, 100, "same"), (3, 100, "cross"), (3, 1000, "cross"), (12, 100, "cross"), (24, 100, "cross"), (24, 100, "same")]
+}
+
+
+def batches(rounds):
+    """A frame where few travel together: over clusters, with 100 frames a second on each connection to a node."""
+
+    def run(name):
+        nodes, frames, place = SMALL[name]
+        with Bench() as bench:
+            fleet = Fleet(bench, 2, nodes, DUORELAY_MESSAGES_PER_SECOND=0, DUORELAY_BYTES_PER_SECOND=0)
+            devices = 2 * max(100, nodes * 20)
+            flags = [f"--users={devices // 2}", f"--fps={frames / devices}", "--duration=8s", "--warmup=2s", f"--placement={place}"]
+            told = {}
+
+            def measured():
+                time.sleep(4)
+                told["nodes"] = spent_in(5, fleet.redis)
+
+            results = fleet.load("stream", *flags, meanwhile=measured)
+            figures = dict(results["figures"])
+            figures["redis_cpu_per_frame"] = sum(node["cpu"] for node in told["nodes"]) / frames
+            figures["redis_commands_per_frame"] = sum(node["commands"] for node in told["nodes"]) / frames
+            return figures
+
+    return rounds_of(rounds, "batches", SMALL, run)
+
+
+def used(_):
+    """Memory of sockets that have sent one message of 60 KB, and of those that never did."""
+    found = {}
+    for size in (0, 60_000):
+        with Bench() as bench:
+            fleet = Fleet(bench, 2, 1)
+            before = sum(instance.rss() for instance in fleet.instances)
+            plan = {"clients": 2000, "ports": [instance.port for instance in fleet.instances], "send": size, "rate": 200, "limit": 120_000, "key": str(bench.key)}
+            plan |= {"issuer": measure.ISSUER, "audience": measure.AUDIENCE, "kid": measure.KID}
+            with subprocess.Popen(["node", HERE / "storm.mjs"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+                process.stdin.write(json.dumps(plan))
+                process.stdin.close()
+                if process.stdout.readline().strip() != "sent":
+                    raise SystemExit("the clients did not connect")
+                # Lists of errors and the allocator's free pages go back within that time.
+                time.sleep(15)
+                found[str(size)] = (sum(instance.rss() for instance in fleet.instances) - before) / 2000
+                process.kill()
+            say(f"used, {size} bytes: {found[str(size)]:.0f} bytes a socket")
+    return found
+
+
+# What tests/model/fleet plays in numbers at the size that fits here: clients, instances, settings, and what is lost.
+STORMS = {
+    "one of three instances": (1800, 3, {}, None),
+    "one of two, all behind one address": (1200, 2, {"DUORELAY_HANDSHAKES_PER_SECOND_PER_IP": 20}, None),
+    "Redis stands still for 10 s": (600, 2, {}, 10_000),
+}
+
+
+def storm_once(clients, count, settings, during):
+    """Clients of the JavaScript library lose an instance, or come while Redis stands still."""
+    with Bench() as bench:
+        fleet = Fleet(bench, count, 1, **settings)
+        plan = {
+            "clients": clients,
+            "ports": [instance.port for instance in fleet.instances],
+            "kill": fleet.redis[0].pid if during else fleet.instances[0].pid,
+            "during": during,
+            # Below what one address may.
+            "rate": 80,
+            "limit": 120_000,
+            "key": str(bench.key),
+            **{"issuer": measure.ISSUER, "audience": measure.AUDIENCE, "kid": measure.KID},
+        }
+        command = ["node", HERE / "storm.mjs"]
+        done = subprocess.run(command, input=json.dumps(plan), capture_output=True, text=True, timeout=300)
+        if done.returncode:
+            raise SystemExit(done.stderr)
+        return json.loads(done.stdout)
+
+
+def storms(rounds):
+    found = {}
+    for name, case in STORMS.items():
+        runs = [storm_once(*case) for _ in range(rounds)]
+        refused = [sum(run.pop("refused").values()) for run in runs]
+        found[name] = {**medians(runs), "refused": sorted(refused)[len(refused) // 2]}
+        say(f"storm, {name}: {found[name]}")
+    return found
+
+
+PARTS = {part.__name__: part for part in (users, frames, instances, backplane, claims, idle, stalled, storms, silence, batches, used)}
+
+
+# Measured on another day than the others.
+PLAN = {"storms", "silence", "batches", "used"}
 
 
 def cost_rows(results, unit):
@@ -247,7 +399,7 @@ def constants(results):
 def report(results):
     fill = lambda name, text: measure.fill(PAGE, name, text)
     done = [part for part in PARTS if part in results]
-    fill("machine", results["machine"] + ".")
+    fill("machine", textwrap.fill(results["machine"] + ".", 110))
     for part, first in (("users", "devices"), ("frames", "frames/s"), ("instances", "instances"), ("backplane", "backplane")):
         if part in done:
             fill(part, table([first, *COST], cost_rows(results, part)))
@@ -256,6 +408,27 @@ def report(results):
     if {"frames", "claims", "idle", "backplane"} <= set(done):
         fill("constants", constants(results))
         fill("capacity", capacity(results))
+    if "plan_machine" in results:
+        fill("plan machine", textwrap.fill(results["plan_machine"] + ".", 110))
+    if "silence" in done:
+        rows = [
+            [*key.split(), digits(found["commands"]), digits(found["redis_cpu"] * MS), digits(found["instance_cpu"] * MS), f"{found['rss'] / 1e6:,.0f} MB"]
+            for key, found in results["silence"].items()
+        ]
+        head = ["instances", "workers each", "Redis nodes", "Redis commands/s, all nodes", "Redis CPU, ms/s", "CPU of an instance, ms/s", "memory of an instance"]
+        fill("silence", table(head, rows))
+    if "batches" in done:
+        rows = [[nodes, each, "together" if place == "same" else "apart", *row[3:]] for key, row in zip(results["batches"], cost_rows(results, "batches")) for nodes, each, place in [key.split()]]
+        fill("batches", table(["Redis nodes", "frames/s a connection", "pairs", *COST[2:]], rows))
+    if "used" in done:
+        silent, once = (results["used"][size] for size in ("0", "60000"))
+        fill("used", f"A socket that never sent takes {silent / 1e3:.1f} KB, one that has sent 60 KB once {once / 1e3:.1f} KB.")
+    if "storms" in done:
+        rows = [
+            [name, f"{run['lost']:,.0f}", " / ".join(f"{run[part]:.1f}" for part in ("half", "most", "all")), f"{run['attempts']:,.0f}", f"{run['refused']:,.0f}"]
+            for name, run in results["storms"].items()
+        ]
+        fill("storms", table(["lost", "sockets", "back: 50 % / 99 % / all, s", "handshakes", "refused"], rows))
     if {"idle", "stalled"} <= set(done):
         # Two full lanes and what is gathered for one write (16 KiB and a message, in a buffer that doubles to 32 KiB), for each
         # receiver; and all connections.
@@ -290,7 +463,7 @@ def main():
     for part in [] if options.table else options.part or PARTS:
         found = PARTS[part](options.rounds)
         results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-        results.update({part: found, "machine": measure.machine()})
+        results.update({part: found, "plan_machine" if part in PLAN else "machine": measure.machine()})
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     report(json.loads(RESULTS.read_text()))
 
