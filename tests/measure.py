@@ -24,6 +24,7 @@ from pathlib import Path
 TOP = Path(__file__).parents[1]
 TARGET = Path(os.environ.get("CARGO_TARGET_DIR", TOP / "target")).resolve()
 PROGRAM = Path(os.environ.get("DUORELAY_BIN", TARGET / "release" / "duorelay"))
+PEERS = TARGET / "release" / "examples" / "loadtest"
 ISSUER, AUDIENCE, KID = "https://securetoken.google.com/measured", "measured", "k1"
 # How long a server may take until it answers.
 START_LIMIT = 30
@@ -192,9 +193,11 @@ class Bench(contextlib.ExitStack):
 
         return self.start([PROGRAM, "serve"], port, environment.items(), admin, ready)
 
-    def load(self, scenario, servers, *flags, path="/ws", redis_url=None, metrics=False, meanwhile=None):
+    def load(self, scenario, servers, *flags, path="/ws", redis_url=None, metrics=True, meanwhile=None):
         """Runs the load generator against servers; its results."""
-        command = [PROGRAM, "loadtest", scenario, "--json=-", "--progress=off"]
+        # Only the peers' generator reads the figures of processes.
+        generator = [PROGRAM, "loadtest"] if metrics else [PEERS]
+        command = [*generator, scenario, "--json=-", "--progress=off"]
         command += ["--signing-key", self.key, "--issuer", ISSUER, "--audience", AUDIENCE, "--kid", KID]
         for server in servers:
             command += ["--url", f"ws://127.0.0.1:{server.port}{path}"]

@@ -2,7 +2,7 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,8 +18,8 @@ use tungstenite::handshake::derive_accept_key;
 use url::Url;
 
 use super::LoadError;
-use super::dialect::{Caller, Heard};
-use super::settings::Dialect;
+use super::dialect::{Caller, Dialect, Heard};
+use super::settings::Link;
 use super::socket::{Socket, Stream};
 
 /// From the first SYN to the welcome.
@@ -79,6 +79,20 @@ impl Target {
     }
 }
 
+/// One handshake: whose, and how it is made.
+pub(super) struct Attempt<'a> {
+    pub(super) caller: Caller<'a>,
+    pub(super) dialect: &'static dyn Dialect,
+    /// The local address.
+    pub(super) source: Option<IpAddr>,
+    /// Only for receivers behind a thin link.
+    pub(super) link: Option<Link>,
+    /// It reports what it has read.
+    pub(super) reports: bool,
+    /// Which of the target's addresses.
+    pub(super) turn: usize,
+}
+
 /// Why there is no connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Failure {
@@ -108,17 +122,19 @@ impl From<io::Error> for Failure {
 ///
 /// # Errors
 /// [`Failure`], after 10 s at the latest.
-pub(super) async fn connect(target: &Target, caller: &Caller<'_>) -> Result<Socket, Failure> {
-    let attempt = async {
-        let socket = open(target, caller).await?;
+pub(super) async fn connect(target: &Target, attempt: &Attempt<'_>) -> Result<Socket, Failure> {
+    let connecting = async {
+        let socket = open(target, attempt).await?;
         loop {
             match socket.receive().await {
                 Ok(Heard::Open) => {
-                    // What a socket does not take, its reader hears as its end.
-                    let _ = socket.send(Dialect::sign_in(caller));
+                    if let Some(sign_in) = attempt.dialect.sign_in(&attempt.caller) {
+                        // What a socket does not take, its reader hears as its end.
+                        let _ = socket.send(sign_in);
+                    }
                 }
                 Ok(Heard::Welcome { received }) => {
-                    if received && caller.reports {
+                    if received && attempt.reports {
                         socket.start_reports();
                     }
                     break;
@@ -130,21 +146,21 @@ pub(super) async fn connect(target: &Target, caller: &Caller<'_>) -> Result<Sock
                 }
             }
         }
-        if let Some(link) = caller.link {
+        if let Some(link) = attempt.link {
             socket.throttle(link.bytes_per_second);
         }
         Ok(socket)
     };
-    timeout(CONNECT_LIMIT, attempt)
+    timeout(CONNECT_LIMIT, connecting)
         .await
         .unwrap_or_else(|_| Err(Failure::Failed("no answer in 10 s".to_owned())))
 }
 
-async fn open(target: &Target, caller: &Caller<'_>) -> Result<Socket, Failure> {
-    let address = target.addresses[caller.turn % target.addresses.len()];
+async fn open(target: &Target, attempt: &Attempt<'_>) -> Result<Socket, Failure> {
+    let address = target.addresses[attempt.turn % target.addresses.len()];
     let tcp = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     tcp.set_nodelay(true)?;
-    if let Some(link) = caller.link {
+    if let Some(link) = attempt.link {
         let size = u32::try_from(link.receive_buffer / 2).unwrap_or(u32::MAX);
         tcp.set_recv_buffer_size(size)?;
         #[cfg(target_os = "linux")]
@@ -153,7 +169,7 @@ async fn open(target: &Target, caller: &Caller<'_>) -> Result<Socket, Failure> {
             socket2::SockRef::from(&tcp).set_tcp_mss(maxseg)?;
         }
     }
-    if let Some(source) = caller.source {
+    if let Some(source) = attempt.source {
         tcp.bind(SocketAddr::new(source, 0))?;
     }
     let tcp = tcp.connect(address).await?;
@@ -162,7 +178,7 @@ async fn open(target: &Target, caller: &Caller<'_>) -> Result<Socket, Failure> {
         Some((tls, name)) => Stream::Tls(Box::new(tls.connect(name.clone(), tcp).await?)),
     };
     let key = generate_key();
-    let request = request(target, caller, &key);
+    let request = request(target, attempt, &key);
     let mut rest = request.as_bytes();
     while !rest.is_empty() {
         let written = poll_fn(|cx| stream.poll_write(cx, rest)).await?;
@@ -172,7 +188,7 @@ async fn open(target: &Target, caller: &Caller<'_>) -> Result<Socket, Failure> {
     loop {
         if let Some(length) = upgraded(&received, &key)? {
             let early = received.split_off(length);
-            return Ok(Socket::new(stream, early, caller.dialect));
+            return Ok(Socket::new(stream, early, attempt.dialect));
         }
         if received.len() > ANSWER_LIMIT || !read_more(&mut stream, &mut received).await? {
             return Err(Failure::Failed("broken handshake".to_owned()));
@@ -188,8 +204,8 @@ async fn read_more(stream: &mut Stream, received: &mut Vec<u8>) -> io::Result<bo
     Ok(!buffer.filled().is_empty())
 }
 
-fn request(target: &Target, caller: &Caller<'_>, key: &str) -> String {
-    let (path, sign_in) = caller.dialect.handshake(&target.path, caller);
+fn request(target: &Target, attempt: &Attempt<'_>, key: &str) -> String {
+    let (path, sign_in) = attempt.dialect.handshake(&target.path, &attempt.caller);
     format!(
         "GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
          Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n{sign_in}\r\n",

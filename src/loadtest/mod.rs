@@ -9,7 +9,7 @@
 
 mod alarm;
 mod connect;
-mod dialect;
+pub mod dialect;
 mod frame;
 mod progress;
 mod report;
@@ -18,6 +18,7 @@ mod scenario;
 pub mod settings;
 mod shard;
 mod socket;
+mod source;
 mod tally;
 mod tokens;
 mod watch;
@@ -39,6 +40,7 @@ use self::report::Report;
 use self::result::{Results, judge};
 use self::settings::{LoadOptions, Output, Placement, Scenario};
 use self::shard::{Event, Phase, Plan, User};
+pub use self::source::{Instance, Source};
 use self::tokens::mint;
 use self::watch::{Reading, Watch};
 use crate::host::open_files::raise_limit;

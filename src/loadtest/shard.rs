@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::connect::{Failure, Target, connect};
+use super::connect::{Attempt, Failure, Target, connect};
 use super::dialect::Caller;
 use super::settings::{Link, LoadOptions};
 use super::socket::Socket;
@@ -166,17 +166,15 @@ impl Shard {
         let sources = &self.options().sources;
         let turn = who.user.number as usize * 2 + usize::from(who.device == Device::Mobile);
         let source: Option<IpAddr> = sources.get(turn % sources.len().max(1)).copied();
-        let caller = Caller {
-            device: who.device,
-            client: who.client,
-            token: &who.user.token,
+        let attempt = Attempt {
+            caller: Caller { device: who.device, client: who.client, token: &who.user.token },
             dialect: self.options().dialect,
             source,
             link: who.link,
             reports: self.options().reports,
             turn,
         };
-        let result = connect(&targets[place % targets.len()], &caller).await;
+        let result = connect(&targets[place % targets.len()], &attempt).await;
         let mut tally = self.tally.borrow_mut();
         match &result {
             Ok(_) => {

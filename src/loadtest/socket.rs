@@ -15,8 +15,7 @@ use tungstenite::protocol::frame::coding::CloseCode;
 use tungstenite::protocol::{CloseFrame, Role, WebSocketConfig, WebSocketContext};
 use tungstenite::{Error, Message};
 
-use super::dialect::Heard;
-use super::settings::Dialect;
+use super::dialect::{Dialect, Heard};
 use crate::relay::pacing::Reporter;
 
 /// What one read takes at most: a few frames, and little enough for tens of thousands of sockets.
@@ -179,7 +178,7 @@ pub(super) struct NotSent;
 struct Io {
     stream: Stream,
     codec: WebSocketContext,
-    dialect: Dialect,
+    dialect: &'static dyn Dialect,
     throttle: Option<Throttle>,
     /// What the relay is to hear of what was read; only where it wants to.
     reports: Option<Box<Reports>>,
@@ -230,7 +229,7 @@ pub(super) struct Socket {
 
 impl Socket {
     /// After the handshake; `early` came with it.
-    pub(super) fn new(stream: Stream, early: Vec<u8>, dialect: Dialect) -> Self {
+    pub(super) fn new(stream: Stream, early: Vec<u8>, dialect: &'static dyn Dialect) -> Self {
         let config = WebSocketConfig::default()
             .read_buffer_size(READ_BUFFER)
             .write_buffer_size(0)
@@ -265,7 +264,10 @@ impl Socket {
     /// [`NotSent`]
     pub(super) fn send_frame(&self, frame: Bytes) -> Result<(), NotSent> {
         let dialect = self.io.borrow().dialect;
-        dialect.frame(frame).try_for_each(|message| self.send(message))
+        if let Some(announcement) = dialect.announcement() {
+            self.send(announcement)?;
+        }
+        self.send(Message::Binary(frame))
     }
 
     /// Asks for an answer.
@@ -352,17 +354,23 @@ impl Socket {
                     return Poll::Ready(Err(Ended { code }));
                 }
                 Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)) => {}
-                Ok(message @ (Message::Text(_) | Message::Binary(_))) => match dialect.read(message) {
-                    heard if on_heard(reports, &heard) => {}
-                    Heard::Heartbeat => {
-                        // What does not fit is written before the next read; an end is read then.
-                        let _ = codec.write(&mut stream, Dialect::heartbeat());
-                        if codec.flush(&mut stream).is_err() {
-                            self.blocked.set(true);
+                Ok(message @ (Message::Text(_) | Message::Binary(_))) => {
+                    let heard = match message {
+                        Message::Binary(frame) => Heard::Frame(frame),
+                        text => dialect.read(text.to_text().unwrap_or_default()),
+                    };
+                    match heard {
+                        heard if on_heard(reports, &heard) => {}
+                        Heard::Heartbeat(answer) => {
+                            // What does not fit is written before the next read; an end is read then.
+                            let _ = codec.write(&mut stream, answer);
+                            if codec.flush(&mut stream).is_err() {
+                                self.blocked.set(true);
+                            }
                         }
+                        heard => return Poll::Ready(Ok(heard)),
                     }
-                    heard => return Poll::Ready(Ok(heard)),
-                },
+                }
                 Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => {
                     return Poll::Pending;
                 }

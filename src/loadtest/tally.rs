@@ -61,89 +61,95 @@ impl Times {
     }
 }
 
-/// What one thread counted in one second, or everything added up.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Tally {
-    /// Measured frames handed to a socket.
-    pub(super) sent: u64,
-    /// Measured frames that arrived, each once.
-    pub(super) delivered: u64,
-    /// Frames due while there was no connection.
-    pub(super) unsent: u64,
-    /// Volatile frames that were skipped; below 0 in a second in which skipped ones arrive.
-    pub(super) superseded: i64,
-    /// Reliable frames that were skipped or never came.
-    pub(super) lost: i64,
-    /// Volatile frames that never came, and no newer one either.
-    pub(super) vanished: u64,
-    /// Frames that arrived after a newer one.
-    pub(super) out_of_order: u64,
-    /// Frames that arrived again.
-    pub(super) duplicates: u64,
-    /// Frames that were not meant for who got them.
-    pub(super) wrong_user: u64,
-    /// Connections that were opened less those that ended.
-    pub(super) connected: i64,
-    /// Handshakes that were welcomed.
-    pub(super) welcomed: u64,
-    /// Connections that moved or came back.
-    pub(super) reconnects: u64,
-    /// Handshakes that were answered with something else, by code or status.
-    pub(super) refused: BTreeMap<String, u64>,
-    /// Handshakes that got no answer, by reason.
-    pub(super) failed: BTreeMap<String, u64>,
-    /// Connections that the relay closed, by close code; 1006 for one that broke off.
-    pub(super) closes: BTreeMap<u16, u64>,
-    /// `error` messages of the relay, by code.
-    pub(super) errors: BTreeMap<String, u64>,
-    /// From due to arrived.
-    pub(super) latency: Times,
-    /// From due to sent.
-    pub(super) lag: Times,
-    /// From due to welcomed.
-    pub(super) handshake: Times,
-    /// From the new socket's handshake to the old one's `overwritten`.
-    pub(super) notified: Times,
-    /// Each receiver's longest time without a frame.
-    pub(super) silence: Times,
-    /// Simultaneous takeovers that left none, one, both.
-    pub(super) left: [u64; 3],
+/// Adds another one's counts.
+trait Add {
+    fn add(&mut self, other: &Self);
 }
 
-impl Tally {
-    /// Adds another one's counts.
-    pub(super) fn add(&mut self, other: &Self) {
-        self.sent += other.sent;
-        self.delivered += other.delivered;
-        self.unsent += other.unsent;
-        self.superseded += other.superseded;
-        self.lost += other.lost;
-        self.vanished += other.vanished;
-        self.out_of_order += other.out_of_order;
-        self.duplicates += other.duplicates;
-        self.wrong_user += other.wrong_user;
-        self.connected += other.connected;
-        self.welcomed += other.welcomed;
-        self.reconnects += other.reconnects;
-        add_counts(&mut self.refused, &other.refused);
-        add_counts(&mut self.failed, &other.failed);
-        add_counts(&mut self.closes, &other.closes);
-        add_counts(&mut self.errors, &other.errors);
-        self.latency.add(&other.latency);
-        self.lag.add(&other.lag);
-        self.handshake.add(&other.handshake);
-        self.notified.add(&other.notified);
-        self.silence.add(&other.silence);
-        for (left, other) in self.left.iter_mut().zip(other.left) {
-            *left += other;
+macro_rules! add_numbers {
+    ($($number:ty),*) => {
+        $(impl Add for $number {
+            fn add(&mut self, other: &Self) {
+                *self += other;
+            }
+        })*
+    };
+}
+
+add_numbers!(u64, i64);
+
+impl<K: Ord + Clone> Add for BTreeMap<K, u64> {
+    fn add(&mut self, other: &Self) {
+        other.iter().for_each(|(key, count)| *self.entry(key.clone()).or_default() += count);
+    }
+}
+
+impl Add for [u64; 3] {
+    fn add(&mut self, other: &Self) {
+        self.iter_mut().zip(other).for_each(|(count, other)| *count += other);
+    }
+}
+
+macro_rules! tally {
+    ($($(#[$doc:meta])* $field:ident: $type:ty;)*) => {
+        /// What one thread counted in one second, or everything added up.
+        #[derive(Debug, Clone, Default)]
+        pub(super) struct Tally { $($(#[$doc])* pub(super) $field: $type,)* }
+
+        impl Tally {
+            /// Adds another one's counts.
+            pub(super) fn add(&mut self, other: &Self) {
+                $(self.$field.add(&other.$field);)*
+            }
         }
-    }
+    };
 }
 
-fn add_counts<K: Ord + Clone>(counts: &mut BTreeMap<K, u64>, others: &BTreeMap<K, u64>) {
-    for (key, count) in others {
-        *counts.entry(key.clone()).or_default() += count;
-    }
+tally! {
+    /// Measured frames handed to a socket.
+    sent: u64;
+    /// Measured frames that arrived, each once.
+    delivered: u64;
+    /// Frames due while there was no connection.
+    unsent: u64;
+    /// Volatile frames that were skipped; below 0 in a second in which skipped ones arrive.
+    superseded: i64;
+    /// Reliable frames that were skipped or never came.
+    lost: i64;
+    /// Volatile frames that never came, and no newer one either.
+    vanished: u64;
+    /// Frames that arrived after a newer one.
+    out_of_order: u64;
+    /// Frames that arrived again.
+    duplicates: u64;
+    /// Frames that were not meant for who got them.
+    wrong_user: u64;
+    /// Connections that were opened less those that ended.
+    connected: i64;
+    /// Handshakes that were welcomed.
+    welcomed: u64;
+    /// Connections that moved or came back.
+    reconnects: u64;
+    /// Handshakes that were answered with something else, by code or status.
+    refused: BTreeMap<String, u64>;
+    /// Handshakes that got no answer, by reason.
+    failed: BTreeMap<String, u64>;
+    /// Connections that the relay closed, by close code; 1006 for one that broke off.
+    closes: BTreeMap<u16, u64>;
+    /// `error` messages of the relay, by code.
+    errors: BTreeMap<String, u64>;
+    /// From due to arrived.
+    latency: Times;
+    /// From due to sent.
+    lag: Times;
+    /// From due to welcomed.
+    handshake: Times;
+    /// From the new socket's handshake to the old one's `overwritten`.
+    notified: Times;
+    /// Each receiver's longest time without a frame.
+    silence: Times;
+    /// Simultaneous takeovers that left none, one, both.
+    left: [u64; 3];
 }
 
 #[cfg(test)]

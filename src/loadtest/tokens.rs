@@ -4,9 +4,9 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::stream::{self, StreamExt as _};
 use serde::Deserialize;
 use serde_json::json;
-use tokio::task::JoinSet;
 use tokio::time::timeout;
 use url::Url;
 
@@ -95,31 +95,17 @@ async fn ask_for_all(
         .timeout(REQUEST_LIMIT)
         .build()
         .map_err(|error| failed(error.to_string()))?;
-    let mut tokens: Vec<Option<Arc<str>>> = vec![None; uids.len()];
-    let mut asking = JoinSet::new();
-    let mut waiting = uids.iter().enumerate();
-    let mut count = 0;
-    loop {
-        while asking.len() < AT_ONCE
-            && let Some((index, uid)) = waiting.next()
-        {
-            let request = http.post(url.clone()).header("content-type", "application/json").body(body(uid));
-            asking.spawn(async move { (index, ask(request).await) });
-        }
-        match asking.join_next().await {
-            Some(Ok((index, token))) => {
-                let token = token.map_err(|problem| failed(format!("{url}: {problem}")))?;
-                if let Some(slot) = tokens.get_mut(index) {
-                    *slot = Some(token);
-                }
-                count += 1;
-                done(count);
-            }
-            Some(Err(error)) => return Err(failed(error.to_string())),
-            None => break,
-        }
+    let asking = uids.iter().map(|uid| {
+        let request = http.post(url.clone()).header("content-type", "application/json").body(body(uid));
+        async move { ask(request).await.map_err(|problem| failed(format!("{url}: {problem}"))) }
+    });
+    let mut answers = stream::iter(asking).buffered(AT_ONCE);
+    let mut tokens = Vec::with_capacity(uids.len());
+    while let Some(token) = answers.next().await {
+        tokens.push(token?);
+        done(tokens.len());
     }
-    Ok(tokens.into_iter().flatten().collect())
+    Ok(tokens)
 }
 
 async fn ask(request: reqwest::RequestBuilder) -> Result<Arc<str>, String> {

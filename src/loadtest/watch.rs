@@ -1,6 +1,6 @@
 //! What the instances and Redis say of themselves while they are measured.
 
-use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use fred::clients::Client;
@@ -13,39 +13,12 @@ use url::Url;
 
 use super::LoadError;
 use super::settings::LoadOptions;
+use super::source::{Instance, Source};
 
 /// How long one reading may take.
 const LIMIT: Duration = Duration::from_millis(900);
 
-/// One instance at one moment.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub(super) struct Instance {
-    /// CPU since its start, in seconds; absent where the process does not report it.
-    pub(super) cpu: Option<f64>,
-    /// Resident memory, in bytes; absent where the process does not report it.
-    pub(super) rss: Option<f64>,
-    /// Open connections; absent where the process does not report them.
-    pub(super) connections: Option<f64>,
-    /// What it dropped since its start, by cause.
-    pub(super) dropped: BTreeMap<String, f64>,
-}
-
 impl Instance {
-    /// Reads what Linux says of a process; `None` when there is no such process, or no `/proc`.
-    fn of_process(pid: u32) -> Option<Self> {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
-        let pages: f64 = statm.split_whitespace().nth(1)?.parse().ok()?;
-        #[expect(clippy::cast_precision_loss, reason = "both are small")]
-        let (ticks_per_second, page) =
-            (rustix::param::clock_ticks_per_second() as f64, rustix::param::page_size() as f64);
-        Some(Self {
-            cpu: Some(cpu_ticks(&stat)? / ticks_per_second),
-            rss: Some(pages * page),
-            ..Self::default()
-        })
-    }
-
     /// Reads Prometheus's text format, as far as it is needed.
     fn parse(text: &str) -> Self {
         let mut instance = Self::default();
@@ -73,15 +46,6 @@ impl Instance {
         }
         instance
     }
-}
-
-/// `utime` and `stime` of `/proc/PID/stat`, in clock ticks (proc(5)). The name before them may hold anything, `)` too.
-fn cpu_ticks(stat: &str) -> Option<f64> {
-    let (_, after_name) = stat.rsplit_once(')')?;
-    let mut fields = after_name.split_whitespace().skip(11);
-    let user: f64 = fields.next()?.parse().ok()?;
-    let system: f64 = fields.next()?.parse().ok()?;
-    Some(user + system)
 }
 
 /// Redis at one moment; of a cluster, all nodes together.
@@ -138,7 +102,7 @@ impl Reading {
 pub(super) struct Watch {
     http: reqwest::Client,
     metrics: Vec<Url>,
-    processes: Vec<u32>,
+    sources: Vec<Arc<dyn Source>>,
     redis: Option<(Client, bool)>,
 }
 
@@ -173,12 +137,12 @@ impl Watch {
                 Some((client, clustered))
             }
         };
-        let (metrics, processes) = (options.metrics.clone(), options.processes.clone());
-        let watch = Self { http, metrics, processes, redis };
+        let (metrics, sources) = (options.metrics.clone(), options.sources_of_figures.clone());
+        let watch = Self { http, metrics, sources, redis };
         let first = watch.read().await;
         for (name, instance) in options.watched().into_iter().zip(&first.instances) {
             if instance.is_none() {
-                return Err(failed(name, "no figures there (--metrics, --process)".to_owned()));
+                return Err(failed(name, "no figures there (--metrics)".to_owned()));
             }
         }
         if watch.redis.is_some() && first.redis.is_none() {
@@ -191,7 +155,7 @@ impl Watch {
     pub(super) async fn read(&self) -> Reading {
         let asking = futures_util::future::join_all(self.metrics.iter().map(|url| self.ask(url)));
         let (mut instances, redis) = tokio::join!(asking, self.ask_redis());
-        instances.extend(self.processes.iter().map(|pid| Instance::of_process(*pid)));
+        instances.extend(self.sources.iter().map(|source| source.read()));
         Reading { instances, redis }
     }
 
@@ -244,22 +208,6 @@ mod tests {
             dropped: [("superseded".to_owned(), 9.0)].into(),
         };
         assert_eq!(instance, wanted);
-    }
-
-    #[test]
-    fn cpu_is_found_behind_any_name() {
-        let stat = "7 (a) b) S 1 7 7 0 -1 4194304 90 0 0 0 250 150 0 0 20 0 1 0 5 9 9";
-        assert_eq!(cpu_ticks(stat), Some(400.0));
-        assert_eq!(cpu_ticks("7 (a) S 1"), None);
-    }
-
-    #[cfg(target_os = "linux")]
-    #[test]
-    fn a_process_reports_its_cpu_and_memory_but_no_connections() {
-        let instance = Instance::of_process(std::process::id()).unwrap();
-        assert!(instance.cpu.is_some() && instance.rss.unwrap() > 1e5, "{instance:?}");
-        assert_eq!(instance.connections, None);
-        assert_eq!(Instance::of_process(u32::MAX), None);
     }
 
     #[test]

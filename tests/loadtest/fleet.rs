@@ -40,7 +40,7 @@ impl Fleet {
         command.args(["--audience", PROJECT, "--kid", Key::Rsa.id()]);
         for relay in &self.relays {
             command.arg(format!("--url=ws://{}/ws", relay.public));
-            command.arg(format!("--process={}", relay.id()));
+            command.arg(format!("--metrics=http://{}/metrics", relay.admin));
         }
         command.stdin(Stdio::null()).kill_on_drop(true);
         let output = within(LIMIT, "the load test", command.output()).await.unwrap();

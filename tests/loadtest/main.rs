@@ -3,6 +3,8 @@
 #![allow(unreachable_pub, reason = "the support is shared with other test binaries")]
 
 mod fleet;
+#[path = "../peers/socket_io.rs"]
+mod socket_io;
 #[path = "../support/mod.rs"]
 mod support;
 

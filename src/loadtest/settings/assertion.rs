@@ -51,7 +51,7 @@ pub const FIGURES: &[Figure] = &[
     figure(
         "silence",
         Unit::Time,
-        "longest time in which a receiver heard no frame (no volatile one, if there are any)",
+        "longest time in which a receiver heard no frame (of the volatile ones, if any)",
     ),
     figure("connected", Unit::Count, "connections open at the same time, at most"),
     figure("welcomed", Unit::Count, "handshakes that were welcomed"),

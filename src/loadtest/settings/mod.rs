@@ -1,6 +1,4 @@
 //! The settings of `duorelay loadtest`. They have no environment variables: a load test is started by one line.
-//!
-//! Longer than most files: its flags are one table.
 
 mod assertion;
 mod options;
@@ -18,148 +16,73 @@ use secrecy::SecretString;
 use url::Url;
 
 pub use self::assertion::{Assertion, FIGURES, Figure, Unit};
-pub use self::options::{
-    Dialect, Direction, Link, LoadOptions, Output, Placement, Scenario, StreamSet, TokenSource,
-};
+pub use self::options::{Direction, Link, LoadOptions, Output, Placement, Scenario, StreamSet, TokenSource};
+use super::dialect::V1;
 use crate::config::parse::truth;
 use crate::config::{Mistake, check_redis_url};
 
-/// One flag: name, value's name, default, help, heading.
-struct Flag(&'static str, &'static str, Option<&'static str>, &'static str, &'static str);
+/// One flag; several of them take their default in words, in the help.
+struct Flag {
+    name: &'static str,
+    value: &'static str,
+    default: &'static str,
+    help: &'static str,
+    heading: &'static str,
+}
 
-const TARGETS: &str = "Targets";
-const LOAD: &str = "Load";
-const SIGN_IN: &str = "Tokens (one of them; the demo at the first URL by default)";
-const RESULT: &str = "Results";
-const PROCESS: &str = "This process";
+macro_rules! flags {
+    ($($heading:literal { $($name:literal $value:literal $default:literal $help:literal;)* })*) => {
+        static FLAGS: &[Flag] = &[$($(Flag {
+            name: $name, value: $value, default: $default, help: $help, heading: $heading,
+        }),*),*];
+    };
+}
 
-const FLAGS: &[Flag] = &[
-    Flag(
-        "url",
-        "URL",
-        Some("ws://127.0.0.1:3000/ws"),
-        "Instances or a balancer, ws:// or wss://; repeatable, or comma-separated",
-        TARGETS,
-    ),
-    Flag(
-        "through",
-        "URL",
-        None,
-        "slow: a balancer in front of the instances, where the receivers connect",
-        TARGETS,
-    ),
-    Flag(
-        "metrics",
-        "URL",
-        None,
-        "The instances' metrics, such as http://127.0.0.1:9091/metrics; repeatable",
-        TARGETS,
-    ),
-    Flag(
-        "process",
-        "PID",
-        None,
-        "Read CPU and memory of these processes of this machine, for servers without such metrics; repeatable",
-        TARGETS,
-    ),
-    Flag(
-        "dialect",
-        "NAME",
-        Some("v1"),
-        "What the instances speak: v1, or socket.io (binary events `f`, `ping` and `pong`, `overwritten`)",
-        TARGETS,
-    ),
-    Flag("redis-url", "URL", None, "Read CPU, commands and memory of this Redis with INFO", TARGETS),
-    Flag(
-        "source",
-        "ADDRESS",
-        None,
-        "Connect from these addresses in turn, or from networks such as 127.0.0.8/29",
-        TARGETS,
-    ),
-    Flag("users", "N", Some("100"), "Users, each with a desktop and a mobile", LOAD),
-    Flag("fps", "N", Some("30"), "Frames a second from each sender and stream", LOAD),
-    Flag("frame-bytes", "N", Some("300"), "Size of a frame, its stream id included", LOAD),
-    Flag(
-        "stream",
-        "ID",
-        None,
-        "Stream ids: 0-127 volatile, 128-255 reliable, hexadecimal too; repeatable [default: 1; rolling: 1,128]",
-        LOAD,
-    ),
-    Flag("direction", "WAY", None, "both, to-mobile or to-desktop [default: both; slow: to-mobile]", LOAD),
-    Flag(
-        "placement",
-        "PLACE",
-        Some("cross"),
-        "A user's two sockets: cross (two instances), same, or mixed",
-        LOAD,
-    ),
-    Flag("duration", "TIME", Some("20s"), "How long is measured", LOAD),
-    Flag("warmup", "TIME", Some("2s"), "How long before that everything runs unmeasured", LOAD),
-    Flag("connect-rate", "N", Some("500"), "Connections opened a second", LOAD),
-    Flag("rate", "N", Some("100"), "storm: handshakes a second; overwrite: takeovers a second", LOAD),
-    Flag(
-        "link",
-        "BYTES",
-        None,
-        "slow: bytes a second that a receiver takes, 0: none at all [default: half of what it is sent]",
-        LOAD,
-    ),
-    Flag(
-        "receive-buffer",
-        "BYTES",
-        Some("2304"),
-        "slow: the kernel's receive buffer (SO_RCVBUF as Linux reports it)",
-        LOAD,
-    ),
-    Flag(
-        "maxseg",
-        "BYTES",
-        None,
-        "slow: TCP_MAXSEG on the receivers' sockets, so that loopback behaves like a path",
-        LOAD,
-    ),
-    Flag("no-reports", "BOOL", Some("false"), "Report nothing of what is read, as a raw client would", LOAD),
-    Flag(
-        "roll-command",
-        "COMMAND",
-        None,
-        "rolling: run by sh once the measurement has begun, such as one that restarts the instances",
-        LOAD,
-    ),
-    Flag(
-        "tokens",
-        "demo:URL",
-        None,
-        "The demo's identity provider, such as demo:http://127.0.0.1:3000",
-        SIGN_IN,
-    ),
-    Flag("signing-key", "FILE", None, "Sign tokens (RS256) with this private key, PKCS #8 in PEM", SIGN_IN),
-    Flag("issuer", "ISSUER", None, "iss of signed tokens", SIGN_IN),
-    Flag("audience", "AUDIENCE", None, "aud of signed tokens", SIGN_IN),
-    Flag("kid", "KID", None, "kid of signed tokens", SIGN_IN),
-    Flag(
-        "emulator",
-        "URL",
-        None,
-        "Sign users up at a Firebase Authentication emulator, such as http://127.0.0.1:9099",
-        SIGN_IN,
-    ),
-    Flag(
-        "token-command",
-        "COMMAND",
-        None,
-        "A command that prints one token a line for the uids that it gets as arguments",
-        SIGN_IN,
-    ),
-    Flag("user-prefix", "TEXT", Some("load"), "What the uids begin with", SIGN_IN),
-    Flag("json", "FILE", None, "Write the figures as JSON, - for standard output", RESULT),
-    Flag("report", "FILE", None, "Write one self-contained HTML page", RESULT),
-    Flag("assert", "DEMANDS", None, "Exit with 1 unless all hold, such as 'p99<20ms,lost=0'", RESULT),
-    Flag("threads", "N", Some("1"), "Threads that users are spread over", PROCESS),
-    Flag("progress", "BOOL", None, "Show progress bars [default: on a terminal]", PROCESS),
-];
+flags! {
+    "Targets" {
+        "url" "URL" "ws://127.0.0.1:3000/ws" "Instances or a balancer, ws:// or wss://; repeatable, or comma-separated";
+        "through" "URL" "" "slow: a balancer in front of the instances, where the receivers connect";
+        "metrics" "URL" "" "The instances' metrics, such as http://127.0.0.1:9091/metrics; repeatable";
+        "redis-url" "URL" "" "Read CPU, commands and memory of this Redis with INFO";
+        "source" "ADDRESS" "" "Connect from these addresses in turn, or from networks such as 127.0.0.8/29";
+    }
+    "Load" {
+        "users" "N" "100" "Users, each with a desktop and a mobile";
+        "fps" "N" "30" "Frames a second from each sender and stream";
+        "frame-bytes" "N" "300" "Size of a frame, its stream id included";
+        "stream" "ID" "" "Stream ids: 0-127 volatile, 128-255 reliable, hexadecimal too; repeatable [default: 1; rolling: 1,128]";
+        "direction" "WAY" "" "both, to-mobile or to-desktop [default: both; slow: to-mobile]";
+        "placement" "PLACE" "cross" "A user's two sockets: cross (two instances), same, or mixed";
+        "duration" "TIME" "20s" "How long is measured";
+        "warmup" "TIME" "2s" "How long before that everything runs unmeasured";
+        "connect-rate" "N" "500" "Connections opened a second";
+        "rate" "N" "100" "storm: handshakes a second; overwrite: takeovers a second";
+        "link" "BYTES" "" "slow: bytes a second that a receiver takes, 0: none at all [default: half of what it is sent]";
+        "receive-buffer" "BYTES" "2304" "slow: the kernel's receive buffer (SO_RCVBUF as Linux reports it)";
+        "maxseg" "BYTES" "" "slow: TCP_MAXSEG on the receivers' sockets, so that loopback behaves like a path";
+        "no-reports" "BOOL" "false" "Report nothing of what is read, as a raw client would";
+        "roll-command" "COMMAND" "" "rolling: run by sh once the measurement has begun, such as one that restarts the instances";
+    }
+    "Tokens (one of them; the demo at the first URL by default)" {
+        "tokens" "demo:URL" "" "The demo's identity provider, such as demo:http://127.0.0.1:3000";
+        "signing-key" "FILE" "" "Sign tokens (RS256) with this private key, PKCS #8 in PEM";
+        "issuer" "ISSUER" "" "iss of signed tokens";
+        "audience" "AUDIENCE" "" "aud of signed tokens";
+        "kid" "KID" "" "kid of signed tokens";
+        "emulator" "URL" "" "Sign users up at a Firebase Authentication emulator, such as http://127.0.0.1:9099";
+        "token-command" "COMMAND" "" "A command that prints one token a line for the uids that it gets as arguments";
+        "user-prefix" "TEXT" "load" "What the uids begin with";
+    }
+    "Results" {
+        "json" "FILE" "" "Write the figures as JSON, - for standard output";
+        "report" "FILE" "" "Write one self-contained HTML page";
+        "assert" "DEMANDS" "" "Exit with 1 unless all hold, such as 'p99<20ms,lost=0'";
+    }
+    "This process" {
+        "threads" "N" "1" "Threads that users are spread over";
+        "progress" "BOOL" "" "Show progress bars [default: on a terminal]";
+    }
+}
 
 /// The command with its flags.
 pub fn command() -> clap::Command {
@@ -169,15 +92,10 @@ pub fn command() -> clap::Command {
         .default_value("stream")
         .value_parser(PossibleValuesParser::new(names))
         .help("What is done");
-    let flags = FLAGS.iter().map(|Flag(name, value, default, help, heading)| {
-        let default = default.map(|text| format!(" [default: {text}]"));
-        let arg = Arg::new(*name)
-            .long(*name)
-            .value_name(*value)
-            .help(format!("{help}{}", default.unwrap_or_default()))
-            .help_heading(*heading)
-            .allow_negative_numbers(true)
-            .action(ArgAction::Append);
+    let flags = FLAGS.iter().map(|Flag { name, value, default, help, heading }| {
+        let default = if default.is_empty() { String::new() } else { format!(" [default: {default}]") };
+        let arg = Arg::new(*name).long(*name).value_name(*value).help(format!("{help}{default}"));
+        let arg = arg.help_heading(*heading).allow_negative_numbers(true).action(ArgAction::Append);
         if *value == "BOOL" { arg.num_args(0..=1).default_missing_value("true") } else { arg }
     });
     let figures = FIGURES
@@ -213,51 +131,26 @@ impl Given<'_> {
 
     /// The last value, or the default.
     fn text(&self, name: &str) -> Option<String> {
-        self.matches
-            .get_many::<String>(name)
-            .and_then(|mut values| values.next_back().cloned())
-            .or_else(|| {
-                let flag = FLAGS.iter().find(|flag| flag.0 == name)?;
-                flag.2.map(str::to_owned)
-            })
-            .filter(|text| !text.trim().is_empty())
-    }
-
-    /// Every value, split at commas.
-    fn texts(&self, name: &str) -> Vec<String> {
-        let split = |text: &String| text.split(',').map(|part| part.trim().to_owned()).collect::<Vec<_>>();
-        let given: Vec<String> = self
-            .matches
-            .get_many::<String>(name)
-            .map(|values| values.flat_map(split).filter(|part| !part.is_empty()).collect())
-            .unwrap_or_default();
-        if given.is_empty() {
-            return self.text(name).iter().flat_map(split).collect();
-        }
-        given
+        let given = self.matches.get_many::<String>(name).and_then(|mut values| values.next_back());
+        let default = || FLAGS.iter().find(|flag| flag.name == name).map_or("", |flag| flag.default);
+        let text = given.map_or_else(default, String::as_str).trim();
+        (!text.is_empty()).then(|| text.to_owned())
     }
 
     /// The checked value; `None` when nothing was given or after a mistake.
     fn checked<T>(&mut self, name: &str, check: impl FnOnce(&str) -> Result<T, String>) -> Option<T> {
-        let text = self.text(name)?;
-        match check(text.trim()) {
-            Ok(value) => Some(value),
-            Err(problem) => {
-                self.mistake(name, problem);
-                None
-            }
-        }
+        check(&self.text(name)?).map_err(|problem| self.mistake(name, problem)).ok()
     }
 
+    /// Every value, split at commas; the default when there is none.
     fn checked_list<T>(&mut self, name: &str, check: impl Fn(&str) -> Result<T, String>) -> Vec<T> {
-        let mut values = Vec::new();
-        for text in self.texts(name) {
-            match check(&text) {
-                Ok(value) => values.push(value),
-                Err(problem) => self.mistake(name, problem),
-            }
-        }
-        values
+        let given = self.matches.get_many::<String>(name).into_iter().flatten().cloned().collect::<Vec<_>>();
+        let all = Some(given.join(",")).filter(|text| !text.replace(',', "").trim().is_empty());
+        let all = all.or_else(|| self.text(name)).unwrap_or_default();
+        let parts = all.split(',').map(str::trim).filter(|part| !part.is_empty());
+        let checked =
+            parts.filter_map(|part| check(part).map_err(|problem| self.mistake(name, problem)).ok());
+        checked.collect()
     }
 }
 
@@ -282,11 +175,6 @@ fn read_all(given: &mut Given<'_>) -> Option<LoadOptions> {
     let mut urls = given.checked_list("url", |text| url(text, &["ws", "wss"]));
     let through = given.checked("through", |text| url(text, &["ws", "wss"]));
     let metrics = given.checked_list("metrics", |text| url(text, &["http", "https"]));
-    let processes = given.checked_list("process", |text| {
-        text.parse::<u32>().map_err(|_| format!("must be the number of a process, but is {text:?}"))
-    });
-    let dialect = given
-        .checked("dialect", |text| named(text, &[("v1", Dialect::V1), ("socket.io", Dialect::SocketIo)]));
     let redis = given.checked("redis-url", check_redis_url);
     let sources: Vec<IpAddr> = given.checked_list("source", sources).concat();
     let users = given.checked("users", number(1, 1_000_000));
@@ -296,27 +184,18 @@ fn read_all(given: &mut Given<'_>) -> Option<LoadOptions> {
     });
     let frame_bytes = given.checked("frame-bytes", number(LoadOptions::SMALLEST_FRAME, 1 << 24));
     let streams = streams(given, scenario);
-    let direction = given.checked("direction", |text| {
-        named(
-            text,
-            &[
-                ("both", Direction::Both),
-                ("to-mobile", Direction::ToMobile),
-                ("to-desktop", Direction::ToDesktop),
-            ],
-        )
-    });
+    let directions =
+        [("both", Direction::Both), ("to-mobile", Direction::ToMobile), ("to-desktop", Direction::ToDesktop)];
+    let direction = given.checked("direction", |text| named(text, &directions));
     let direction = direction.unwrap_or(match scenario {
         Scenario::Slow => Direction::ToMobile,
         _ => Direction::Both,
     });
-    let placement = given.checked("placement", |text| {
-        named(text, &[("cross", Placement::Cross), ("same", Placement::Same), ("mixed", Placement::Mixed)])
-    });
+    let places = [("cross", Placement::Cross), ("same", Placement::Same), ("mixed", Placement::Mixed)];
+    let placement = given.checked("placement", |text| named(text, &places));
+    let longer = |time: Duration| (!time.is_zero()).then_some(time);
     let duration = given.checked("duration", |text| {
-        time(text).and_then(|time| {
-            if time.is_zero() { Err("must be longer than nothing".to_owned()) } else { Ok(time) }
-        })
+        longer(time(text)?).ok_or_else(|| "must be longer than nothing".to_owned())
     });
     let warmup = given.checked("warmup", time);
     let connect_rate = given.checked("connect-rate", number(1, 1_000_000));
@@ -360,8 +239,8 @@ fn read_all(given: &mut Given<'_>) -> Option<LoadOptions> {
         urls,
         through,
         metrics,
-        processes,
-        dialect: dialect?,
+        sources_of_figures: Vec::new(),
+        dialect: &V1,
         redis,
         sources,
         users: users?,
@@ -497,21 +376,11 @@ fn named<T: Copy>(text: &str, names: &[(&str, T)]) -> Result<T, String> {
 fn time(text: &str) -> Result<Duration, String> {
     let end = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
     let (number, unit) = text.split_at(end);
-    let factor = match unit {
-        "ms" => 0.001,
-        "s" => 1.0,
-        "m" | "min" => 60.0,
-        "h" => 3600.0,
-        _ => {
-            return Err(format!("must be a time such as 500ms, 20s, 5m or 1h, but is {text:?}"));
-        }
-    };
-    number
-        .trim()
-        .parse::<f64>()
-        .ok()
-        .and_then(|number| Duration::try_from_secs_f64(number * factor).ok())
-        .filter(|time| *time <= Duration::from_secs(7 * 86_400))
+    let units = [("ms", 0.001), ("s", 1.0), ("m", 60.0), ("min", 60.0), ("h", 3600.0)];
+    let factor = units.iter().find(|(name, _)| *name == unit).map(|(_, factor)| *factor);
+    let seconds = number.trim().parse::<f64>().ok().zip(factor).map(|(number, factor)| number * factor);
+    let time = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    time.filter(|time| *time <= Duration::from_secs(7 * 86_400))
         .ok_or_else(|| format!("must be a time such as 500ms, 20s, 5m or 1h, but is {text:?}"))
 }
 

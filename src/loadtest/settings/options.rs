@@ -2,10 +2,13 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use url::Url;
 
+use super::super::dialect::Dialect;
+use super::super::source::Source;
 use super::{Assertion, RedisUrl};
 
 /// What users do while the run measures.
@@ -65,15 +68,6 @@ impl Scenario {
     pub const fn streams(self) -> bool {
         matches!(self, Self::Stream | Self::Slow | Self::Rolling)
     }
-}
-
-/// What is spoken with the instances.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Dialect {
-    /// The relay's protocol v1.
-    V1,
-    /// Socket.IO's, to measure a Socket.IO server in the same way.
-    SocketIo,
 }
 
 /// Where a user's two sockets are.
@@ -155,10 +149,10 @@ pub struct LoadOptions {
     pub through: Option<Url>,
     /// Where each instance's metrics are read.
     pub metrics: Vec<Url>,
-    /// Processes of this machine whose CPU and memory are read from `/proc`.
-    pub processes: Vec<u32>,
-    /// What the sockets speak.
-    pub dialect: Dialect,
+    /// Other ways to figures, for servers without such metrics.
+    pub sources_of_figures: Vec<Arc<dyn Source>>,
+    /// What the instances speak: the relay's protocol v1, unless the caller chooses another.
+    pub dialect: &'static dyn Dialect,
     /// The Redis of which the run reads `INFO`.
     pub redis: Option<RedisUrl>,
     /// Local addresses to connect from, in turn; the system's choice without.
@@ -213,7 +207,7 @@ impl LoadOptions {
     #[must_use]
     pub fn watched(&self) -> Vec<String> {
         let metrics = self.metrics.iter().map(|url| url.authority().to_owned());
-        metrics.chain(self.processes.iter().map(|pid| format!("process {pid}"))).collect()
+        metrics.chain(self.sources_of_figures.iter().map(|source| source.name())).collect()
     }
 
     /// The instances of a user's desktop and mobile, as indices into [`Self::urls`].
