@@ -173,6 +173,14 @@ impl Traffic {
         both(self).unwrap().duration_since(since)
     }
 
+    /// True when reliable frames that were sent after an instant have arrived on both sides.
+    pub fn has_crossed(&self, since: Instant) -> bool {
+        let has = |from: &Side, to: &Side| {
+            to.reliable.last().is_some_and(|(number, _)| from.sent[*number] >= since)
+        };
+        has(&self.desktop, &self.mobile) && has(&self.mobile, &self.desktop)
+    }
+
     /// The greatest age at which a volatile frame arrived, of those that were sent and arrived in these times.
     pub fn oldest_volatile(&self, sent_after: Instant, arrived_after: Instant) -> Duration {
         let ages = |from: &Side, to: &Side| {
