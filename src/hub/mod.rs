@@ -317,7 +317,7 @@ impl Hub {
     }
 
     fn on_backplane(self: &Rc<Self>, state: BackplaneState, users: Users<'_>) {
-        // A whole instance may be told at once: encoded once.
+        // The notice may go to all sockets of an instance at once: encoded once.
         let message = ServerMessage::Backplane { state };
         let (text, kind) = (message.encode(), message.path_kind());
         for seat in self.seats().into_iter().filter(|seat| users.contains(&seat.user)) {

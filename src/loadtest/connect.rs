@@ -83,7 +83,7 @@ impl Target {
 pub(super) struct Attempt<'a> {
     pub(super) caller: Caller<'a>,
     pub(super) dialect: &'static dyn Dialect,
-    /// The local address.
+    /// The local address to connect from; the system's choice without.
     pub(super) source: Option<IpAddr>,
     /// Only for receivers behind a thin link.
     pub(super) link: Option<Link>,

@@ -30,13 +30,13 @@ pub trait Dialect: Debug + Send + Sync {
     fn read(&self, text: &str) -> Heard;
 }
 
-/// Who connects.
+/// The parameters of one connection.
 pub struct Caller<'a> {
-    /// Which slot.
+    /// The slot that it claims.
     pub device: Device,
-    /// `?client=`
+    /// The query's `client`, the same for all its connections.
     pub client: &'a str,
-    /// The ID token.
+    /// The ID token, for the header or the packet.
     pub token: &'a str,
 }
 

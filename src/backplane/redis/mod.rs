@@ -98,7 +98,7 @@ pub struct RedisSettings {
     pub waiting_bytes: usize,
     /// It counts into this.
     pub budget: Budget,
-    /// This process.
+    /// The UUID of this process.
     pub instance: InstanceId,
     /// What it says of itself.
     pub announce: Announce,

@@ -41,7 +41,7 @@ pub(super) struct Node {
     pub(super) subscriber: Rc<Link>,
     /// What leaves for this node.
     pub(super) publisher: Rc<Publisher>,
-    /// Whether it works.
+    /// Up, down, or in a gap, as the probes show.
     pub(super) health: RefCell<Connectivity>,
     /// What its probes use.
     pub(super) probe: RefCell<ProbeNames>,
@@ -49,7 +49,7 @@ pub(super) struct Node {
     pub(super) whole: Cell<u64>,
     /// Notified when subscriptions have to be made (again).
     pub(super) lost: Notify,
-    /// Turns for claims.
+    /// At most so many claims are under way to this node.
     pub(super) claims: Semaphore,
     /// Idle channels are being given back.
     pub(super) is_unsubscribing: Cell<bool>,
@@ -117,7 +117,7 @@ pub(super) struct Nodes {
 }
 
 impl Nodes {
-    /// One server.
+    /// A server alone, or behind Sentinel.
     pub(super) fn one(node: Rc<Node>) -> Self {
         Self {
             list: RefCell::new(vec![node]),
@@ -187,7 +187,7 @@ impl Nodes {
         up.filter_map(|node| Some((node.commands.client()?, node.server.clone()?))).collect()
     }
 
-    /// All nodes.
+    /// Every known node, also those that are down.
     pub(super) fn all(&self) -> Vec<Rc<Node>> {
         self.list.borrow().clone()
     }

@@ -40,17 +40,17 @@ pub(super) struct Counted {
 }
 
 impl Counted {
-    /// None yet.
+    /// Starts at zero, within this allowance.
     pub(super) fn new(allowance: &Rc<Allowance>) -> Self {
         Self { allowance: Rc::clone(allowance), bytes: Cell::default() }
     }
 
-    /// The number.
+    /// The bytes that count now.
     pub(super) fn get(&self) -> usize {
         self.bytes.get()
     }
 
-    /// Changes the number.
+    /// Counts this many bytes in place of those so far.
     pub(super) fn set(&self, bytes: usize) {
         self.allowance.share.changed(self.bytes.replace(bytes), bytes);
     }
