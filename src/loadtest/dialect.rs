@@ -58,6 +58,7 @@ pub enum Heard {
     Overwritten,
     /// Connect again, then let this socket go.
     Reconnect {
+        /// How long to wait before that.
         in_ms: u64,
         /// When this socket is closed.
         deadline_ms: u64,

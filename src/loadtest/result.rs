@@ -262,7 +262,7 @@ pub(super) fn judge(assertions: &[Assertion], figures: &BTreeMap<&'static str, f
 mod tests {
     use super::*;
     use crate::loadtest::settings;
-    use crate::loadtest::watch::Instance;
+    use crate::loadtest::source::Instance;
 
     #[test]
     fn the_last_tenth_is_at_least_a_second() {
