@@ -150,6 +150,39 @@ describe("the direct path", () => {
     assert.deepEqual(client.paths.at(-1), ["relay", "full"]);
   });
 
+  test("a frame waits for a buffer that has just filled, where a newer one replaces it", async () => {
+    const client = await direct();
+    client.channel.bufferedAmount = 5_000;
+    const [before, dropped] = [client.channel.frames.length, client.relay.dropped];
+    for (const byte of [1, 2, 3]) {
+      client.relay.frame(1, Uint8Array.of(byte));
+      await pass(20);
+    }
+    assert.equal(client.channel.frames.length, before);
+    client.channel.bufferedAmount = 0;
+    await pass(10);
+    assert.deepEqual(client.channel.frames.slice(before).map((frame) => frame.at(-1)), [3]);
+    assert.equal(client.relay.dropped - dropped, 2);
+    assert.equal(client.relay.path, "direct");
+  });
+
+  test("frames wait for what the other end reports to have read, as they do for the relay", async () => {
+    const client = await direct();
+    // A path that carries 10 frames a second, with a queue before it; reports come all the while.
+    let carried = 0;
+    let sum = 0;
+    for (let time = 0; time < 6_000; time += 10) {
+      if (time % 30 === 0) client.relay.frame(1, new Uint8Array(300));
+      if (time % 100 === 0 && carried < client.channel.frames.length) carried += 1;
+      if (time % 50 === 0 && carried > 0) client.channel.hear({ t: "read", n: carried, at: performance.now() });
+      await pass(10);
+      if (time >= 3_000) sum = Math.max(sum, client.channel.frames.length - carried);
+    }
+    assert.equal(client.relay.path, "direct");
+    assert.ok(sum <= 6, `${sum} frames under way, of the 120 that a sender without a window has there by then`);
+    assert.ok(client.relay.dropped > 80, `${client.relay.dropped} replaced`);
+  });
+
   test("is left at once when the page is hidden, and taken again once it is shown", async () => {
     const client = await direct();
     client.page.document.visibilityState = "hidden";
@@ -189,6 +222,7 @@ describe("the direct path", () => {
       ({ socket }) => socket.say({ type: "peer", device: "mobile", state: "disconnected", ...PEER }),
       ({ socket }) => socket.say({ type: "peer", device: "mobile", state: "connected", connection: "another", generation: 3 }),
       ({ socket }) => socket.say({ type: "overwritten", by: { connection: "x", generation: 9, same_client: false } }),
+      ({ socket }) => socket.say({ type: "error", code: "wrong_user", detail: "another user has signed in" }),
       ({ socket }) => socket.end(1006),
       ({ relay }) => relay.close(),
       ({ relay }) => relay.signedOut(),

@@ -146,6 +146,18 @@ void ruleTests() {
       equal(given.relay.state.name, 'online');
     });
 
+    test('a process whose timers are always late leaves a dead path all the same', () async {
+      final given = Given();
+      final socket = await given.online();
+      socket.pong();
+      await given.world.pass(10000);
+      for (var minute = 0; minute < 3; minute += 1) {
+        given.world.suspend(60000);
+        await given.world.pass(0);
+      }
+      check(given.relay.state.name != 'online', 'still online on a path that says nothing for three minutes');
+    });
+
     test('in the background nothing is tried; what was queued leaves in the foreground', () async {
       final given = Given();
       final first = await given.online();

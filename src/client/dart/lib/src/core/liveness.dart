@@ -31,6 +31,9 @@ final class Liveness {
   int _last = 0;
   double _pingedAt = double.negativeInfinity;
   double _heardAt = 0;
+
+  /// What was heard last when a late alarm was forgiven.
+  double? _reprievedAt;
   double _activeSince = 0;
   double _activeUntil = double.negativeInfinity;
   double _frameAt = double.negativeInfinity;
@@ -149,9 +152,11 @@ final class Liveness {
     final left = _silentAt() - _clock.now;
     if (left > 0) {
       if (left.isFinite) _silence.after(left);
-    } else if (_silence.lateMs > 500) {
+    } else if (_silence.lateMs > 500 && _reprievedAt != _heardAt) {
       // The process was suspended: what arrived meanwhile must be read before
-      // it is missed.
+      // it is missed. Once: a system may run the timers of a process late each
+      // time.
+      _reprievedAt = _heardAt;
       _silence.after(1000);
     } else {
       _onSilent();
