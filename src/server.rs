@@ -40,7 +40,7 @@ pub enum ServerError {
     /// A port cannot be opened.
     #[error("cannot listen on {address}: {source}")]
     Listen {
-        /// Which one.
+        /// The address of `--listen` or `--admin-listen`.
         address: SocketAddr,
         /// What the system says.
         source: io::Error,
@@ -67,7 +67,7 @@ const RECHECK: Duration = Duration::from_secs(1);
 /// How often the gate forgets addresses.
 const SWEEP: Duration = Duration::from_secs(60);
 
-/// How often it is looked whether memory is short.
+/// Interval of the memory check.
 const MEMORY_TICK: Duration = Duration::from_millis(100);
 
 /// Serves until SIGTERM or SIGINT, then leaves without a gap.

@@ -99,7 +99,7 @@ async fn a_client_that_asks_for_nothing_or_takes_no_answer_ends_in_time() {
         let lasted = if reads {
             lasts(to, pieces, true).await
         } else {
-            // Only the metric tells: this client reads nothing, not even the end.
+            // Only the metric shows it: this client reads nothing, not even the end.
             let begin = Instant::now();
             let mut stream = connect(to, [127, 0, 0, 1]).await;
             stream.write_all(pieces.concat().as_slice()).await.unwrap();

@@ -1,5 +1,5 @@
-//! Who may hold a connection that speaks HTTP, and for how long: a fixed number of places, a share of them for each
-//! address, and those that have been idle longest go first. Decides, and is told the time; `listen.rs` acts.
+//! How many connections may speak HTTP, and for how long: a fixed number of places, a share of them for each
+//! address, and those that have been idle longest go first. Decides, with the time as an argument; `listen.rs` acts.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -22,7 +22,7 @@ const MOVES: Duration = Duration::from_secs(3);
 /// How many connections may speak HTTP, and how long each may take.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Places.
+    /// How many connections may speak HTTP at once.
     pub places: usize,
     /// From a connection's begin to the end of its first answer, and for each answer that is not taken.
     pub answer: Duration,
@@ -47,7 +47,7 @@ struct Activity {
     was_answered: bool,
     /// Requests whose answer has not been taken.
     requests: usize,
-    /// WebSockets inside HTTP/2.
+    /// Open WebSockets inside this HTTP/2 connection.
     tunnels: usize,
     /// The kernel takes no more; since then it has taken nothing.
     blocked: Option<Instant>,
@@ -165,7 +165,7 @@ impl Drop for Tunnel {
     }
 }
 
-/// All places.
+/// The places of all addresses.
 #[derive(Debug)]
 pub struct Places {
     limits: Limits,
@@ -179,7 +179,7 @@ pub struct Places {
 }
 
 impl Places {
-    /// All free.
+    /// Starts with every place free.
     #[must_use]
     pub fn new(limits: Limits) -> Self {
         Self {

@@ -21,9 +21,9 @@ const PIECE: usize = 16 * 1024;
 /// A TCP connection of which it is known whether it takes what is written.
 #[derive(Debug)]
 pub struct Watched {
-    /// The socket.
+    /// The TCP socket that hyper reads and writes.
     pub stream: TcpStream,
-    /// Whose.
+    /// The place that the connection holds.
     pub connection: Arc<Connection>,
 }
 
