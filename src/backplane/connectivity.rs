@@ -282,6 +282,9 @@ impl Connectivity {
     /// Redis has carried out a probe, its write included.
     pub fn on_written(&mut self, now: Instant) {
         self.written = Some(now);
+        // What a server that only refused to write has delivered still proves the way. The first probe that it has
+        // written comes back behind this answer, and until then the way must not count as silent.
+        self.delivered = self.last_delivery();
         self.refusal = None;
     }
 

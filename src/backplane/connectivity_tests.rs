@@ -143,9 +143,11 @@ fn a_server_that_refuses_to_write_still_delivers() {
         let seen = way.run(seconds(30), |way| way.refuse(words));
         assert_eq!(seen, [(100, Action::Begin(cause, words.to_owned()))]);
         assert!(way.it.is_up() && way.it.may_publish() && !way.it.may_claim() && !way.it.is_ready(way.now));
-        way.answer();
+        way.it.on_written(way.now);
         assert_eq!(way.due().last(), Some(&Action::End(cause)));
         assert!(way.it.may_claim() && way.it.is_ready(way.now));
+        way.answer();
+        assert_eq!(way.run(seconds(1), Way::answer), []);
     }
 }
 

@@ -6,7 +6,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use crate::fleet::{Fleet, pair, v1};
-use crate::support::{Cluster, Config, Issuer, LIMIT, RedisServer, Relay, ask};
+use crate::support::{Cluster, Config, Issuer, LIMIT, RedisServer, Relay};
 use crate::traffic::Traffic;
 
 /// An instance is not ready within 5 s of a refusal, and ready within 4 s of the cure. A busy machine adds to it.
@@ -45,31 +45,32 @@ async fn refuses_on(redis: &RedisServer, cause: &str, words: &str, commands: &[&
     let fleet = Fleet::start(&redis.url()).await;
     let (desktop, mobile) = pair("ann", &fleet.relays[0], &fleet.relays[1]).await;
     for command in commands {
-        // DEBUG RELOAD answers when the data set is loaded.
-        if command[0] == "DEBUG" {
-            let (address, command) =
-                (redis.address(), command.iter().map(|&it| it.to_owned()).collect::<Vec<_>>());
-            tokio::spawn(async move {
-                ask(address, &command.iter().map(String::as_str).collect::<Vec<_>>()).await
-            });
-        } else {
-            redis.ask(command).await;
-        }
+        redis.ask(command).await;
     }
-    let relay = &fleet.relays[0];
+    is_refused(&fleet.relays[0], cause, words).await;
+    for command in cure {
+        redis.ask(command).await;
+    }
+    is_healed(&fleet, cause).await;
+    fleet.wait_for_room("ann", &desktop, &mobile).await;
+}
+
+/// Leaves readiness, refuses, and names the cause in its metric and Redis's words in its log.
+async fn is_refused(relay: &Relay, cause: &str, words: &str) {
     until_ready(relay, 503).await;
     v1(relay, "bob", "desktop").refused().await.expect_refusal(503, "backplane_unavailable");
     relay.wait_for_metric("duorelay_backplane_trouble", &[cause], 1.0).await;
     relay.wait_for_log(words).await;
-    for command in cure {
-        redis.ask(command).await;
-    }
+}
+
+/// Is ready again, lets users in, and has logged the cause once.
+async fn is_healed(fleet: &Fleet, cause: &str) {
     for relay in &fleet.relays {
         until_ready(relay, 200).await;
     }
+    let relay = &fleet.relays[0];
     v1(relay, "bob", "desktop").open_v1().await.sync().await;
     assert_eq!(lines(relay, cause), (1, 1), "{}", relay.log());
-    fleet.wait_for_room("ann", &desktop, &mobile).await;
 }
 
 #[tokio::test]
@@ -103,14 +104,18 @@ async fn a_server_that_cannot_save_is_waited_for() {
 
 #[tokio::test]
 async fn a_server_that_loads_its_data_is_waited_for() {
-    let redis = RedisServer::start_with(&["--enable-debug-command", "yes"]).await;
-    let fill = "for n = 1, 2000 do redis.call('SET', 'key:' .. n, string.rep('x', 100)) end return 1";
+    let redis = RedisServer::start().await;
+    let fill = "for n = 1, 20000 do redis.call('SET', 'key:' .. n, string.rep('x', 100)) end return 1";
     redis.ask(&["EVAL", fill, "0"]).await;
-    // It answers between two keys, every kilobyte; 20 ms for each key would take it 40 s.
-    redis.ask(&["CONFIG", "SET", "loading-process-events-interval-bytes", "1024"]).await;
-    redis.ask(&["CONFIG", "SET", "key-load-delay", "20000"]).await;
-    let cure: [&[&str]; 1] = [&["CONFIG", "SET", "key-load-delay", "0"]];
-    refuses_on(&redis, "loading", "LOADING", &[&["DEBUG", "RELOAD"]], &cure).await;
+    let fleet = Fleet::start(&redis.url()).await;
+    let (desktop, mobile) = pair("ann", &fleet.relays[0], &fleet.relays[1]).await;
+    // 2 ms for each key would take it 40 s; it answers between two keys, every kilobyte.
+    let slow = ["--key-load-delay", "2000", "--loading-process-events-interval-bytes", "1024"];
+    let redis = redis.restart_with_data(&slow).await;
+    is_refused(&fleet.relays[0], "loading", "LOADING").await;
+    redis.ask(&["CONFIG", "SET", "key-load-delay", "0"]).await;
+    is_healed(&fleet, "loading").await;
+    fleet.wait_for_room("ann", &desktop, &mobile).await;
 }
 
 #[tokio::test]

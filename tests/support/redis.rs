@@ -16,6 +16,19 @@ fn program() -> String {
     std::env::var("REDIS_SERVER").unwrap_or_else(|_| "redis-server".to_owned())
 }
 
+fn spawn(program: &str, address: SocketAddr, directory: &Path, arguments: &[&str]) -> Child {
+    Command::new(program)
+        .args(["--bind", &address.ip().to_string(), "--port", &address.port().to_string()])
+        .args(["--save", "", "--appendonly", "no", "--dir"])
+        .arg(directory)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("redis-server is installed, or REDIS_SERVER names another one")
+}
+
 /// A running redis-server; killed when dropped.
 #[derive(Debug)]
 pub struct RedisServer {
@@ -73,16 +86,7 @@ impl RedisServer {
 
     async fn try_start_of(program: &str, address: SocketAddr, arguments: &[&str]) -> Option<Self> {
         let directory = tempfile::tempdir().unwrap();
-        let child = Command::new(program)
-            .args(["--bind", &address.ip().to_string(), "--port", &address.port().to_string()])
-            .args(["--save", "", "--appendonly", "no", "--dir"])
-            .arg(directory.path())
-            .args(arguments)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("redis-server is installed, or REDIS_SERVER names another one");
+        let child = spawn(program, address, directory.path(), arguments);
         let server = Self { child, address, directory };
         server.wait().await
     }
@@ -127,12 +131,22 @@ impl RedisServer {
                 return None;
             }
             match ask(self.address, &["PING"]).await {
-                // One that asks for a password is there, too.
+                // Another process's server may have taken the port a moment before.
+                Ok(_) if !self.is_itself().await => {}
                 Ok(_) => return Some(self),
+                // One that asks for a password, or loads its data, is there, too.
                 Err(error) if error.to_string().starts_with("NOAUTH") => return Some(self),
+                Err(error) if error.to_string().starts_with("LOADING") => return Some(self),
                 Err(_) => assert!(Instant::now() < deadline, "redis-server does not answer"),
             }
         }
+    }
+
+    /// True when what answers here is the process that was started.
+    async fn is_itself(&self) -> bool {
+        let info = ask(self.address, &["INFO", "server"]).await;
+        let id = format!("process_id:{}\r", self.child.id());
+        info.is_ok_and(|info| info.as_str().is_some_and(|info| info.contains(&id)))
     }
 
     /// Asks it one thing; an error fails the test.
@@ -187,6 +201,15 @@ impl RedisServer {
         drop(self);
         let started = Self::try_start(address).await;
         started.unwrap_or_else(|| panic!("{address} did not stay free"))
+    }
+
+    /// Kills it and starts one in its place that reads its data again; `arguments` may make that slow.
+    pub async fn restart_with_data(mut self, arguments: &[&str]) -> Self {
+        self.ask(&["SAVE"]).await;
+        self.child.kill().unwrap();
+        self.reap();
+        self.child = spawn(&program(), self.address, self.directory.path(), arguments);
+        self.wait().await.expect("the port stayed free")
     }
 
     /// What has to go when the test process has ended.
