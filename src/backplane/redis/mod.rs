@@ -382,6 +382,8 @@ impl Redis {
         match cause_of(error) {
             // The probe reports that Redis is away.
             (Cause::Silent | Cause::Unreachable, _) => {}
+            // Nor does it leave a server that is the wrong one unnamed: a line here would take the place of its line.
+            (cause, _) if cause.is_wrong_server() => {}
             (cause, words) => self.settings.shared.journal().note(what, cause, &words),
         }
     }
