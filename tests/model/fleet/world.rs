@@ -156,7 +156,8 @@ impl World<'_> {
                 let (home, node) = (self.rng.u16(0..fleet.instances), self.rng.u16(0..fleet.nodes));
                 let (was_lost, moves) = (home < loss.instances, self.rng.f64() < moving);
                 // Of the others only those matter that would come anyway while a node is away: their time is over.
-                if !was_lost && !(node < loss.nodes && moves) {
+                let is_due = was_lost || (node < loss.nodes && moves);
+                if !is_due {
                     continue;
                 }
                 let is_streaming = self.rng.f64() < fleet.streaming;
