@@ -270,6 +270,12 @@ impl Outbox {
         self.is_drained() && self.goodbye.is_none()
     }
 
+    /// True when nothing waits, and nobody has to learn that nothing waits any more.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.is_empty() && !self.pressed && !self.held
+    }
+
     fn is_drained(&self) -> bool {
         self.control.is_empty() && self.reliable.is_empty() && self.volatile.is_empty()
     }

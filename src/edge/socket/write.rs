@@ -133,8 +133,12 @@ impl Socket {
         self.writer.control_frames(batch);
         let ms = self.shared.ms(now);
         self.gather_reports(batch, ms);
-        let held = self.seat.with_outbox(|outbox| outbox.held());
+        let (held, is_idle) = self.seat.with_outbox(|outbox| (outbox.held(), outbox.is_idle()));
         self.freshness.begin_look();
+        // Each frame makes four looks, of the socket that it comes from and of the one that it goes to. One finds it.
+        if is_idle {
+            return;
+        }
         while batch.len() < BATCH {
             let freshness = &mut self.freshness;
             let next = self.seat.with_outbox(|outbox| {
