@@ -216,3 +216,12 @@ test('the relay counts the pair, and sees none of its frames', async () => {
   await eventually('an estimate of them', 10_000, async () => assert.ok((await metric('duorelay_direct_frames_total')) >= 10))
   await both(two, (each) => each.close())
 })
+
+test('the demo takes it, and shows it', async () => {
+  const pages = []
+  for (const device of ['desktop', 'mobile']) pages.push(await browser.open(`${demo.http}/?device=${device}&user=direct-demo`))
+  for (const page of pages) {
+    await eventually('the page to say so', 20_000, async () =>
+      assert.equal(await browser.run(page, "return document.getElementById('path').textContent"), 'straight to the other device'))
+  }
+})
