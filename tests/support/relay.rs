@@ -18,6 +18,11 @@ use super::{Client, Handshake, LIMIT, Response, free_address, request};
 /// The operators' token of the relays under test.
 pub const ADMIN_TOKEN: &str = "operator-of-the-contract-tests";
 
+/// The program under test: `$DUORELAY_BIN`, or the one that Cargo built.
+pub fn program() -> String {
+    std::env::var("DUORELAY_BIN").unwrap_or_else(|_| env!("CARGO_BIN_EXE_duorelay").to_owned())
+}
+
 /// How a relay is to be started; the environment is empty but for what is set here.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -32,18 +37,13 @@ impl Config {
     /// `duorelay serve` with the memory backplane, for the tokens of `issuer`, without a limit on
     /// handshakes (all tests come from one address).
     pub fn new(issuer: &Issuer) -> Self {
-        Self {
-            env: BTreeMap::new(),
-            args: vec!["serve".into()],
-            program: env!("CARGO_BIN_EXE_duorelay").into(),
-            before: Vec::new(),
-        }
-        .set("FIREBASE_PROJECT_ID", PROJECT)
-        .set("DUORELAY_JWKS_URL", issuer.jwks_url())
-        .set("DUORELAY_ADMIN_TOKEN", ADMIN_TOKEN)
-        .set("DUORELAY_HANDSHAKES_PER_SECOND_PER_IP", "0")
-        .set("LOG_FORMAT", "json")
-        .set("RUST_LOG", "info,duorelay=debug")
+        Self { env: BTreeMap::new(), args: vec!["serve".into()], program: program(), before: Vec::new() }
+            .set("FIREBASE_PROJECT_ID", PROJECT)
+            .set("DUORELAY_JWKS_URL", issuer.jwks_url())
+            .set("DUORELAY_ADMIN_TOKEN", ADMIN_TOKEN)
+            .set("DUORELAY_HANDSHAKES_PER_SECOND_PER_IP", "0")
+            .set("LOG_FORMAT", "json")
+            .set("RUST_LOG", "info,duorelay=debug")
     }
 
     /// Sets an environment variable.
