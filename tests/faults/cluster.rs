@@ -15,6 +15,10 @@ use crate::traffic::Traffic;
 const TURN: Duration = Duration::from_millis(50);
 /// The contract: whatever happens elsewhere, frames never stop for longer.
 const SILENCE: Duration = Duration::from_millis(250);
+/// A machine this late is busy. There a pair's frames prove only that they did not stop for as long as one that waits
+/// for a dead node does.
+const BUSY: Duration = Duration::from_millis(100);
+const STOPPED: Duration = Duration::from_secs(2);
 /// The machine may be so many times as late for the cluster's processes as for those of the control pairs.
 const CHANCE: u32 = 3;
 /// What a node had answered for may still have been on its way to the receiver when it failed.
@@ -162,7 +166,8 @@ impl Scene {
     /// is notified anything at all.
     fn check_others(&self, what: &str, since: Instant, is_concerned: impl Fn(&Pair) -> bool) {
         let now = Instant::now();
-        let limit = SILENCE + TURN + CHANCE * self.lateness(since);
+        let lateness = self.lateness(since);
+        let limit = if lateness < BUSY { SILENCE + TURN } else { STOPPED } + CHANCE * lateness;
         for pair in &self.pairs {
             pair.traffic.check_nobody_left(since);
             if is_concerned(pair) {
