@@ -1,4 +1,4 @@
-//! Who may come in: how many at all, how many from one address, from which origins, and whether this
+//! Which handshakes may come in: how many at all, how many from one address, from which origins, and whether this
 //! instance takes anybody at all.
 
 use std::collections::HashMap;
@@ -221,7 +221,7 @@ impl Gate {
 
     /// The address of the client: the rightmost one of `X-Forwarded-For` that is not a trusted proxy's,
     /// if the request comes from a trusted proxy. What stands left of it could be anybody's invention. True beside it
-    /// when a trusted proxy told it.
+    /// when a trusted proxy named it.
     fn client_address(&self, peer: IpAddr, headers: &HeaderMap) -> (IpAddr, bool) {
         let peer = peer.to_canonical();
         let is_trusted = |address: &IpAddr| self.trusted_proxies.iter().any(|net| net.contains(address));
