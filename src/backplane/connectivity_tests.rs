@@ -331,3 +331,27 @@ fn ready_needs_a_write_and_a_delivery_that_are_recent() {
     way.it.on_delivered(way.now, true);
     assert!(!way.it.is_ready(way.now));
 }
+
+#[test]
+fn a_way_that_is_down_takes_no_publish_and_an_up_one_only_at_the_right_server() {
+    let mut way = Way::new();
+    assert!(!way.it.is_up() && !way.it.may_publish() && !way.it.may_claim());
+    way = Way::up();
+    assert!(way.it.is_up() && way.it.may_publish());
+    way.refuse("READONLY");
+    assert!(way.it.is_up() && !way.it.may_publish());
+    let mut way = Way::up();
+    way.run(seconds(3), |_| ());
+    assert!(!way.it.is_up() && !way.it.may_publish());
+}
+
+#[test]
+fn each_cause_of_a_refusal_has_its_own_time() {
+    let mut way = Way::up();
+    let almost = REFUSED_AFTER - TICK;
+    way.run(almost, |way| way.refuse("OOM"));
+    way.run(almost, |way| way.refuse("NOREPLICAS"));
+    assert!(way.it.is_ready(way.now));
+    way.run(2 * TICK, |way| way.refuse("NOREPLICAS"));
+    assert!(!way.it.is_ready(way.now));
+}

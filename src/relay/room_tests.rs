@@ -394,3 +394,44 @@ fn a_claim_that_failed_after_its_lane_message_leaves_its_slot() {
     assert_eq!(room.on_claim_failed(Desktop, member(3).connection, &mut fx), Left::Claiming);
     assert!(!room.listens(Desktop));
 }
+
+#[test]
+fn a_room_knows_who_is_here_and_is_idle_without_anybody() {
+    let mut room = Room::<u32>::default();
+    assert!(room.is_idle() && room.here(Desktop).is_none() && room.renewable(Desktop).is_none());
+    room.on_claiming(Mobile, member(9).connection, 9);
+    assert!(!room.is_idle(), "a claim is under way");
+    let mut room = Room::default();
+    seat(&mut room, Desktop, 1, "tab");
+    assert_eq!((room.here(Desktop), room.here(Mobile)), (Some(&1), None));
+    assert_eq!(room.renewable(Desktop), Some((&1, &holder(1, A, "tab"))));
+    assert!(!room.is_idle());
+}
+
+#[test]
+fn a_renewal_that_its_own_release_has_overtaken_changes_nothing() {
+    let mut room = Room::default();
+    seat(&mut room, Desktop, 1, "");
+    let Member { connection, generation } = member(1);
+    let released = Renewed::Overwritten { by: member(1), holder: None };
+    let said = effects(|fx| room.on_renewed(Desktop, connection, generation, released, fx));
+    assert_eq!((said, room.here(Desktop)), (vec![], Some(&1)));
+    assert_eq!(room.renewable(Desktop), Some((&1, &holder(1, A, ""))));
+}
+
+#[test]
+fn the_welcome_of_an_overwritten_connection_says_nothing_for_its_successor() {
+    let mut room = Room::default();
+    for n in [1, 2] {
+        effects(|fx| {
+            room.on_claiming(Desktop, member(n).connection, n);
+            room.on_claimed(Desktop, holder(n, A, ""), fx);
+            room.on_claim_answered(Desktop, holder(n, A, ""), &claimed(n, None), fx);
+        });
+    }
+    assert_eq!(room.here(Desktop), Some(&2));
+    room.on_welcomed(Desktop, member(1).connection);
+    let before = away(&mut room, Mobile, 9);
+    assert!(!before.contains(&peer(2, Mobile, 9, true)), "{before:?}: its own welcome names the peer");
+    assert_eq!(room.on_welcomed(Desktop, member(2).connection), Some(member(9)));
+}

@@ -373,3 +373,33 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn errors_and_notices_are_remembered_while_they_count() {
+    let mut life = Life::new(HOUR, None, None);
+    let stream = StreamId(0x80);
+    assert!(life.session.on_absent(stream, life.at(s(1))));
+    assert_eq!(life.due(s(1)), []);
+    assert!(!life.session.on_absent(stream, life.at(s(1))), "once a second");
+    let mut life = Life::new(HOUR, None, None);
+    for _ in 0..20 {
+        assert!(!life.session.on_error(life.at(s(1))));
+        assert_eq!(life.due(s(1)), []);
+    }
+    assert!(life.session.on_error(life.at(s(1))));
+}
+
+#[test]
+fn a_message_that_goes_on_takes_the_place_that_it_waited_for() {
+    let mut life = Life::new(HOUR, None, None);
+    let now = life.at(s(1));
+    let until = loop {
+        match life.session.on_message(0, now, &SETTINGS) {
+            Verdict::Pass => {}
+            Verdict::Limited { until, .. } => break until,
+            Verdict::Abuse => panic!("at once"),
+        }
+    };
+    life.session.on_unparked(0, until, &SETTINGS);
+    assert!(matches!(life.session.on_message(0, until, &SETTINGS), Verdict::Limited { .. }));
+}
