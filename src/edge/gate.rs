@@ -2,6 +2,7 @@
 //! instance takes anybody at all.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher as _, RandomState};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,7 +15,11 @@ use tracing::warn;
 use crate::relay::address::{Address, Crowd};
 use crate::relay::refusal::Refusal;
 
-/// The door of an instance.
+/// Addresses are kept in so many maps, each with a lock of its own: all workers look into them, and the sweep, which
+/// may find very many, holds up none of them for long.
+const SHARDS: usize = 64;
+
+/// The door of an instance, for all of its threads.
 #[derive(Debug)]
 pub struct Gate {
     open: AtomicU32,
@@ -24,16 +29,12 @@ pub struct Gate {
     short_of_memory: AtomicBool,
     /// Handshakes that are refused, each second from one address.
     handshakes_per_second: Option<u32>,
-    addresses: Mutex<Addresses>,
+    addresses: [Mutex<HashMap<IpAddr, Address>>; SHARDS],
+    sharding: RandomState,
+    /// Locked behind one of the addresses, never before.
+    crowd: Mutex<Crowd>,
     trusted_proxies: Vec<IpNet>,
     allowed_origins: Option<Vec<String>>,
-}
-
-/// Who has come lately.
-#[derive(Debug, Default)]
-struct Addresses {
-    known: HashMap<IpAddr, Address>,
-    crowd: Crowd,
 }
 
 /// A handshake as its address is charged for it: as an unproven one, until its token is found good.
@@ -90,7 +91,9 @@ impl Gate {
             closed: AtomicBool::new(false),
             short_of_memory: AtomicBool::new(false),
             handshakes_per_second: handshakes_per_second.filter(|limit| *limit > 0),
-            addresses: Mutex::default(),
+            addresses: std::array::from_fn(|_| Mutex::default()),
+            sharding: RandomState::new(),
+            crowd: Mutex::default(),
             trusted_proxies,
             allowed_origins,
         })
@@ -123,15 +126,16 @@ impl Gate {
         self.short_of_memory.swap(is_short, Ordering::AcqRel) != is_short
     }
 
-    fn addresses(&self) -> MutexGuard<'_, Addresses> {
-        // Nothing in there can be half done.
-        self.addresses.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The addresses among which this one is.
+    fn addresses(&self, network: IpAddr) -> MutexGuard<'_, HashMap<IpAddr, Address>> {
+        let shard = self.sharding.hash_one(network) % SHARDS as u64;
+        lock(&self.addresses[usize::try_from(shard).unwrap_or(0)])
     }
 
     fn charge<T: Default>(&self, network: IpAddr, charge: impl FnOnce(&mut Address, u32, Instant) -> T) -> T {
         match self.handshakes_per_second {
             Some(per_second) => {
-                charge(self.addresses().known.entry(network).or_default(), per_second, Instant::now())
+                charge(self.addresses(network).entry(network).or_default(), per_second, Instant::now())
             }
             None => T::default(),
         }
@@ -147,10 +151,9 @@ impl Gate {
         let Some(per_second) = self.handshakes_per_second else {
             return Ok(visit);
         };
-        let mut addresses = self.addresses();
-        let Addresses { known, crowd } = &mut *addresses;
-        let (address, now) = (known.entry(visit.network).or_default(), Instant::now());
-        if is_proxied && crowd.on_handshake(address, is_public(client), now) {
+        let mut addresses = self.addresses(visit.network);
+        let (address, now) = (addresses.entry(visit.network).or_default(), Instant::now());
+        if is_proxied && lock(&self.crowd).on_handshake(address, is_public(client), now) {
             warn!(
                 client.address = %client,
                 "most handshakes of the last minute come through trusted proxies from one public address: if it is a \
@@ -260,10 +263,17 @@ impl Gate {
     /// Forgets addresses that have not come lately; called now and then, so that memory stays bounded.
     pub fn sweep(&self) {
         let now = Instant::now();
-        let known = &mut self.addresses().known;
-        known.retain(|_, address| !address.is_forgettable(now));
-        known.shrink_to_fit();
+        for addresses in &self.addresses {
+            let mut addresses = lock(addresses);
+            addresses.retain(|_, address| !address.is_forgettable(now));
+            addresses.shrink_to_fit();
+        }
     }
+}
+
+fn lock<T>(part: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing in there can be half done.
+    part.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Neither a private network's address nor one of this machine or link: a client's own, or a balancer's of a provider.
