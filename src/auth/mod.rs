@@ -25,6 +25,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use thiserror::Error;
+use tokio::runtime::Handle;
 
 pub(crate) use calls::http_url;
 pub use claims::{Email, Identity};
@@ -91,9 +92,18 @@ pub struct Verifier {
 #[derive(Debug)]
 struct Inner {
     tokens: Tokens,
-    /// And the pause between two checks of one session.
-    revocation: Option<(revocation::Checker, Duration)>,
+    sessions: Option<Sessions>,
     metrics: Arc<Metrics>,
+}
+
+/// How sessions are checked.
+#[derive(Debug)]
+struct Sessions {
+    checker: Arc<revocation::Checker>,
+    /// Between two checks of one session.
+    pause: Duration,
+    /// Where they are checked: workers share the connections to the identity service, so none of them carries one.
+    runtime: Handle,
 }
 
 /// Chosen once, at start: there is no way from signed tokens to unsigned ones.
@@ -116,8 +126,8 @@ impl Verifier {
     /// # Errors
     /// [`AuthError`], which names the setting that is wrong.
     pub fn start(settings: Settings, metrics: &Arc<Metrics>) -> Result<Self, AuthError> {
-        tokio::runtime::Handle::try_current().map_err(|_| AuthError::NoRuntime)?;
-        let revocation = settings
+        let runtime = Handle::try_current().map_err(|_| AuthError::NoRuntime)?;
+        let sessions = settings
             .revocation
             .map(|Revocation { service, pause }| {
                 let checker = match (service, &settings.issuer) {
@@ -131,7 +141,7 @@ impl Verifier {
                         Err(AuthError::RevocationIssuer)
                     }
                 };
-                checker.map(|checker| (checker, pause))
+                checker.map(|checker| Sessions { checker: Arc::new(checker), pause, runtime })
             })
             .transpose()?;
         let tokens = match settings.issuer {
@@ -148,18 +158,14 @@ impl Verifier {
                 Tokens::signed(Rules::openid(issuer, audience)?, &jwks_url, metrics)?
             }
         };
-        Ok(Self::new(tokens, revocation, Arc::clone(metrics)))
+        Ok(Self::new(tokens, sessions, Arc::clone(metrics)))
     }
 
-    fn new(
-        tokens: Tokens,
-        revocation: Option<(revocation::Checker, Duration)>,
-        metrics: Arc<Metrics>,
-    ) -> Self {
+    fn new(tokens: Tokens, sessions: Option<Sessions>, metrics: Arc<Metrics>) -> Self {
         // Named, so that a second back end among the dependencies' features cannot make the choice
         // ambiguous. An error means that it was named before.
         let _ = jsonwebtoken::crypto::aws_lc::DEFAULT_PROVIDER.install_default();
-        Self { inner: Arc::new(Inner { tokens, revocation, metrics }) }
+        Self { inner: Arc::new(Inner { tokens, sessions, metrics }) }
     }
 
     /// A verifier for Firebase-shaped tokens of a key that this process made itself.
@@ -214,7 +220,7 @@ impl Verifier {
     /// How often an open socket's session is to be checked, where sessions are checked at all.
     #[must_use]
     pub fn revocation_pause(&self) -> Option<Duration> {
-        self.inner.revocation.as_ref().map(|(_, pause)| *pause)
+        self.inner.sessions.as_ref().map(|sessions| sessions.pause)
     }
 
     /// Does this session still stand? Always, where no revocation check is configured.
@@ -223,10 +229,13 @@ impl Verifier {
     /// [`Refusal::TokenRevoked`] and [`Refusal::UserDisabled`] are the identity service's verdict.
     /// [`Refusal::KeysUnavailable`] means that it gave none within 3 s: no reason to end an open session.
     pub async fn check(&self, identity: &Identity) -> Result<(), Refusal> {
-        match &self.inner.revocation {
-            Some((checker, _)) => checker.check(identity).await,
-            None => Ok(()),
-        }
+        let Some(Sessions { checker, runtime, .. }) = &self.inner.sessions else {
+            return Ok(());
+        };
+        let (checker, identity) = (Arc::clone(checker), identity.clone());
+        let checking = runtime.spawn(async move { checker.check(&identity).await });
+        // A runtime that ends gives no verdict.
+        checking.await.unwrap_or(Err(Refusal::KeysUnavailable))
     }
 }
 
