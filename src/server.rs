@@ -1,13 +1,15 @@
 //! One instance's life: start, serve, drain, stop.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener as StdTcpListener};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use axum::Router;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, sleep};
 use tracing::{info, warn};
 use uuid::Uuid;
@@ -22,7 +24,7 @@ use crate::edge::Edge;
 use crate::edge::admin::admin;
 use crate::edge::gate::Gate;
 use crate::edge::http::public;
-use crate::edge::listen;
+use crate::edge::listen::{self, Port};
 use crate::edge::socket::SocketSettings;
 use crate::edge::workers::{Command, Workers};
 use crate::host::{cgroup, open_files};
@@ -32,7 +34,7 @@ use crate::relay::budget::Budget;
 use crate::relay::ids::InstanceId;
 use crate::relay::protocol::{ClientLimits, features};
 use crate::telemetry::Seldom;
-use crate::worker::{MakeBackplane, Worker, WorkerSettings};
+use crate::worker::{Door, MakeBackplane, Worker, WorkerSettings};
 
 /// Why an instance cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -112,13 +114,78 @@ pub async fn serve(
     metrics: Arc<Metrics>,
     page: Option<Page>,
 ) -> Result<(), ServerError> {
-    let Config { instance: settings, enforce_expiry, auth } = config;
-    let bind = |address| listen::bind(address).map_err(|source| ServerError::Listen { address, source });
-    let (public_port, admin_port) = (bind(settings.listen)?, bind(settings.admin_listen)?);
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut hang_up = signal(SignalKind::hangup())?;
+    let ports = Ports::bind(&config.instance)?;
+    let mut signals = Signals::catch()?;
+    let times = config.instance.times.clone();
+    let (instance, unchecked) = assemble(config, verifier, metrics, page, ports).await?;
+    let hurry = tokio::select! {
+        hurry = signals.first() => hurry,
+        mistake = mistake_of(unchecked) => return Err(mistake.into()),
+    };
+    let delay = if hurry { Duration::ZERO } else { times.drain_delay };
+    instance.leave(delay, times.drain, &mut signals).await;
+    Ok(())
+}
 
+/// Both listening sockets. What they must not share with others is taken before anything starts.
+struct Ports {
+    public: StdTcpListener,
+    admin: StdTcpListener,
+}
+
+impl Ports {
+    fn bind(settings: &config::Instance) -> Result<Self, ServerError> {
+        let bind = |address| listen::bind(address).map_err(|source| ServerError::Listen { address, source });
+        Ok(Self { public: bind(settings.listen)?, admin: bind(settings.admin_listen)? })
+    }
+}
+
+/// What ends an instance.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hang_up: Signal,
+}
+
+impl Signals {
+    fn catch() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hang_up: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// Waits for the first one. True where somebody at a terminal waits: there is no balancer that has to notice first.
+    async fn first(&mut self) -> bool {
+        tokio::select! {
+            _ = self.terminate.recv() => false,
+            // What a terminal or a supervisor sends that goes away.
+            _ = self.hang_up.recv() => false,
+            _ = self.interrupt.recv() => true,
+        }
+    }
+}
+
+/// A running instance.
+struct Running {
+    gate: Arc<Gate>,
+    metrics: Arc<Metrics>,
+    to_workers: Workers,
+    workers: Vec<Worker>,
+    /// What the main thread does beside.
+    tasks: Vec<JoinHandle<()>>,
+}
+
+/// Starts everything. A Redis that could not be checked yet comes with it.
+async fn assemble(
+    config: Config,
+    verifier: Verifier,
+    metrics: Arc<Metrics>,
+    page: Option<Page>,
+    ports: Ports,
+) -> Result<(Running, Option<RedisSettings>), ServerError> {
+    let Config { instance: settings, enforce_expiry, auth } = config;
     let files = open_files::raise_limit();
     // The demo is for a few devices, and its first lines for people who have never seen it.
     if page.is_none() {
@@ -156,23 +223,9 @@ pub async fn serve(
     let (backplane, readiness, unchecked) =
         backplane(&settings, owner, instance, announce, &metrics, &budget).await?;
     let worker = WorkerSettings {
-        hub: HubSettings {
-            instance,
-            limits: ClientLimits {
-                message_bytes: limits.message_bytes,
-                messages_per_second: limits.messages_per_second.unwrap_or(0),
-                queue_bytes: limits.queue_bytes,
-                bytes_per_second: limits.bytes_per_second.unwrap_or(0),
-            },
-            features: features(settings.features.pacing, settings.features.direct),
-            stun: settings.features.stun_urls.clone(),
-            heartbeat: settings.times.heartbeat,
-            lease: settings.times.lease,
-            budget,
-        },
+        hub: hub_settings(&settings, instance, budget),
         socket: SocketSettings {
             verifier: verifier.clone(),
-            verify_on: tokio::runtime::Handle::current(),
             message_bytes: limits.message_bytes,
             enforce_expiry,
             max_lifetime: settings.times.max_lifetime,
@@ -181,69 +234,87 @@ pub async fn serve(
         metrics: Arc::clone(&metrics),
         backplane,
     };
-    let workers: Vec<Worker> = (0..settings.workers)
-        .map(|number| Worker::start(number, worker.clone()))
-        .collect::<Result<_, _>>()?;
-    let to_workers = Workers::new(workers.iter().map(Worker::commands));
-    let edge = Arc::new(Edge {
-        gate: Arc::clone(&gate),
-        verifier,
-        workers: to_workers.clone(),
-        metrics: Arc::clone(&metrics),
-        readiness,
-    });
-    let operators = admin(Arc::clone(&edge), settings.admin_token.clone(), me, limits.message_bytes);
-    let address = public_port.local_addr()?;
+
+    let (to_workers, commands) = Workers::new(settings.workers);
+    let edge = |workers| {
+        let (gate, metrics) = (Arc::clone(&gate), Arc::clone(&metrics));
+        Arc::new(Edge { gate, verifier: verifier.clone(), workers, metrics, readiness: readiness.clone() })
+    };
+    let (page, on_listening) = page.map(|page| (page.router, page.on_listening)).unzip();
+    let address = ports.public.local_addr()?;
+    let port = Port::new(Arc::clone(&gate), Arc::clone(&metrics));
+    let mut workers = Vec::new();
+    for (number, commands) in commands.into_iter().enumerate() {
+        let door = Door {
+            port: Arc::clone(&port),
+            listener: ports.public.try_clone()?,
+            router: public(edge(to_workers.seen_by(number)), page.clone()),
+        };
+        workers.push(Worker::start(number, worker.clone(), commands, door)?);
+    }
+    // The last of the workers closes the socket on which all of them accept.
+    drop(ports.public);
     info!(
         %address,
-        admin.address = %admin_port.local_addr()?,
+        admin.address = %ports.admin.local_addr()?,
         workers = settings.workers,
         instance.id = %instance,
         "duorelay listens"
     );
-    let (page, on_listening) = page.map(|page| (page.router, page.on_listening)).unzip();
-    let serving =
-        tokio::spawn(listen::serve(public_port, public(edge, page), Arc::clone(&gate), Arc::clone(&metrics)));
     if let Some(on_listening) = on_listening {
         on_listening(address);
     }
-    let admin_serving =
-        tokio::spawn(listen::serve(admin_port, operators, Arc::clone(&gate), Arc::clone(&metrics)));
-    let sweeping = tokio::spawn(sweep(Arc::clone(&gate)));
-    let watching = cgroup::Group::of_this_process()
-        .map(|group| tokio::spawn(watch_memory(Arc::clone(&gate), Arc::clone(&metrics), group)));
+    let operators = admin(edge(to_workers.clone()), settings.admin_token.clone(), me, limits.message_bytes);
+    let admin_port = Port::new(Arc::clone(&gate), Arc::clone(&metrics));
+    let admin_listener = TcpListener::from_std(ports.admin)?;
+    let mut tasks = vec![
+        tokio::spawn(listen::serve(admin_port, admin_listener, operators)),
+        tokio::spawn(sweep(Arc::clone(&gate))),
+    ];
+    if let Some(group) = cgroup::Group::of_this_process() {
+        tasks.push(tokio::spawn(watch_memory(Arc::clone(&gate), Arc::clone(&metrics), group)));
+    }
+    Ok((Running { gate, metrics, to_workers, workers, tasks }, unchecked))
+}
 
-    let hurry = tokio::select! {
-        _ = terminate.recv() => false,
-        // What a terminal or a supervisor sends that goes away.
-        _ = hang_up.recv() => false,
-        mistake = mistake_of(unchecked) => return Err(mistake.into()),
-        // Somebody at a terminal: there is no balancer that has to notice first.
-        _ = interrupt.recv() => true,
-    };
-    let delay = if hurry { Duration::ZERO } else { settings.times.drain_delay };
-    metrics.draining.set(1);
-    tokio::select! {
-        () = drain(&gate, &to_workers, delay, settings.times.drain) => {}
-        _ = interrupt.recv() => warn!("interrupted again: stopping at once"),
+fn hub_settings(settings: &config::Instance, instance: InstanceId, budget: Budget) -> HubSettings {
+    let limits = &settings.limits;
+    HubSettings {
+        instance,
+        limits: ClientLimits {
+            message_bytes: limits.message_bytes,
+            messages_per_second: limits.messages_per_second.unwrap_or(0),
+            queue_bytes: limits.queue_bytes,
+            bytes_per_second: limits.bytes_per_second.unwrap_or(0),
+        },
+        features: features(settings.features.pacing, settings.features.direct),
+        stun: settings.features.stun_urls.clone(),
+        heartbeat: settings.times.heartbeat,
+        lease: settings.times.lease,
+        budget,
     }
-    serving.abort();
-    admin_serving.abort();
-    sweeping.abort();
-    if let Some(watching) = watching {
-        watching.abort();
+}
+
+impl Running {
+    /// Leaves without a gap; a second SIGINT skips what is left of the drain.
+    async fn leave(self, delay: Duration, drain_time: Duration, signals: &mut Signals) {
+        let Self { gate, metrics, to_workers, workers, tasks } = self;
+        metrics.draining.set(1);
+        tokio::select! {
+            () = drain(&gate, &to_workers, delay, drain_time) => {}
+            _ = signals.interrupt.recv() => warn!("interrupted again: stopping at once"),
+        }
+        tasks.iter().for_each(JoinHandle::abort);
+        let stopping = tokio::time::timeout(STOP_LIMIT, to_workers.send_to_all(|| Command::Stop));
+        // A worker that does not listen is not waited for.
+        let _ = stopping.await;
+        // The threads end once their backplane has let go; waiting for them must not block this runtime.
+        let joined = tokio::task::spawn_blocking(move || workers.into_iter().for_each(Worker::join));
+        if tokio::time::timeout(STOP_LIMIT, joined).await.is_err() {
+            warn!("a worker did not stop in time");
+        }
+        info!("duorelay has stopped");
     }
-    let stopping = tokio::time::timeout(STOP_LIMIT, to_workers.send_to_all(|| Command::Stop));
-    // A worker that does not listen is not waited for.
-    let _ = stopping.await;
-    drop(to_workers);
-    // The threads end once their backplane has let go; waiting for them must not block this runtime.
-    let joined = tokio::task::spawn_blocking(move || workers.into_iter().for_each(Worker::join));
-    if tokio::time::timeout(STOP_LIMIT, joined).await.is_err() {
-        warn!("a worker did not stop in time");
-    }
-    info!("duorelay has stopped");
-    Ok(())
 }
 
 /// At the limit of open files no connection is accepted: who is turned away gets no answer, not even that it is full.
@@ -336,7 +407,7 @@ async fn drain(gate: &Gate, workers: &Workers, delay: Duration, drain: Duration)
 }
 
 /// Closes the door while the process is near its memory's limit. Three short reads of files that are in memory: they
-/// do not hold up the edge.
+/// hold up nobody.
 async fn watch_memory(gate: Arc<Gate>, metrics: Arc<Metrics>, group: cgroup::Group) {
     let mut ticks = tokio::time::interval(MEMORY_TICK);
     // Near the limit it may be short and not short again many times a minute.
@@ -364,3 +435,7 @@ async fn sweep(gate: Arc<Gate>) {
         gate.sweep();
     }
 }
+
+#[cfg(test)]
+#[path = "server_tests.rs"]
+mod tests;

@@ -1,30 +1,33 @@
-//! One worker: a thread with a single-threaded runtime, its share of the hub, and the sockets of its
-//! users.
+//! One worker: a thread with a single-threaded runtime, its share of the hub, the handshakes that it accepts, and
+//! the sockets of its users.
 //!
 //! A user belongs to one worker by a hash of the uid, so that a room's two sockets in a process meet on
 //! one thread: the frame path has no lock and wakes no other thread.
 
 use std::io;
+use std::net::TcpListener as StdTcpListener;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use axum::Router;
+use tokio::net::TcpListener;
 use tokio::runtime::LocalOptions;
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::AbortHandle;
 use tokio::time::{MissedTickBehavior, timeout};
 use tracing::{Instrument as _, debug, error};
 use uuid::Uuid;
 
 use crate::backplane::{Backplane, Sink};
+use crate::edge::listen::{self, Port};
 use crate::edge::socket::{Socket, SocketSettings, Sockets};
 use crate::edge::workers::{Command, HAND_OVER_LIMIT, Join, Moving};
 use crate::hub::{Hub, HubSettings, Seat};
 use crate::metrics::Metrics;
 use crate::relay::ids::ConnectionId;
 
-/// Commands that may wait for a worker.
-const COMMANDS: usize = 1024;
 /// How often a worker looks for slots to renew.
 const RENEW_TICK: Duration = Duration::from_secs(1);
 
@@ -47,53 +50,71 @@ pub struct WorkerSettings {
     pub backplane: Arc<MakeBackplane>,
 }
 
-/// A running worker.
-#[derive(Debug)]
-pub struct Worker {
-    commands: mpsc::Sender<Command>,
-    thread: thread::JoinHandle<()>,
+/// Where a worker accepts connections.
+pub struct Door {
+    /// What it shares with the other workers.
+    pub port: Arc<Port>,
+    /// Its copy of their one listening socket.
+    pub listener: StdTcpListener,
+    /// What it answers.
+    pub router: Router,
 }
 
+/// A running worker.
+#[derive(Debug)]
+pub struct Worker(thread::JoinHandle<()>);
+
 impl Worker {
-    /// Starts a thread.
+    /// Starts a thread. It ends at [`Command::Stop`].
     ///
     /// # Errors
     /// When the system gives no thread or no epoll.
-    pub fn start(number: usize, settings: WorkerSettings) -> io::Result<Self> {
-        let (commands, receiver) = mpsc::channel(COMMANDS);
+    pub fn start(
+        number: usize,
+        settings: WorkerSettings,
+        commands: mpsc::Receiver<Command>,
+        door: Door,
+    ) -> io::Result<Self> {
         let (started, is_started) = std::sync::mpsc::channel();
         let thread = thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
             // It cannot be moved, and so is made where it runs.
-            let runtime = tokio::runtime::Builder::new_current_thread()
+            let Door { port, listener, router } = door;
+            let opened = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
-                .build_local(LocalOptions::default());
+                .build_local(LocalOptions::default())
+                .and_then(|runtime| {
+                    let listener = runtime.block_on(async { TcpListener::from_std(listener) })?;
+                    Ok((runtime, listener))
+                });
             // `start` blocks until the runtime is up.
-            let _ = started.send(runtime.as_ref().map(|_| ()).map_err(io::Error::kind));
-            if let Ok(runtime) = runtime {
-                runtime.block_on(run(number, settings, receiver));
+            let _ = started.send(opened.as_ref().map(|_| ()).map_err(io::Error::kind));
+            if let Ok((runtime, listener)) = opened {
+                runtime.block_on(async {
+                    // Sockets that it has accepted are served to their end; new ones, until it stops.
+                    let serving = tokio::spawn(listen::serve(port, listener, router));
+                    run(number, settings, commands, serving.abort_handle()).await;
+                });
             }
         })?;
         // A thread that says nothing has panicked.
         is_started.recv().map_err(io::Error::other)??;
-        Ok(Self { commands, thread })
-    }
-
-    /// The way to this worker.
-    #[must_use]
-    pub fn commands(&self) -> mpsc::Sender<Command> {
-        self.commands.clone()
+        Ok(Self(thread))
     }
 
     /// Waits for the thread to end.
     pub fn join(self) {
-        drop(self.commands);
-        if self.thread.join().is_err() {
+        if self.0.join().is_err() {
             error!("a worker panicked");
         }
     }
 }
 
-async fn run(number: usize, settings: WorkerSettings, mut commands: mpsc::Receiver<Command>) {
+async fn run(
+    number: usize,
+    settings: WorkerSettings,
+    mut commands: mpsc::Receiver<Command>,
+    serving: AbortHandle,
+) {
     let sockets = Rc::new(Sockets::new(settings.socket, &settings.hub));
     let hub = Hub::new(settings.hub, settings.metrics, |sink| (settings.backplane)(number, sink));
     let renewing = tokio::task::spawn_local(renew(Rc::clone(&hub)));
@@ -128,6 +149,7 @@ async fn run(number: usize, settings: WorkerSettings, mut commands: mpsc::Receiv
             Command::Stop => break,
         }
     }
+    serving.abort();
     renewing.abort();
     counting.abort();
     hub.backplane().close().await;

@@ -77,7 +77,9 @@ impl Front {
             DemoTls::Files { certificate, key } => Certificate::read(certificate, key)?,
         };
         let (advice, config) = (certificate.advice(), certificate.into_config()?);
-        let listener = listen::bind(address).map_err(|source| ServerError::Listen { address, source })?;
+        let listener = listen::bind(address)
+            .and_then(TcpListener::from_std)
+            .map_err(|source| ServerError::Listen { address, source })?;
         Ok(Self { listener, acceptor: TlsAcceptor::from(Arc::new(config)), advice })
     }
 

@@ -1,7 +1,7 @@
 //! Accepting TCP connections and speaking HTTP on them until they are upgraded.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener as StdTcpListener};
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -31,6 +31,8 @@ use crate::relay::refusal::Refusal;
 
 /// Connections that may wait in the kernel.
 const BACKLOG: i32 = 4096;
+/// Connections that one turn accepts. What a thread has accepted no other can serve, so none takes the whole queue.
+const ACCEPTS_A_TURN: usize = 4;
 /// Between two warnings that nothing can be accepted.
 const WARN_PAUSE: Duration = Duration::from_secs(60);
 /// What hyper takes for a WebSocket inside HTTP/2 before the path does: as much as the socket gathers at once. Frames that
@@ -41,11 +43,11 @@ const HEADER_BYTES: usize = 32 * 1024;
 /// Streams that one HTTP/2 connection may have open at the same time.
 const HTTP2_STREAMS: u32 = 1024;
 
-/// Opens a listening socket.
+/// Opens a listening socket, which is registered with no runtime yet.
 ///
 /// # Errors
 /// What the system says, for instance that the address is in use.
-pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+pub fn bind(address: SocketAddr) -> io::Result<StdTcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     if address.is_ipv6() {
         // [::] takes IPv4 as well.
@@ -55,86 +57,103 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
-    TcpListener::from_std(socket.into())
+    Ok(socket.into())
 }
 
-/// Accepts and serves for ever.
-pub async fn serve(listener: TcpListener, router: Router, gate: Arc<Gate>, metrics: Arc<Metrics>) {
-    serve_within(Limits::default(), listener, router, gate, metrics).await;
-}
-
-async fn serve_within(
+/// What all threads that accept on one port share.
+#[derive(Debug)]
+pub struct Port {
     limits: Limits,
-    listener: TcpListener,
-    router: Router,
     gate: Arc<Gate>,
     metrics: Arc<Metrics>,
-) {
-    let places = Arc::new(Mutex::new(Places::new(limits)));
-    let mut warned: Option<Instant> = None;
+    places: Mutex<Places>,
+    /// When it was last said that nothing can be accepted.
+    warned: Mutex<Option<Instant>>,
+}
+
+impl Port {
+    /// Without any connection yet.
+    #[must_use]
+    pub fn new(gate: Arc<Gate>, metrics: Arc<Metrics>) -> Arc<Self> {
+        Self::within(Limits::default(), gate, metrics)
+    }
+
+    fn within(limits: Limits, gate: Arc<Gate>, metrics: Arc<Metrics>) -> Arc<Self> {
+        let places = Mutex::new(Places::new(limits));
+        Arc::new(Self { limits, gate, metrics, places, warned: Mutex::default() })
+    }
+
+    fn places(&self) -> MutexGuard<'_, Places> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// No file descriptors left, or a client that is gone already: the next one may do better.
+    fn on_failed(&self, error: &io::Error, now: Instant) {
+        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
+        if warned.is_none_or(|then| now.saturating_duration_since(then) >= WARN_PAUSE) {
+            warn!(%error, "a connection could not be accepted");
+            *warned = Some(now);
+        }
+        drop(warned);
+        self.places().clear(now, None);
+    }
+}
+
+/// Accepts on this thread and serves here what it accepts, for ever. Several threads may do so, each with a copy of one
+/// listening socket: the kernel's queue is one, so that what one thread has no time for another takes.
+pub async fn serve(port: Arc<Port>, listener: TcpListener, router: Router) {
+    let mut turns = (1..=ACCEPTS_A_TURN).cycle();
     loop {
+        if turns.next() == Some(ACCEPTS_A_TURN) {
+            tokio::task::yield_now().await;
+        }
         let accepted = listener.accept().await;
         let now = Instant::now();
         let (stream, peer) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                // No file descriptors left, or a client that is gone already: the next one may do better.
-                if warned.is_none_or(|then| now.duration_since(then) >= WARN_PAUSE) {
-                    warn!(%error, "a connection could not be accepted");
-                    warned = Some(now);
-                }
-                lock(&places).clear(now, None);
+                port.on_failed(&error, now);
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
             }
         };
-        let network = gate.network_of_client(peer.ip());
-        let connection = match lock(&places).enter(network, now) {
+        let network = port.gate.network_of_client(peer.ip());
+        let connection = match port.places().enter(network, now) {
             Ok(connection) => connection,
             Err(ended) => {
-                metrics.http_ended(ended);
+                port.metrics.http_ended(ended);
                 continue;
             }
         };
-        let place = Place { places: Arc::clone(&places), connection, metrics: Arc::clone(&metrics) };
+        let place = Place { port: Arc::clone(&port), connection };
         let router = router.clone();
         tokio::spawn(async move {
-            place.metrics.http_connections.inc();
-            if let Err(error) = speak(stream, peer, router, &place, &limits).await {
+            place.port.metrics.http_connections.inc();
+            if let Err(error) = speak(stream, peer, router, &place).await {
                 debug!(%error, "an HTTP connection ended early");
             }
         });
     }
 }
 
-fn lock(places: &Mutex<Places>) -> MutexGuard<'_, Places> {
-    places.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// A place that is free again when this is dropped.
 struct Place {
-    places: Arc<Mutex<Places>>,
+    port: Arc<Port>,
     connection: Arc<Connection>,
-    metrics: Arc<Metrics>,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        lock(&self.places).leave(&self.connection);
-        self.metrics.http_connections.dec();
+        self.port.places().leave(&self.connection);
+        self.port.metrics.http_connections.dec();
     }
 }
 
 type HttpError = Box<dyn std::error::Error + Send + Sync>;
 
-async fn speak(
-    stream: TcpStream,
-    peer: SocketAddr,
-    router: Router,
-    place: &Place,
-    limits: &Limits,
-) -> Result<(), HttpError> {
+async fn speak(stream: TcpStream, peer: SocketAddr, router: Router, place: &Place) -> Result<(), HttpError> {
     tune(&stream)?;
+    let limits = &place.port.limits;
     let connection = Arc::clone(&place.connection);
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         let asking = connection.ask(Instant::now());
@@ -180,7 +199,7 @@ async fn speak(
                 Some(_) | None => continue,
             },
         };
-        place.metrics.http_ended(ended);
+        place.port.metrics.http_ended(ended);
         return Err(format!("{ended:?}").into());
     }
 }

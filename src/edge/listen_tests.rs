@@ -23,10 +23,10 @@ async fn start(limits: Limits) -> (SocketAddr, Arc<Metrics>) {
         .route("/healthz/live", get(async || "live"))
         .route("/large", get(async || vec![b'x'; 16 << 20]))
         .route("/body", post(async |body: String| body));
-    let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+    let listener = TcpListener::from_std(bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap()).unwrap();
     let address = listener.local_addr().unwrap();
     let (gate, metrics) = (Gate::new(None, None, vec![], None), Arc::new(Metrics::default()));
-    tokio::spawn(serve_within(limits, listener, router, gate, Arc::clone(&metrics)));
+    tokio::spawn(serve(Port::within(limits, gate, Arc::clone(&metrics)), listener, router));
     (address, metrics)
 }
 

@@ -1,5 +1,4 @@
-//! The byte stream under a WebSocket, and how it moves from the thread that accepted it to its user's
-//! worker.
+//! The byte stream under a WebSocket, and how it moves from the worker that accepted it to its user's.
 
 use std::io;
 use std::net::TcpStream as StdTcpStream;
@@ -18,11 +17,13 @@ use super::places::Tunnel;
 /// newer ones replace them, and not in the kernel (`TCP_NOTSENT_LOWAT`, tcp(7)).
 const NOTSENT_LOWAT: u32 = 1;
 
-/// A stream on its way to another thread.
+/// A stream on its way to its user's worker.
 #[derive(Debug)]
 pub enum MovingStream {
-    /// A TCP socket, registered with no runtime.
-    Tcp(StdTcpStream),
+    /// A TCP socket that this worker has accepted.
+    Here(TcpStream),
+    /// A TCP socket that another worker has accepted, registered with no runtime.
+    Away(StdTcpStream),
     /// A stream inside an HTTP/2 connection (RFC 8441), which stays where it was accepted.
     Tunnel(Box<TokioIo<Upgraded>>, Tunnel),
 }
@@ -40,13 +41,14 @@ pub enum Stream {
 }
 
 impl MovingStream {
-    /// Registers the stream with this thread's runtime.
+    /// Registers the stream with this thread's runtime, where it comes from another's.
     ///
     /// # Errors
     /// What the system says.
     pub fn arrive(self) -> io::Result<Stream> {
         match self {
-            Self::Tcp(stream) => TcpStream::from_std(stream).map(Stream::Tcp),
+            Self::Here(stream) => Ok(Stream::Tcp(stream)),
+            Self::Away(stream) => TcpStream::from_std(stream).map(Stream::Tcp),
             Self::Tunnel(stream, tunnel) => Ok(Stream::Tunnel(stream, tunnel)),
         }
     }

@@ -117,7 +117,8 @@ async fn accept(edge: &Edge, request: &mut Request, visit: &mut Visit) -> Result
     }
 
     let connection = request.extensions_mut().remove::<Arc<Connection>>().ok_or(Refusal::UpgradeRequired)?;
-    tokio::spawn(move_socket(on_upgrade, connection.tunnel(), socket));
+    let is_home = edge.workers.is_home_of(&user);
+    tokio::spawn(move_socket(on_upgrade, connection.tunnel(), is_home, socket));
     let mut headers = Vec::with_capacity(4);
     if let Some(selected) = handshake.selected {
         headers.push((SEC_WEBSOCKET_PROTOCOL, selected));
@@ -145,23 +146,28 @@ fn empty(status: StatusCode, headers: &[(HeaderName, HeaderValue)]) -> Response 
 }
 
 /// Takes the socket out of hyper once the answer has left, and hands it to the worker that waits for it.
-async fn move_socket(on_upgrade: OnUpgrade, tunnel: Tunnel, socket: oneshot::Sender<Moving>) {
+async fn move_socket(on_upgrade: OnUpgrade, tunnel: Tunnel, is_home: bool, socket: oneshot::Sender<Moving>) {
     let Ok(Ok(upgraded)) = timeout(UPGRADE_LIMIT, on_upgrade).await else {
         return;
     };
-    match take_out(upgraded, tunnel) {
+    match take_out(upgraded, tunnel, is_home) {
         // A worker that does not wait any more has given the slot back.
         Ok(moving) => drop(socket.send(moving)),
         Err(error) => debug!(%error, "a socket could not be moved to its worker"),
     }
 }
 
-fn take_out(upgraded: Upgraded, tunnel: Tunnel) -> std::io::Result<Moving> {
+fn take_out(upgraded: Upgraded, tunnel: Tunnel, is_home: bool) -> std::io::Result<Moving> {
     match downcast::<TokioIo<Watched>>(upgraded) {
         Ok(Parts { io, read_buf, .. }) => {
-            // Out of this thread's epoll; the worker registers it anew. The bytes are copied, so that hyper's
-            // read buffer does not live as long as the socket.
-            let stream = MovingStream::Tcp(io.into_inner().stream.into_std()?);
+            let stream = io.into_inner().stream;
+            let stream = if is_home {
+                MovingStream::Here(stream)
+            } else {
+                // Out of this thread's epoll; the other worker registers it anew.
+                MovingStream::Away(stream.into_std()?)
+            };
+            // The bytes are copied, so that hyper's read buffer does not live as long as the socket.
             Ok(Moving { stream, early: Bytes::copy_from_slice(&read_buf) })
         }
         Err(upgraded) => {

@@ -1,4 +1,4 @@
-//! The way from the edge to the workers: a signed-in connection goes to the thread of its user.
+//! The way to the workers: a signed-in connection goes to the thread of its user.
 
 use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
 use std::sync::Arc;
@@ -15,6 +15,8 @@ use crate::hub::{CALL_LIMIT, InstanceInfo, Joining, RoomSnapshot};
 use crate::relay::ids::{Device, UserId};
 use crate::relay::refusal::Refusal;
 
+/// Commands that may wait for a worker.
+const COMMANDS: usize = 1024;
 /// How long a worker takes to begin with a command, and a client to take its upgrade.
 pub const HAND_OVER_LIMIT: Duration = Duration::from_secs(10);
 
@@ -42,7 +44,7 @@ pub struct Join {
     pub span: tracing::Span,
 }
 
-/// What the edge asks of a worker.
+/// What is asked of a worker.
 pub enum Command {
     /// A new connection.
     Join(Box<Join>),
@@ -60,27 +62,43 @@ pub enum Command {
     Stop,
 }
 
-/// All workers of a process.
+/// All workers of a process, as one of its threads sees them.
 #[derive(Debug, Clone)]
-pub struct Workers(Arc<[mpsc::Sender<Command>]>);
+pub struct Workers {
+    all: Arc<[mpsc::Sender<Command>]>,
+    /// The worker whose thread this is.
+    here: Option<usize>,
+}
 
 impl Workers {
-    /// The way to these workers.
+    /// The way to so many workers, as no worker's thread sees it, and its other ends.
     #[must_use]
-    pub fn new(workers: impl IntoIterator<Item = mpsc::Sender<Command>>) -> Self {
-        Self(workers.into_iter().collect())
+    pub fn new(workers: usize) -> (Self, Vec<mpsc::Receiver<Command>>) {
+        let (all, ends): (Vec<_>, _) = (0..workers).map(|_| mpsc::channel(COMMANDS)).unzip();
+        (Self { all: all.into(), here: None }, ends)
+    }
+
+    /// The same as the worker with this number sees it.
+    #[must_use]
+    pub fn seen_by(&self, worker: usize) -> Self {
+        Self { here: Some(worker), ..self.clone() }
     }
 
     /// The worker to which a user belongs.
-    fn of_user(&self, user: &UserId) -> Option<&mpsc::Sender<Command>> {
+    fn number_of(&self, user: &UserId) -> usize {
         let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(user);
-        let index = usize::try_from(hash % (self.0.len().max(1) as u64)).unwrap_or(0);
-        self.0.get(index)
+        usize::try_from(hash % (self.all.len().max(1) as u64)).unwrap_or(0)
+    }
+
+    /// True when this thread is the user's worker.
+    #[must_use]
+    pub fn is_home_of(&self, user: &UserId) -> bool {
+        self.here == Some(self.number_of(user))
     }
 
     /// Hands a command to the worker of a user. `false` when the worker is overloaded or gone.
     pub async fn send(&self, user: &UserId, command: Command) -> bool {
-        let Some(worker) = self.of_user(user) else {
+        let Some(worker) = self.all.get(self.number_of(user)) else {
             return false;
         };
         timeout(CALL_LIMIT, worker.send(command)).await.is_ok_and(|sent| sent.is_ok())
@@ -107,7 +125,7 @@ impl Workers {
 
     /// Hands a command to every worker.
     pub async fn send_to_all(&self, command: impl Fn() -> Command) {
-        for worker in self.0.iter() {
+        for worker in self.all.iter() {
             // A worker that is gone needs to be told nothing.
             let _ = timeout(HAND_OVER_LIMIT, worker.send(command())).await;
         }
@@ -115,7 +133,7 @@ impl Workers {
 
     /// The instances of which the workers know.
     pub async fn instances(&self) -> Vec<InstanceInfo> {
-        let Some(worker) = self.0.first() else {
+        let Some(worker) = self.all.first() else {
             return Vec::new();
         };
         let (answer, answered) = oneshot::channel();

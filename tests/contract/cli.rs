@@ -1,6 +1,7 @@
 //! Section 6: the command line and the configuration.
 
 use std::process::{Command, Output};
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -185,6 +186,19 @@ fn all_mistakes_are_reported_together_each_with_its_variable() {
     // Nobody to sign in was named either.
     assert!(stderr.contains("FIREBASE_PROJECT_ID"), "{stderr}");
     assert!(!stderr.contains("very-secret"), "{stderr}");
+}
+
+/// Several workers accept on one port, and yet it is no port that others may share.
+#[tokio::test]
+async fn a_second_process_on_a_port_is_refused() {
+    let issuer = Issuer::start();
+    let config = Config::new(&issuer).set("DUORELAY_WORKERS", 3);
+    let first = config.start().await;
+    let mut second = config.set("DUORELAY_LISTEN", first.public).spawn();
+    assert_eq!(second.exit(Duration::from_secs(10)).await.code(), Some(1));
+    let says = format!("cannot listen on {}: Address already in use", first.public);
+    assert!(second.log().contains(&says), "{}", second.log());
+    first.v1_desktop("ann").await;
 }
 
 #[test]

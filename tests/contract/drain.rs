@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use crate::support::{Client, Config, Issuer, Relay, Token, request};
+use crate::support::{Client, Config, Issuer, RawClient, Relay, Token, request};
 
 async fn start(delay: u32, drain: u32) -> (Issuer, Relay) {
     let issuer = Issuer::start();
@@ -87,6 +89,41 @@ async fn a_drain_first_turns_unready_then_refuses_then_asks_everyone_to_reconnec
     let exit = relay.exit(Duration::from_secs(4)).await;
     assert_eq!(exit.code(), Some(0));
     assert!(signalled.elapsed() < Duration::from_millis(6300), "{:?}", signalled.elapsed());
+}
+
+#[tokio::test]
+async fn whoever_waits_in_the_kernels_queue_when_a_drain_begins_is_answered() {
+    let issuer = Issuer::start();
+    let mut relay = Config::new(&issuer)
+        .set("DUORELAY_WORKERS", 3)
+        .set("DUORELAY_DRAIN_DELAY_SECONDS", 1)
+        .set("DUORELAY_DRAIN_SECONDS", 1)
+        .start()
+        .await;
+    // While the process stands still, the kernel accepts for it.
+    relay.signal("STOP");
+    let mut queued = Vec::new();
+    for n in 0..60 {
+        let token = Token::firebase(&format!("user-{n}")).sign();
+        let handshake = relay.handshake().offer(&["duorelay.v1", &token]);
+        let mut stream = TcpStream::connect(relay.public).await.unwrap();
+        stream.write_all(handshake.head().as_bytes()).await.unwrap();
+        queued.push(stream);
+    }
+    relay.signal("TERM");
+    relay.signal("CONT");
+    let mut clients = Vec::new();
+    for stream in queued {
+        let (response, client) = RawClient::after_handshake(stream).await;
+        assert_eq!(response.status, 101);
+        clients.push(client);
+    }
+    for client in &mut clients {
+        client.expect_json("welcome").await;
+        client.expect_json("reconnect").await;
+        client.expect_close(1012).await;
+    }
+    assert_eq!(relay.exit(Duration::from_secs(5)).await.code(), Some(0));
 }
 
 #[tokio::test]

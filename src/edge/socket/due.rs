@@ -84,7 +84,7 @@ impl Socket {
         if let Some(revocation) = &mut self.revocation {
             let (verifier, identity) = (self.shared.settings.verifier.clone(), revocation.identity.clone());
             let check = async move { verifier.check(&identity).await };
-            revocation.check = Some(self.shared.settings.verify_on.spawn(check));
+            revocation.check = Some(tokio::spawn(check));
         }
     }
 

@@ -43,8 +43,6 @@ const READS_A_TURN: usize = 32;
 pub struct SocketSettings {
     /// Verifies the tokens of `auth`.
     pub verifier: Verifier,
-    /// Where they are verified, so that no socket waits for it.
-    pub verify_on: tokio::runtime::Handle,
     /// Bytes of the largest whole message.
     pub message_bytes: usize,
     /// Close with 4003 when the token expires.

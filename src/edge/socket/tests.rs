@@ -54,7 +54,6 @@ impl Worker {
         let verifier = Verifier::start(Settings { issuer, revocation: None }, &metrics).unwrap();
         let socket = SocketSettings {
             verifier,
-            verify_on: tokio::runtime::Handle::current(),
             message_bytes: 65_536,
             enforce_expiry: true,
             max_lifetime: None,
