@@ -128,12 +128,18 @@ fn hides_its_actor(line: &str) -> bool {
 }
 
 #[test]
-fn every_page_names_its_actors() {
+fn every_page_and_comment_names_its_actors() {
     let mut hidden = Vec::new();
     for page in pages() {
         let text = read(&page);
         let lines = prose(&text).into_iter().filter(|(_, line)| hides_its_actor(line));
         hidden.extend(lines.map(|(number, line)| format!("{page}:{number}: {line}")));
+    }
+    for file in files("src/*.rs") {
+        let text = read(&file);
+        let comments = text.lines().enumerate().filter(|(_, line)| line.trim_start().starts_with("//"));
+        let lines = comments.filter(|(_, line)| hides_its_actor(line));
+        hidden.extend(lines.map(|(number, line)| format!("{file}:{}: {line}", number + 1)));
     }
     assert!(hidden.is_empty(), "{hidden:#?}");
 }

@@ -126,7 +126,7 @@ impl Workers {
     /// Hands a command to every worker.
     pub async fn send_to_all(&self, command: impl Fn() -> Command) {
         for worker in self.all.iter() {
-            // A worker that is gone needs to be told nothing.
+            // A worker that has ended needs no command.
             let _ = timeout(HAND_OVER_LIMIT, worker.send(command())).await;
         }
     }

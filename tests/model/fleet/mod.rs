@@ -2,7 +2,8 @@
 //!
 //! `cargo test --test model fleet -- --nocapture` prints the tables that stand in `tests/CAPACITY.md`. The relay's limits
 //! are its own: addresses' buckets, refusals, places for handshakes, limits of calls, the pace of renewals. The client's
-//! times come from its source. The CPU of each step was measured (`tests/scaling/run`).
+//! times come from its source. The CPU of a handshake was measured, on a storm; that of the
+//! other steps is assumed (`tests/CAPACITY.md`, "Storms").
 //!
 //! Not modelled: frames, TLS and the balancers' own work, what a node's CPU does between two steps, a client that gives up
 //! for good.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// Seconds of CPU, measured (`tests/CAPACITY.md`, "The constants").
+/// Seconds of CPU. A handshake's was measured, the others are assumed (`tests/CAPACITY.md`, "Storms").
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Costs {
     /// A handshake that is welcomed, on its instance.
