@@ -325,7 +325,7 @@ impl Run {
         let now = Instant::now();
         let measured = self.begin.map(|begin| now.saturating_duration_since(begin));
         if let Some(begin) = self.begin.filter(|begin| *begin < now) {
-            let reading = watch.read().await;
+            let reading = watch.read_last().await;
             self.results.readings.push(((now - begin).as_secs_f64(), reading));
         }
         self.stop();
