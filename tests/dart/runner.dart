@@ -84,8 +84,10 @@ Never fail(String why) => throw Failure(why);
 /// [actual] must be [expected]: numbers, texts, lists and maps.
 void equal(Object? actual, Object? expected, [String what = '']) {
   final (a, e) = (_text(actual), _text(expected));
-  if (a != e) fail('$what: expected $e, got $a');
+  if (a != e) fail('$what: expected ${_brief(e)}, got ${_brief(a)}');
 }
+
+String _brief(String text) => text.length < 1000 ? text : '${text.substring(0, 1000)}…';
 
 String _text(Object? value) => jsonEncode(value, toEncodable: (other) => '$other');
 
