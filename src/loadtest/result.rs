@@ -188,16 +188,18 @@ impl Results {
         if options.scenario == Scenario::Storm {
             set("cpu_per_handshake", each(cpu, welcomed_meanwhile));
         }
-        if let Some((_, last)) = self.readings.last() {
-            let grown = last.sum(|instance| instance.rss).zip(self.before.sum(|instance| instance.rss));
-            // A process that does not report its connections has at least those that were opened here.
-            let opened = last
+        // The last reading may come when the connections of a run that has ended are closed already, so the last one
+        // that still sees them counts. A process that does not report its connections has at least those opened here.
+        let grown = self.readings.iter().rev().find_map(|(_, reading)| {
+            let (rss, before) =
+                reading.sum(|instance| instance.rss).zip(self.before.sum(|instance| instance.rss))?;
+            let opened = reading
                 .sum(|instance| instance.connections)
                 .zip(self.before.sum(|instance| instance.connections))
                 .map_or_else(|| count(clamp(self.peak)), |(open, before)| open - before);
-            let grown = grown.filter(|_| opened > 0.0);
-            set("rss_per_connection", grown.map(|(rss, before)| (rss - before) / opened));
-        }
+            (opened > 0.0).then(|| (rss - before) / opened)
+        });
+        set("rss_per_connection", grown);
         let largest = self.readings.iter().filter_map(|(_, reading)| reading.sum(|instance| instance.rss));
         set("rss", largest.reduce(f64::max));
         figures
