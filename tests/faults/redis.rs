@@ -170,13 +170,15 @@ async fn refused_handshakes_take_no_memory_while_redis_is_away() {
     let before = resident(relay);
     let attempts = v1(relay, "bob", "desktop");
     join_all((0..8).map(async |_| {
-        for _ in 0..250 {
+        for _ in 0..500 {
             attempts.refused().await.expect_refusal(503, "backplane_unavailable");
         }
     }))
     .await;
     let grown = resident(relay).saturating_sub(before);
-    assert!(grown < 4 << 20, "{} KiB more", grown >> 10);
+    // 5 KiB for each of the 4,000: a handshake that waits for Redis keeps 10 until Redis is back. The process itself goes
+    // up and down by up to 12 MiB meanwhile, as the allocator takes and gives back.
+    assert!(grown < 20 << 20, "{} KiB more", grown >> 10);
 }
 
 #[tokio::test]
