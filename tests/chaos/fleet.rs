@@ -206,11 +206,9 @@ impl Fleet {
         let mut all = Vec::new();
         for place in &self.places {
             let relay = place.relay.lock().await;
-            let id = relay.as_ref().unwrap().id();
-            let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap();
-            let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-            let resident = resident.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024;
-            let files = std::fs::read_dir(format!("/proc/{id}/fd")).unwrap().count();
+            let relay = relay.as_ref().unwrap();
+            let resident = relay.resident();
+            let files = std::fs::read_dir(format!("/proc/{}/fd", relay.id())).unwrap().count();
             let number = place.process.lock().unwrap().unwrap().number;
             all.push((number, Holdings { resident, files }));
         }

@@ -43,26 +43,26 @@ async fn health_is_answered_on_both_ports_under_both_names() {
 
 #[tokio::test]
 async fn a_drain_first_turns_unready_then_refuses_then_asks_everyone_to_reconnect() {
-    let (_issuer, mut relay) = start(2, 2).await;
+    let (_issuer, mut relay) = start(3, 2).await;
     let mut v1 = relay.v1_desktop("ann").await;
     let mut classic = relay.classic_desktop("bob").await;
     relay.signal("TERM");
     let signalled = Instant::now();
 
-    wait_for_status(&relay, "/healthz/ready", 503, Duration::from_millis(500)).await;
+    wait_for_status(&relay, "/healthz/ready", 503, Duration::from_secs(1)).await;
     assert_eq!(status(&relay, "/readiness_check").await, [503; 2]);
     assert_eq!(status(&relay, "/healthz/live").await, [200; 2]);
 
     // During the delay handshakes are let in: balancers need it to notice.
     let mut late = relay.v1_desktop("carl").await;
-    assert!(signalled.elapsed() < Duration::from_secs(2));
+    assert!(signalled.elapsed() < Duration::from_secs(3));
     v1.sync().await;
 
     let mut deadlines = Vec::new();
     for client in [&mut v1, &mut late] {
         let reconnect = client.expect_json("reconnect").await;
         let asked = Instant::now();
-        assert!(signalled.elapsed() > Duration::from_millis(1900), "asked before the delay was over");
+        assert!(signalled.elapsed() > Duration::from_millis(2900), "asked before the delay was over");
         assert_eq!(reconnect["reason"], "draining");
         let (due, deadline) =
             (reconnect["in_ms"].as_u64().unwrap(), reconnect["deadline_ms"].as_u64().unwrap());
@@ -88,7 +88,7 @@ async fn a_drain_first_turns_unready_then_refuses_then_asks_everyone_to_reconnec
 
     let exit = relay.exit(Duration::from_secs(4)).await;
     assert_eq!(exit.code(), Some(0));
-    assert!(signalled.elapsed() < Duration::from_millis(6300), "{:?}", signalled.elapsed());
+    assert!(signalled.elapsed() < Duration::from_millis(7500), "{:?}", signalled.elapsed());
 }
 
 #[tokio::test]
@@ -185,10 +185,10 @@ async fn interrupt_drains_too() {
 
 #[tokio::test]
 async fn a_hang_up_drains_like_a_termination() {
-    let (_issuer, mut relay) = start(1, 1).await;
+    let (_issuer, mut relay) = start(3, 1).await;
     let mut client = relay.v1_desktop("ann").await;
     relay.signal("HUP");
-    wait_for_status(&relay, "/healthz/ready", 503, Duration::from_millis(500)).await;
+    wait_for_status(&relay, "/healthz/ready", 503, Duration::from_secs(1)).await;
     // The delay holds as well: only an interrupt skips it.
     let mut late = relay.v1_desktop("bob").await;
     for client in [&mut client, &mut late] {
@@ -222,7 +222,8 @@ async fn a_stalled_client_does_not_hold_up_the_end() {
     relay.signal("TERM");
     let signalled = Instant::now();
     assert_eq!(relay.exit(Duration::from_secs(6)).await.code(), Some(0));
-    assert!(signalled.elapsed() < Duration::from_millis(3300), "{:?}", signalled.elapsed());
+    // Its close alone would be tried for 5 s.
+    assert!(signalled.elapsed() < Duration::from_millis(4500), "{:?}", signalled.elapsed());
 }
 
 async fn expect_lifetime(client: &mut Client) {

@@ -65,7 +65,7 @@ async fn a_connection_that_never_answers_is_dropped_after_two_periods() {
     assert_eq!(peer.expect_json("peer").await["state"], "disconnected");
     let took = connected.elapsed();
     assert!(
-        took > Duration::from_millis(1500) && took < Duration::from_millis(4000),
+        took > Duration::from_millis(1500) && took < Duration::from_millis(5000),
         "dropped after {took:?}"
     );
     let (events, end) = raw.drain(Duration::from_secs(8)).await;

@@ -167,7 +167,8 @@ async fn pings_and_pongs_do_not_count_as_messages() {
     while raw.expect(0xA).await != b"last" {}
     raw.send(0x1, br#"{"type":"ping"}"#).await;
     raw.expect_json("pong").await;
-    assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
+    // As messages they would take 17 s.
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
 }
 
 #[tokio::test]
@@ -190,7 +191,7 @@ async fn ten_seconds_past_the_rate_without_a_break_end_in_1008() {
                 Event::Close(1008, _) => break errors,
                 other => panic!("{other:?}"),
             }
-            assert!(started.elapsed() < Duration::from_secs(20), "not closed");
+            assert!(started.elapsed() < Duration::from_secs(40), "not closed");
         }
     };
     let reliable = async {
@@ -211,7 +212,7 @@ async fn ten_seconds_past_the_rate_without_a_break_end_in_1008() {
                 Ok(Event::Text(_)) | Err(_) => {}
                 Ok(other) => panic!("{other:?}"),
             }
-            assert!(started.elapsed() < Duration::from_secs(25), "not closed");
+            assert!(started.elapsed() < Duration::from_secs(40), "not closed");
         }
         // Its peer hears of it when it has left.
         loop {

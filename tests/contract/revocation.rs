@@ -42,7 +42,7 @@ async fn an_open_session_that_is_revoked_or_whose_user_is_disabled_is_cut_off() 
         issuer.account(account.clone());
         client.expect_close(4003).await;
         client.expect_end().await;
-        assert!(changed.elapsed() < Duration::from_secs(3), "{account}: after {:?}", changed.elapsed());
+        assert!(changed.elapsed() < Duration::from_secs(5), "{account}: after {:?}", changed.elapsed());
         assert!(relay.room("ann").await["desktop"].is_null());
     }
 }
@@ -84,7 +84,8 @@ async fn a_silent_identity_service_holds_nothing_up() {
     let (refused, slowest) = tokio::join!(refused, traffic);
     let longest = refused.into_iter().max().unwrap();
     assert!(longest < Duration::from_secs(5), "a handshake waited {longest:?}");
-    assert!(slowest < Duration::from_secs(1), "a frame and a pong took {slowest:?}");
+    // What waited for the service would take 3 s.
+    assert!(slowest < Duration::from_secs(2), "a frame and a pong took {slowest:?}");
     assert!(issuer.lookups() > asked + 2, "nobody was asked");
 
     // The service is back: new sessions begin, and the old ones are checked again.

@@ -124,8 +124,3 @@ pub async fn notified(client: &mut Client, limit: Duration, kind: &str) -> Value
         }
     }
 }
-
-/// Resident memory of a process, in bytes (proc(5), `VmRSS`).
-pub fn resident(relay: &Relay) -> u64 {
-    relay.resident()
-}

@@ -66,7 +66,7 @@ async fn while_redis_is_frozen_pongs_come_in_order_after_a_second() {
     for n in 0..20 {
         assert_eq!(notified(&mut desktop, LIMIT, "pong").await["id"], n.to_string());
         let took = asked.elapsed();
-        let seconds = if n < 16 { 1.0..1.7 } else { 2.0..2.7 };
+        let seconds = if n < 16 { 1.0..2.0 } else { 2.0..4.0 };
         assert!(seconds.contains(&took.as_secs_f64()), "pong {n} after {took:?}");
     }
     redis.signal("CONT");

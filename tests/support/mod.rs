@@ -37,7 +37,7 @@ pub use resp::{Subscriber, ask};
 pub use sentinel::Sentinel;
 
 /// How long a test waits for one thing that has to happen at once.
-pub const LIMIT: Duration = Duration::from_secs(10);
+pub const LIMIT: Duration = Duration::from_secs(20);
 
 /// Waits for `future` for at most `limit`; past it the test fails and says what it waited for.
 pub async fn within<F: Future>(limit: Duration, what: &str, future: F) -> F::Output {

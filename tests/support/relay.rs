@@ -215,6 +215,29 @@ impl Relay {
         line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
     }
 
+    /// Waits until the process holds at most this; returns what it holds. Its memory goes up and down by some MiB, as the
+    /// allocator takes pages and gives back those that are free: within seconds, or later on a busy machine. What is kept
+    /// stays.
+    pub async fn wait_for_resident(&self, most: u64) -> u64 {
+        let deadline = Instant::now() + 2 * LIMIT;
+        let mut pause = tokio::time::interval(Duration::from_millis(50));
+        let mut least = u64::MAX;
+        loop {
+            pause.tick().await;
+            let held = self.resident();
+            least = least.min(held);
+            if held <= most {
+                return held;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "keeps {} KiB, {} too many",
+                least >> 10,
+                (least - most) >> 10
+            );
+        }
+    }
+
     /// Sends a signal (`TERM`, `STOP`, `CONT`).
     pub fn signal(&self, name: &str) {
         let status = Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status().unwrap();
