@@ -1,17 +1,21 @@
 """What is shipped agrees with the program and with itself.
 
 docker-compose.yml, k8s/, app.yaml and the Dockerfile are read as their platforms read them, and held against
-the real binary: its settings, its ports, its probes, the time it takes to leave.
+the real binary: its settings, its ports, its probes, the time it takes to leave. So is the page of settings.
 """
 
 import ipaddress
 import json
 import re
+import shlex
+import shutil
 import subprocess
+import tempfile
 import tomllib
 import unittest
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import kubernetes_validate
 import yaml
@@ -78,6 +82,17 @@ class Settings(unittest.TestCase):
             with self.subTest(" ".join(command)):
                 asked = subprocess.run([DUORELAY, *command, "--help"], capture_output=True, text=True)
                 self.assertEqual(asked.returncode, 0, asked.stderr)
+
+    def test_the_page_of_settings_has_the_programs_defaults(self):
+        """tests/docs.rs holds its names against the program."""
+        rows = [row.split(" | ") for row in read("src/config/README.md").splitlines() if row.startswith("| `")]
+        described = {row[0].strip("| `"): row[2].strip() for row in rows}
+        self.assertEqual(set(described), set(DEFAULTS))
+        for name, default in DEFAULTS.items():
+            if re.fullmatch(r"[^\s']+", default):
+                self.assertEqual(described[name], default if default in ("none", "any") else f"`{default}`", name)
+            elif not default:
+                self.assertTrue(described[name] == "none" or described[name].startswith("none"), name)
 
     def test_secrets_come_from_secrets(self):
         for overlay in OVERLAYS:
@@ -262,6 +277,48 @@ class Images(unittest.TestCase):
         self.assertEqual(redis, COMPOSE["services"]["redis"]["image"])
         for name, service in COMPOSE["services"].items():
             self.assertRegex(service["image"], r":[^:]*\d", name)
+
+
+class Single(unittest.TestCase):
+    """One machine without containers: the unit and the Caddyfile."""
+
+    UNIT = read("k8s/single/duorelay.service")
+
+    def value(self, name):
+        return re.search(rf"^{name}=(.*)$", self.UNIT, re.M)[1]
+
+    def test_the_unit_starts_a_relay_with_settings_that_exist(self):
+        environment = dict(pair.split("=", 1) for pair in shlex.split(self.value("Environment")))
+        self.assertLessEqual(set(environment), set(DEFAULTS))
+        command = self.value("ExecStart").split()
+        self.assertEqual(Path(command[0]).name, "duorelay")
+        with Relay(command[1:], {**environment, "FIREBASE_PROJECT_ID": "my-project"}) as relay:
+            self.assertIsNotNone(relay.address, relay.log)
+        self.assertGreater(int(self.value("TimeoutStopSec")), leaving(environment))
+        self.assertGreater(int(self.value("LimitNOFILE")), setting(environment, "DUORELAY_MAX_CONNECTIONS"))
+
+    def test_systemd_accepts_the_unit(self):
+        if not shutil.which("systemd-analyze"):
+            print("not checked: the systemd unit's syntax, because there is no systemd-analyze (Debian's package systemd)")
+            return
+        for broken in (False, True):
+            with tempfile.TemporaryDirectory() as folder:
+                unit = Path(folder) / "duorelay.service"
+                # It looks for the program, too.
+                text = self.UNIT.replace("/usr/local/bin/duorelay", str(Path(DUORELAY).resolve()))
+                unit.write_text(text.replace("DynamicUser=", "DynamicUsr=") if broken else text)
+                verified = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True)
+                said = [line for line in verified.stderr.splitlines() if unit.name in line]
+                self.assertEqual(bool(said), broken, verified.stderr)
+
+    def test_caddy_hands_each_connection_to_the_unit(self):
+        with tempfile.TemporaryDirectory() as home:
+            environment = {"HOME": home, "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+            command = ["caddy", "adapt", "--validate", "--config", TOP / "k8s/single/Caddyfile"]
+            adapted = subprocess.run(command, capture_output=True, text=True, env=environment)
+        self.assertEqual(adapted.returncode, 0, adapted.stderr)
+        listen = re.search(r"DUORELAY_LISTEN=(\S+)", self.value("Environment"))[1]
+        self.assertEqual(list(find(json.loads(adapted.stdout), "dial")), [listen])
 
 
 class Memory(unittest.TestCase):

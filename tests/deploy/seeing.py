@@ -275,6 +275,17 @@ class Metrics(unittest.TestCase):
         limit = setting(of_kind("gke", "ConfigMap")["data"], "DUORELAY_MAX_CONNECTIONS")
         self.assertLess(int(pods["target"]["averageValue"]), 0.8 * limit)
 
+    def test_every_metric_stands_in_the_documents_and_nothing_else_does(self):
+        wire, operating = read("src/relay/README.md"), read("k8s/OPERATING.md")
+        _, text = self.before
+        counted = {name if family.type != "counter" else f"{name}_total" for name, family in text.items()}
+        described = {name for row in (wire + operating).splitlines() if row.startswith("| `") for name in names(row.split(" | ")[0])}
+        self.assertEqual(described - counted, set())
+        self.assertEqual(counted - described, set())
+        causes = {sample.labels["cause"] for sample in text["duorelay_dropped"].samples}
+        row = next(row for row in wire.splitlines() if row.startswith("| `duorelay_dropped_total`"))
+        self.assertEqual(set(re.findall(r"`(\w+)`", row.split(" | ")[1])) - {"cause"}, causes)
+
     def assert_known(self, expression):
         for name in names(expression):
             self.assertIn(re.sub(r"_(total|bucket|sum|count|info)$", "", name), self.before[0], expression)
