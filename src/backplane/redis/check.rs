@@ -14,7 +14,7 @@ use super::access::RedisError;
 use super::client::{CONNECT_LIMIT, close};
 use super::names::Names;
 use super::scripts::Scripts;
-use super::words::cause_of;
+use super::words::{cause_of, is_mistake_of_certificates};
 use crate::backplane::CALL_LIMIT;
 use crate::backplane::connectivity::Cause;
 
@@ -51,13 +51,17 @@ pub async fn check(settings: &RedisSettings) -> Result<Checked, RedisError> {
         Ok(()) => return Ok(Checked::Well),
         Err(problem) => problem,
     };
-    let (what, error) = match problem {
+    let (what, error, hint) = match problem {
         Problem::Mistake(mistake) => return Err(RedisError::Mistake(mistake)),
-        Problem::Failed(what, error) => (what, error),
+        Problem::Unconnected(error) => (None, error, true),
+        Problem::Failed(what, error) => (what, error, false),
     };
     let (cause, words) = cause_of(&error);
     let variable = template.variable();
     match cause {
+        _ if is_mistake_of_certificates(&error) => {
+            Err(RedisError::Mistake(format!("the Redis of {variable} cannot be reached over TLS: {words}")))
+        }
         Cause::Permission => Err(RedisError::Mistake(format!(
             "the user of {variable} lacks a right{}: {words} (README lists the rights that duorelay needs)",
             what.map(|what| format!(" to {what}")).unwrap_or_default(),
@@ -70,14 +74,32 @@ pub async fn check(settings: &RedisSettings) -> Result<Checked, RedisError> {
             Err(RedisError::Mistake(format!("the Redis of {variable} is too old: {LEAST} ({words})")))
         }
         cause => {
+            let hint = hint.then(|| hint_at_tls(variable, template.has_tls(), cause, &words)).flatten();
+            let words = words + &hint.map(|hint| format!(" ({hint})")).unwrap_or_default();
             settings.shared.journal().note("this instance waits for Redis", cause, &words);
             Ok(Checked::Wait)
         }
     }
 }
 
+/// A server without TLS waits for the end of what it takes for a command; one with TLS alone resets the connection.
+fn hint_at_tls(variable: &str, has_tls: bool, cause: Cause, words: &str) -> Option<String> {
+    const ENDED: [&str; 3] = ["Connection reset", "unexpected eof", "Broken pipe"];
+    match has_tls {
+        true if cause == Cause::Silent => {
+            Some(format!("{variable} begins with rediss: perhaps this server speaks no TLS"))
+        }
+        false if ENDED.iter().any(|ended| words.starts_with(ended)) => {
+            Some(format!("{variable} does not begin with rediss: perhaps this server speaks TLS alone"))
+        }
+        true | false => None,
+    }
+}
+
 enum Problem {
     Mistake(String),
+    /// There is no connection.
+    Unconnected(Error),
     /// What was tried, and what Redis or fred says.
     Failed(Option<String>, Error),
 }
@@ -94,7 +116,7 @@ fn tried(what: &str) -> impl Fn(Error) -> Problem {
 
 async fn carry_out(client: &Client, settings: &RedisSettings) -> Result<(), Problem> {
     let template = &settings.template;
-    client.init().await?;
+    client.init().await.map_err(Problem::Unconnected)?;
     let hello = CustomCommand::new_static("HELLO", None, false);
     let hello: Value = client.custom(hello, Vec::<Value>::new()).await?;
     let about = |wanted: &str| {

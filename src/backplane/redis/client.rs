@@ -46,6 +46,11 @@ impl Template {
         self.0.config.server.is_clustered()
     }
 
+    /// True when the URL asks for TLS.
+    pub(super) fn has_tls(&self) -> bool {
+        self.0.config.tls.is_some()
+    }
+
     /// The number of the database. Pub/sub knows no databases, so names of channels contain it.
     pub(super) fn database(&self) -> u8 {
         self.0.config.database.unwrap_or(0)

@@ -23,6 +23,28 @@ pub(super) fn cause_of(error: &Error) -> (Cause, String) {
     (cause, words(error))
 }
 
+/// True when a handshake of TLS fails because of a certificate or a root, which no waiting mends. A certificate that is
+/// too old or too new is a state, as the clock may be wrong or its server renew it; so is a handshake that was cut.
+pub(super) fn is_mistake_of_certificates(error: &Error) -> bool {
+    const STATES: [&str; 2] = ["Expired", "NotValidYet"];
+    // What a server says of the certificate that it was shown, or was not.
+    const REFUSALS: [&str; 6] = [
+        "CertificateRequired",
+        "UnknownCA",
+        "BadCertificate",
+        "UnsupportedCertificate",
+        "CertificateUnknown",
+        "CertificateRevoked",
+    ];
+    if !matches!(error.kind(), ErrorKind::IO | ErrorKind::Tls) {
+        return false;
+    }
+    let reason = |of: &str| error.details().split_once(of).map(|(_, reason)| reason);
+    let begins = |reason: &str, with: &[&str]| with.iter().any(|name| reason.starts_with(name));
+    reason("InvalidCertificate(").is_some_and(|reason| !begins(reason, &STATES))
+        || reason("AlertReceived(").is_some_and(|reason| begins(reason, &REFUSALS))
+}
+
 /// An error as a sentence that the log may hold.
 pub(super) fn words(error: &Error) -> String {
     let details = error.details();
@@ -55,7 +77,7 @@ fn of_io(debug: &str) -> Option<String> {
 
 /// The sentence in what `{:?}` makes of an error of rustls.
 fn of_tls(debug: &str) -> String {
-    const KNOWN: [(&str, &str); 6] = [
+    const KNOWN: [(&str, &str); 7] = [
         ("UnknownIssuer", "no root of the system or of DUORELAY_REDIS_CA has signed Redis's certificate"),
         ("NotValidForName", "Redis's certificate names another host"),
         ("Expired", "Redis's certificate has expired"),
@@ -64,6 +86,7 @@ fn of_tls(debug: &str) -> String {
             "CertificateRequired",
             "Redis demands a client certificate (DUORELAY_REDIS_CERT, DUORELAY_REDIS_KEY)",
         ),
+        ("UnknownCA", "Redis does not trust the client certificate (DUORELAY_REDIS_CERT)"),
         ("InvalidContentType", "the server does not speak TLS"),
     ];
     let known = KNOWN.iter().find(|(name, _)| debug.contains(name));
@@ -148,13 +171,57 @@ mod tests {
                 tls(Tls::AlertReceived(AlertDescription::CertificateRequired)),
                 "Redis demands a client certificate (DUORELAY_REDIS_CERT, DUORELAY_REDIS_KEY)",
             ),
-            (tls(Tls::AlertReceived(AlertDescription::UnknownCA)), "TLS failed: alert received: unknown ca"),
+            (
+                tls(Tls::AlertReceived(AlertDescription::UnknownCA)),
+                "Redis does not trust the client certificate (DUORELAY_REDIS_CERT)",
+            ),
+            (
+                tls(Tls::AlertReceived(AlertDescription::HandshakeFailure)),
+                "TLS failed: alert received: handshake failure",
+            ),
         ] {
             assert_eq!(words(&Error::from(error)), sentence);
         }
         assert_eq!(words(&Tls::DecryptError.into()), "TLS failed: decrypt error");
         assert_eq!(words(&Error::new(ErrorKind::Timeout, "Request timed out.")), "no answer in time");
         assert_eq!(words(&Error::new(ErrorKind::Unknown, "OOM no")), "OOM no");
+    }
+
+    #[test]
+    fn a_wrong_certificate_is_a_mistake_and_a_cut_handshake_is_none() {
+        use fred::rustls::pki_types::{ServerName, UnixTime};
+        use fred::rustls::{AlertDescription, CertificateError, Error as Tls, InvalidMessage};
+        let refused = Tls::InvalidCertificate;
+        let expected = ServerName::try_from("Expired.example").unwrap();
+        let time = UnixTime::since_unix_epoch(std::time::Duration::ZERO);
+        for (error, is_mistake) in [
+            (refused(CertificateError::UnknownIssuer), true),
+            (refused(CertificateError::NotValidForName), true),
+            (refused(CertificateError::NotValidForNameContext { expected, presented: Vec::new() }), true),
+            (refused(CertificateError::BadSignature), true),
+            (refused(CertificateError::Expired), false),
+            (refused(CertificateError::ExpiredContext { time, not_after: time }), false),
+            (refused(CertificateError::NotValidYetContext { time, not_before: time }), false),
+            (Tls::AlertReceived(AlertDescription::CertificateRequired), true),
+            (Tls::AlertReceived(AlertDescription::UnknownCA), true),
+            (Tls::AlertReceived(AlertDescription::CertificateExpired), false),
+            (Tls::AlertReceived(AlertDescription::HandshakeFailure), false),
+            (Tls::AlertReceived(AlertDescription::InternalError), false),
+            (Tls::InvalidMessage(InvalidMessage::InvalidContentType), false),
+        ] {
+            // By tokio-rustls, as a handshake fails.
+            let by_io = Error::from(io::Error::new(io::ErrorKind::InvalidData, error.clone()));
+            assert_eq!(is_mistake_of_certificates(&by_io), is_mistake, "{error:?}");
+            assert_eq!(is_mistake_of_certificates(&error.clone().into()), is_mistake, "{error:?}");
+        }
+        for cut in [
+            io::Error::new(io::ErrorKind::UnexpectedEof, "tls handshake eof"),
+            io::Error::from_raw_os_error(104),
+        ] {
+            assert!(!is_mistake_of_certificates(&cut.into()));
+        }
+        let said = Error::new(ErrorKind::Unknown, "ERR InvalidCertificate(UnknownIssuer)");
+        assert!(!is_mistake_of_certificates(&said), "Redis's own words");
     }
 
     #[test]
