@@ -244,3 +244,37 @@ describe("attempts", () => {
     assert.equal(sockets(), 2);
   });
 });
+
+describe("debug", () => {
+  const SECRETS = /token\d|secret|7,7,7/;
+
+  /** Each kind of thing that a client does, with payloads both ways; what was logged. */
+  async function life(options) {
+    const { relay, online } = start(options);
+    const socket = await online({ peer: { connection: "p", generation: 1 } });
+    relay.send({ text: "secret" });
+    relay.frame(0x80, Uint8Array.of(7, 7, 7));
+    socket.say({ type: "message", from: "mobile", data: "secret" });
+    socket.frame(0x81, 7, 7, 7);
+    socket.end(4003, "expired");
+    await pass(1_000);
+  }
+
+  test("logs what it does, without tokens and payloads", async () => {
+    const lines = [];
+    await life({ debug: (...words) => lines.push(words.map((word) => JSON.stringify(word)).join(" ")) });
+    const text = lines.join("\n");
+    for (const word of ["connecting", "online", "closed", "4003"]) assert.match(text, new RegExp(word));
+    assert.doesNotMatch(text, SECRETS);
+  });
+
+  test("true is for the console; without it nothing is logged", async (t) => {
+    const logged = t.mock.method(console, "debug", () => {});
+    await life({ debug: true });
+    const calls = logged.mock.callCount();
+    assert.ok(calls > 2, `${calls} lines`);
+    assert.equal(logged.mock.calls[0].arguments[0], "duorelay:");
+    await life({});
+    assert.equal(logged.mock.callCount(), calls);
+  });
+});

@@ -41,6 +41,20 @@ void ruleTests() {
       equal(given.relay.state.name, 'online');
     });
 
+    test('onLog gets what the client does, without tokens and payloads', () async {
+      final given = Given();
+      final socket = await given.online({'peer': {'connection': 'p', 'generation': 1}});
+      given.relay.send({'text': 'secret'});
+      given.relay.sendFrame(0x80, [7, 7, 7]);
+      socket.say({'type': 'message', 'from': 'desktop', 'data': 'secret'});
+      socket.close(4003);
+      await given.world.pass(1000);
+      for (final word in ['connecting', 'online', 'waiting']) {
+        check(given.log.any((line) => line.contains(word)), '$word: ${given.log}');
+      }
+      check(!given.log.any(RegExp('token[0-9]|secret|7, 7').hasMatch), '${given.log}');
+    });
+
     test('a listener may call the relay, and may close it', () async {
       final given = Given();
       given.relay.messages.listen((message) => given.relay.send({'echo': message.data}));

@@ -216,6 +216,7 @@ final class Given {
       client: client,
       storage: storage,
       queueBytes: queueBytes,
+      onLog: log.add,
     );
     relay.statuses.listen((status) => _on('state', [status.state.name]));
     relay.peers.listen((peer) => _on('peer', [_peer(peer)]));
@@ -228,6 +229,7 @@ final class Given {
   final World world;
   late final DuoRelay relay;
   final List<bool> forced = [];
+  final List<String> log = [];
 
   /// Events by their names in the shared table, each with its arguments.
   final Map<String, List<List<Object?>>> told = {};
