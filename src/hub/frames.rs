@@ -12,7 +12,7 @@ use crate::relay::close::Close;
 use crate::relay::direct::Direct;
 use crate::relay::envelope::Envelope;
 use crate::relay::ids::{ConnectionId, Device, Member, StreamId};
-use crate::relay::outbox::{Outgoing, Pushed, TooSlow};
+use crate::relay::outbox::{Outbox, Outgoing, Pushed, TooSlow};
 use crate::relay::pacing;
 use crate::relay::parcel::{Parcel, PressureState, Undelivered};
 use crate::relay::protocol::{Protocol, Sender, ServerMessage, compact_json, raw_json};
@@ -21,11 +21,12 @@ use crate::relay::room::Route;
 use super::{Hub, Seat, Sent, SharedRoom};
 
 impl Hub {
-    /// A frame's way in: from a socket's task to wherever the other device is.
-    pub fn send(self: &Rc<Self>, seat: &Rc<Seat>, parcel: &Parcel, now: Instant) -> Sent {
+    /// A frame's way in: from a socket's task to wherever the other device is. The bytes of a frame that is delivered
+    /// move out of the parcel: a second owner of them would cost an allocation.
+    pub fn send(self: &Rc<Self>, seat: &Rc<Seat>, parcel: &mut Parcel, now: Instant) -> Sent {
         let mut room = seat.room.borrow_mut();
         let occupancy = room.occupancy();
-        let is_for_peer = match parcel {
+        let is_for_peer = match &*parcel {
             Parcel::Signal { to, .. } => {
                 room.visible(seat.device.other()).is_some_and(|peer| peer.connection == *to)
             }
@@ -37,7 +38,7 @@ impl Hub {
         };
         let route = room.route(seat.device, seat.connection);
         drop(room);
-        let echo = matches!(parcel, Parcel::Text { .. });
+        let echo = matches!(*parcel, Parcel::Text { .. });
         let sent = match route {
             Route::Wait => return Sent::Wait,
             Route::Overwritten => {
@@ -64,7 +65,7 @@ impl Hub {
         seat: &Seat,
         to: &Rc<Seat>,
         occupancy: Occupancy,
-        parcel: &Parcel,
+        parcel: &mut Parcel,
         now: Instant,
     ) -> Sent {
         self.note_direct_path(seat, parcel, now);
@@ -143,7 +144,7 @@ impl Hub {
         self.apply(effects);
     }
 
-    /// A frame's way out: into the outbox of the connection that it is for.
+    /// A frame's way out: into the outbox of the connection that it is for. Its bytes move there.
     ///
     /// # Errors
     /// What the sender has to know, when the connection does not take it as it was meant.
@@ -152,14 +153,14 @@ impl Hub {
         to: &Rc<Seat>,
         from: ConnectionId,
         occupancy: Occupancy,
-        parcel: &Parcel,
+        parcel: &mut Parcel,
         since: Instant,
     ) -> Result<(), Undelivered> {
         let sender = Sender::from(to.device.other());
         let mut delivered = Ok(());
         let text = match (parcel, to.protocol) {
             (Parcel::Frame(bytes), _) => {
-                self.deliver_frame(to, bytes, since);
+                self.deliver_frame(to, std::mem::take(bytes), since);
                 return Ok(());
             }
             (Parcel::Send { data, id, ack, .. }, Protocol::V1) => {
@@ -224,10 +225,11 @@ impl Hub {
 
     /// Something has been written to this connection's socket.
     pub fn on_written(self: &Rc<Self>, seat: &Rc<Seat>) {
+        if !seat.see_outbox(Outbox::is_pressed) {
+            return;
+        }
         let limit = self.settings.limits.queue_bytes;
-        let change =
-            seat.with_outbox(|outbox| if outbox.is_pressed() { outbox.pressure_change(limit) } else { None });
-        if let Some(state) = change {
+        if let Some(state) = seat.with_outbox(|outbox| outbox.pressure_change(limit)) {
             self.report_pressure(seat, state);
         }
     }
@@ -235,7 +237,7 @@ impl Hub {
     /// Repeats `pressure` to the sender of each long queue, about once a second. A sender that has come back meanwhile
     /// has not heard of it, and one that hears nothing more goes on.
     pub fn repeat_pressure(self: &Rc<Self>) {
-        let is_pressed = |seat: &&Rc<Seat>| seat.with_outbox(|outbox| outbox.is_pressed());
+        let is_pressed = |seat: &&Rc<Seat>| seat.see_outbox(Outbox::is_pressed);
         let pressed: Vec<Rc<Seat>> = {
             let rooms = self.rooms.borrow();
             let here = |room: &SharedRoom| {
@@ -249,17 +251,16 @@ impl Hub {
         }
     }
 
-    pub(super) fn deliver_frame(self: &Rc<Self>, to: &Rc<Seat>, bytes: &Bytes, since: Instant) {
+    pub(super) fn deliver_frame(self: &Rc<Self>, to: &Rc<Seat>, bytes: Bytes, since: Instant) {
         let Some(stream) = bytes.first().copied().map(StreamId) else {
             return;
         };
         if stream.is_reliable() {
-            return self.push_reliable(to, Outgoing::binary(bytes.clone(), Some(since)));
+            return self.push_reliable(to, Outgoing::binary(bytes, Some(since)));
         }
         let limit = self.settings.limits.queue_bytes;
-        let (pushed, is_held) = to.with_outbox(|outbox| {
-            (outbox.push_volatile(stream, bytes.clone(), since, limit), outbox.held() > 0)
-        });
+        let (pushed, is_held) =
+            to.with_outbox(|outbox| (outbox.push_volatile(stream, bytes, since, limit), outbox.held() > 0));
         self.metrics.frames_held(usize::from(is_held));
         match pushed {
             Pushed::Waits => {}

@@ -177,7 +177,7 @@ impl Hub {
             let room = room.borrow();
             for seat in Device::ALL.into_iter().filter_map(|device| room.here(device)) {
                 let [unsent, incoming] = seat.buffered.get();
-                let waiting = seat.with_outbox(|outbox| outbox.waiting_bytes()) + unsent as usize;
+                let waiting = seat.see_outbox(Outbox::waiting_bytes) + unsent as usize;
                 bytes += waiting;
                 incoming_bytes += incoming as usize;
                 connections += usize::from(waiting > 0);
@@ -253,7 +253,7 @@ impl Hub {
         let Some(room) = self.room(user) else { return };
         let mut effects = Vec::new();
         match envelope {
-            Envelope::Parcel { from, parcel } => {
+            Envelope::Parcel { from, mut parcel } => {
                 let (to, occupancy) = {
                     let mut room = room.borrow_mut();
                     let to = room.accept(channel, from, &mut effects).cloned();
@@ -263,7 +263,7 @@ impl Hub {
                 match to {
                     Some(to) => {
                         let now = Instant::now();
-                        if let Err(cause) = self.deliver(&to, from.connection, occupancy, &parcel, now) {
+                        if let Err(cause) = self.deliver(&to, from.connection, occupancy, &mut parcel, now) {
                             let id = parcel.into_id();
                             let envelope = Envelope::Undelivered { connection: from.connection, cause, id };
                             // Its sender waits for an answer with a time limit of its own.

@@ -104,12 +104,19 @@ impl Seat {
         acted
     }
 
-    /// Wakes the socket task of `context` when there is something to write.
-    pub fn register(&self, context: &Context<'_>) {
+    /// A look at what waits, which changes nothing.
+    pub fn see_outbox<T>(&self, look: impl FnOnce(&Outbox) -> T) -> T {
+        look(&self.outbox.borrow())
+    }
+
+    /// Wakes the socket task of `context` when there is something to write. True when that is another waker than before.
+    pub fn register(&self, context: &Context<'_>) -> bool {
         let mut waker = self.waker.borrow_mut();
-        if !waker.as_ref().is_some_and(|known| known.will_wake(context.waker())) {
+        let is_new = !waker.as_ref().is_some_and(|known| known.will_wake(context.waker()));
+        if is_new {
             *waker = Some(context.waker().clone());
         }
+        is_new
     }
 
     /// Wakes the socket task.

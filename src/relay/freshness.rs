@@ -97,6 +97,12 @@ impl Freshness {
         self.reporter.due_at().min(look_at)
     }
 
+    /// Nothing is due by now, and the client reports at the pace that it was asked for.
+    #[must_use]
+    pub fn is_quiet(&self, now: f64) -> bool {
+        now < self.deadline() && self.paced.as_ref().is_none_or(|paced| paced.law.pace() == self.asked)
+    }
+
     /// Is one more report free, beside the client's rate of messages?
     pub fn is_free(&mut self, now: f64) -> bool {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it wraps")]
@@ -151,6 +157,11 @@ impl Freshness {
     /// The report that is due to the client.
     pub fn report(&mut self, now: f64) -> Option<(u32, f64)> {
         self.reporter.report(now)
+    }
+
+    /// The report that is nearly due, to leave with a message.
+    pub fn report_along(&mut self, now: f64) -> Option<(u32, f64)> {
+        self.reporter.report_along(now)
     }
 
     /// The pace of reports to ask the client for, when it is another than before.
@@ -225,6 +236,24 @@ mod tests {
         assert_eq!(freshness.on_reports(49), Err(BadReport));
         assert_eq!(freshness.on_reports(1_001), Err(BadReport));
         assert_eq!(freshness.on_reports(1_000), Ok(()));
+    }
+
+    #[test]
+    fn a_report_leaves_with_a_message_shortly_before_its_time() {
+        let mut freshness = reporting(0);
+        // The first message raises the pace for a second.
+        for at in [300.0, 400.0, 500.0, 600.0, 700.0, 800.0, 900.0, 1_000.0, 1_100.0, 1_200.0, 1_300.0] {
+            freshness.on_read(at, true);
+        }
+        assert_eq!(freshness.report_along(1_300.0), Some((11, 1_300.0)));
+        assert_eq!(freshness.report_along(1_310.0), None, "nothing was read");
+        for at in [1_400.0, 1_500.0, 1_600.0, 1_700.0] {
+            freshness.on_read(at, true);
+        }
+        assert_eq!((freshness.deadline(), freshness.report_along(1_737.0)), (1_800.0, None));
+        assert_eq!((freshness.report(1_738.0), freshness.report_along(1_738.0)), (None, Some((15, 1_700.0))));
+        freshness.on_read(1_800.0, true);
+        assert_eq!(freshness.deadline(), 2_238.0, "a pace after the report, and not after its time");
     }
 
     #[test]

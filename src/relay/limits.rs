@@ -65,8 +65,17 @@ impl Quota {
 
     /// The time in which so much flows in.
     fn time_of(self, amount: usize) -> Duration {
-        let nanoseconds = amount as u128 * 1_000_000_000 / u128::from(self.per_second.max(1));
-        Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(u64::MAX))
+        const SECOND: u64 = 1_000_000_000;
+        let per_second = u64::from(self.per_second.max(1));
+        // A division of 128 bits costs several times as much, and each message needs two.
+        let nanoseconds = u64::try_from(amount).ok().and_then(|amount| amount.checked_mul(SECOND));
+        Duration::from_nanos(nanoseconds.map_or_else(
+            || {
+                u64::try_from(amount as u128 * u128::from(SECOND) / u128::from(per_second))
+                    .unwrap_or(u64::MAX)
+            },
+            |nanoseconds| nanoseconds / per_second,
+        ))
     }
 }
 
@@ -90,25 +99,28 @@ struct Past {
 impl Rate {
     /// Spends `amount`. The bucket may go below zero; the verdict says what that means.
     pub fn on(&mut self, amount: usize, quota: Quota, now: Instant) -> Verdict {
-        let verdict = self.judge(amount, quota, now);
+        let (verdict, full_at) = self.judge(amount, quota, now);
         if verdict == Verdict::Pass {
-            self.spend(amount, quota, now);
+            self.full_at = full_at;
         }
         verdict
     }
 
-    /// May so much more pass?
-    fn judge(&mut self, amount: usize, quota: Quota, now: Instant) -> Verdict {
+    /// May so much more pass, and when is the bucket full after it?
+    fn judge(&mut self, amount: usize, quota: Quota, now: Instant) -> (Verdict, Option<Instant>) {
         if quota.per_second == 0 {
-            return Verdict::Pass;
+            return (Verdict::Pass, None);
         }
         let time = quota.time_of(amount);
         let full_at = self.full_at.map_or(now, |at| at.max(now)) + time;
         // Whatever its size, one message fits into a full bucket.
         let until = full_at.checked_sub(quota.burst.max(time)).unwrap_or(now);
-        if until <= now {
-            return Verdict::Pass;
-        }
+        let verdict = if until <= now { Verdict::Pass } else { self.on_past(until, now) };
+        (verdict, Some(full_at))
+    }
+
+    /// The rate is exceeded until then.
+    fn on_past(&mut self, until: Instant, now: Instant) -> Verdict {
         let Some(past) = &mut self.past else {
             self.past = Some(Box::new(Past { since: now, last: now, reported: now }));
             return Verdict::Limited { until, report: true };
@@ -166,10 +178,11 @@ pub struct Inflow {
 impl Inflow {
     /// A message of so many bytes.
     pub fn on_message(&mut self, bytes: usize, quotas: &Quotas, now: Instant) -> Verdict {
-        let verdict =
-            self.messages.judge(1, quotas.messages, now).and(self.bytes.judge(bytes, quotas.bytes, now));
+        let (by_messages, messages_full_at) = self.messages.judge(1, quotas.messages, now);
+        let (by_bytes, bytes_full_at) = self.bytes.judge(bytes, quotas.bytes, now);
+        let verdict = by_messages.and(by_bytes);
         if verdict == Verdict::Pass {
-            self.on_held(bytes, quotas, now);
+            (self.messages.full_at, self.bytes.full_at) = (messages_full_at, bytes_full_at);
         }
         verdict
     }
@@ -182,9 +195,9 @@ impl Inflow {
 
     /// A ping, a pong or an empty fragment of so many bytes: whether it is answered, and whether more may be read.
     pub fn on_control(&mut self, bytes: usize, quotas: &Quotas, now: Instant) -> [Verdict; 2] {
-        let verdicts = [self.control.on(1, CONTROL, now), self.bytes.judge(bytes, quotas.bytes, now)];
-        self.bytes.spend(bytes, quotas.bytes, now);
-        verdicts
+        let (read_on, full_at) = self.bytes.judge(bytes, quotas.bytes, now);
+        self.bytes.full_at = full_at;
+        [self.control.on(1, CONTROL, now), read_on]
     }
 }
 
@@ -333,6 +346,14 @@ mod tests {
         let later = now + ms(60_000);
         assert_eq!(rate.on(9000, quota, later), Verdict::Pass);
         assert_eq!(rate.on(1000, quota, later), Verdict::Limited { until: later + ms(6000), report: true });
+    }
+
+    #[test]
+    fn time_is_exact_for_small_amounts_and_does_not_wrap_for_large_ones() {
+        let time_of = |per_second, amount| a_second(per_second).time_of(amount);
+        assert_eq!(time_of(7, 3), Duration::from_nanos(3_000_000_000 / 7));
+        assert_eq!(time_of(u32::MAX, 18_446_744_074), Duration::from_nanos(4_294_967_297));
+        assert_eq!(time_of(1, usize::MAX), Duration::from_nanos(u64::MAX));
     }
 
     #[test]

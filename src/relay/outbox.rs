@@ -276,7 +276,9 @@ impl Outbox {
         self.is_empty() && !self.pressed && !self.held
     }
 
-    fn is_drained(&self) -> bool {
+    /// True when nothing waits before the goodbye.
+    #[must_use]
+    pub fn is_drained(&self) -> bool {
         self.control.is_empty() && self.reliable.is_empty() && self.volatile.is_empty()
     }
 
@@ -346,7 +348,8 @@ impl Outbox {
     }
 
     /// The last message and the close, once nothing else waits.
-    pub fn pop_goodbye(&mut self) -> Option<(Option<Bytes>, Close)> {
+    #[must_use]
+    pub fn goodbye(&self) -> Option<(Option<Bytes>, Close)> {
         if self.is_drained() { self.goodbye.clone() } else { None }
     }
 }

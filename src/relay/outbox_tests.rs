@@ -110,9 +110,9 @@ fn goodbye_comes_after_what_waits_and_stops_the_rest() {
     outbox.close(Some(Bytes::from_static(b"bye")), Close::Overwritten);
     outbox.close(None, Close::Restart);
     reliable(&mut outbox, 2);
-    assert_eq!(outbox.pop_goodbye(), None);
+    assert_eq!(outbox.goodbye(), None);
     assert_eq!(drain(&mut outbox), [frame(0x80, 1)]);
-    assert_eq!(outbox.pop_goodbye(), Some((Some(Bytes::from_static(b"bye")), Close::Overwritten)));
+    assert_eq!(outbox.goodbye(), Some((Some(Bytes::from_static(b"bye")), Close::Overwritten)));
 }
 
 #[derive(Debug, Clone)]
@@ -287,7 +287,7 @@ fn a_goodbye_ends_what_may_be_queued() {
         assert!(!outbox.is_empty());
         outbox.close(None, Close::Restart);
         assert!(!outbox.is_empty_but_goodbye());
-        assert_eq!(outbox.pop_goodbye(), None);
+        assert_eq!(outbox.goodbye(), None);
     }
 }
 
@@ -299,7 +299,7 @@ fn a_goodbye_at_once_forgets_what_waits_and_a_second_one_changes_nothing() {
     outbox.close_now(last(), Close::TokenExpired);
     assert_eq!((outbox.waiting_bytes(), outbox.pop()), (0, None));
     outbox.close_now(None, Close::Restart);
-    assert_eq!(outbox.pop_goodbye(), Some((last(), Close::TokenExpired)));
+    assert_eq!(outbox.goodbye(), Some((last(), Close::TokenExpired)));
 
     let mut outbox = Outbox::default();
     reliable(&mut outbox, 1);
@@ -307,7 +307,7 @@ fn a_goodbye_at_once_forgets_what_waits_and_a_second_one_changes_nothing() {
     outbox.close_now(None, Close::Restart);
     assert_eq!(outbox.waiting_bytes(), 2 + ITEM, "the first goodbye lets it be written");
     outbox.forget_waiting();
-    assert_eq!(outbox.pop_goodbye(), Some((last(), Close::TokenExpired)));
+    assert_eq!(outbox.goodbye(), Some((last(), Close::TokenExpired)));
 }
 
 #[test]

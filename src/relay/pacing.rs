@@ -85,7 +85,8 @@
 //! # The receiver
 //! A report is due with the first unreported message that makes one due, but not before `pace` after the last report. A
 //! message that comes more than 150 ms after the one before shows that a queue may be forming: for one second the
-//! pace is at most 100 ms.
+//! pace is at most 100 ms. A receiver may send a report up to an eighth of the pace before its time, with something that
+//! leaves in any case.
 //!
 //! Longer than most files: it is one law, and the clients carry the same one, part by part.
 
@@ -618,10 +619,13 @@ impl Reporter {
             if now - self.read_at > HICCUP {
                 self.alert_until = now + ALERT;
             }
-            let pace = if now < self.alert_until { self.pace.min(FAST_PACE) } else { self.pace };
-            self.due_at = self.due_at.min(now.max(self.reported_at + f64::from(pace)));
+            self.due_at = self.due_at.min(now.max(self.reported_at + self.pace_at(now)));
         }
         self.read_at = now;
+    }
+
+    fn pace_at(&self, now: f64) -> f64 {
+        f64::from(if now < self.alert_until { self.pace.min(FAST_PACE) } else { self.pace })
     }
 
     /// When the next report is due: infinite if there is nothing to report.
@@ -638,5 +642,13 @@ impl Reporter {
         self.due_at = f64::INFINITY;
         self.reported_at = now;
         Some((self.read, self.read_at))
+    }
+
+    /// The report, when it is due within an eighth of the pace and something leaves in any case.
+    pub fn report_along(&mut self, now: f64) -> Option<(u32, f64)> {
+        if now >= self.due_at - self.pace_at(now) / 8.0 {
+            self.due_at = self.due_at.min(now);
+        }
+        self.report(now)
     }
 }

@@ -56,23 +56,34 @@ enum Timer {
     Stall,
     /// Errors and notices are old enough to be forgotten.
     Faults,
-    /// The connection has ended; only its rest has a time.
-    End,
 }
 
-/// When each of them is due.
+impl Timer {
+    /// The connection has ended; only its rest has a time. Nobody pings it any more, and a place less makes each
+    /// socket smaller.
+    const END: Self = Self::Heartbeat;
+}
+
+/// When each of them is due, and the first of them: each frame asks for it several times.
 #[derive(Debug, Default)]
-struct Timers([Option<Instant>; 9]);
+struct Timers {
+    at: [Option<Instant>; 8],
+    next: Option<Instant>,
+}
 
 impl Timers {
     fn set(&mut self, timer: Timer, at: impl Into<Option<Instant>>) {
-        if let Some(slot) = self.0.get_mut(timer as usize) {
-            *slot = at.into();
+        let at = at.into();
+        if let Some(slot) = self.at.get_mut(timer as usize)
+            && *slot != at
+        {
+            *slot = at;
+            self.next = self.at.iter().flatten().min().copied();
         }
     }
 
     fn get(&self, timer: Timer) -> Option<Instant> {
-        self.0.get(timer as usize).copied().flatten()
+        self.at.get(timer as usize).copied().flatten()
     }
 
     /// True once when the time has come.
@@ -82,10 +93,6 @@ impl Timers {
             self.set(timer, None);
         }
         is_due
-    }
-
-    fn next(&self) -> Option<Instant> {
-        self.0.iter().flatten().min().copied()
     }
 }
 
@@ -205,7 +212,7 @@ impl Session {
     /// When [`Self::poll`] should be called again.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
-        self.timers.next()
+        self.timers.next
     }
 
     /// True until the connection has to go.
@@ -359,7 +366,7 @@ impl Session {
     fn end(&mut self, phase: Phase, until: Instant) {
         self.phase = phase;
         self.timers = Timers::default();
-        self.timers.set(Timer::End, until);
+        self.timers.set(Timer::END, until);
     }
 
     // ---- what is due
@@ -376,17 +383,17 @@ impl Session {
     ) -> Option<Due> {
         match self.phase {
             Phase::Open => self.poll_open(now, is_reading, protocol, settings),
-            Phase::Goodbye { forced: false } if self.timers.take_due(Timer::End, now) => {
+            Phase::Goodbye { forced: false } if self.timers.take_due(Timer::END, now) => {
                 self.end(Phase::Goodbye { forced: true }, now + CLOSE_LIMIT);
                 Some(Due::DropQueue)
             }
             // The close frame did not even get as far as the kernel.
             Phase::Goodbye { forced: true } | Phase::Closing { reset: true }
-                if self.timers.take_due(Timer::End, now) =>
+                if self.timers.take_due(Timer::END, now) =>
             {
                 Some(Due::Reset)
             }
-            Phase::Closing { .. } | Phase::Broken if self.timers.take_due(Timer::End, now) => {
+            Phase::Closing { .. } | Phase::Broken if self.timers.take_due(Timer::END, now) => {
                 Some(if is_flushed { Due::Close } else { Due::Reset })
             }
             Phase::Goodbye { .. } | Phase::Closing { .. } | Phase::Broken => None,

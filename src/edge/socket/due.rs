@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::{End, Socket};
 use crate::relay::close::Close;
+use crate::relay::outbox::Outbox;
 use crate::relay::protocol::{Protocol, ReconnectReason, ServerMessage};
 use crate::relay::refusal::Refusal;
 use crate::relay::session::Due;
@@ -33,9 +34,9 @@ impl Socket {
         // These register this task, and so come behind what begins them.
         self.answer_pings(cx);
         self.on_checked(now, cx);
-        if self.session.is_open() && self.seat.with_outbox(|outbox| outbox.is_closing()) {
+        if self.session.is_open() && self.seat.see_outbox(Outbox::is_closing) {
             self.parked = None;
-            let forced = self.seat.with_outbox(|outbox| outbox.is_empty_but_goodbye());
+            let forced = self.seat.see_outbox(Outbox::is_empty_but_goodbye);
             self.session.on_goodbye(forced, now);
         }
         Ok(())
@@ -68,7 +69,7 @@ impl Socket {
             Due::Reset => {
                 // Where there is still a goodbye, the close frame did not even get as far as the kernel.
                 if self.session.may_write()
-                    && let Some((_, close)) = self.seat.with_outbox(|outbox| outbox.pop_goodbye())
+                    && let Some((_, close)) = self.seat.see_outbox(Outbox::goodbye)
                 {
                     self.hub.metrics().closed(close.code());
                 }

@@ -10,6 +10,9 @@ use crate::relay::freshness::FREE_BYTES;
 use crate::relay::pacing::Kind;
 use crate::relay::protocol::{BAD_REPORT, ClientMessage, Protocol, ServerMessage, is_perhaps_quiet};
 
+/// A timer that fires within this is moved rather than let fire in vain.
+const SOON: Duration = Duration::from_millis(100);
+
 impl Socket {
     /// A message has come. True when it was a report, and nothing more is to be done.
     pub(super) fn on_message_read(&mut self, message: &Message, now: Instant) -> bool {
@@ -63,14 +66,18 @@ impl Socket {
 
     /// Appends the report that is due, and the pace to ask for.
     pub(super) fn gather_reports(&mut self, batch: &mut Vec<u8>, ms: f64) {
-        if let Some((messages, read_at)) = self.freshness.report(ms) {
-            // A tenth of a millisecond is finer than any clock that a path leaves.
-            let time = (read_at * 10.0).round() / 10.0;
-            self.gather_quiet(batch, ms, &ServerMessage::Received { messages, time });
+        if let Some(report) = self.freshness.report(ms) {
+            self.gather_report(batch, ms, report);
         }
         if let Some(every_ms) = self.freshness.ask() {
             self.gather_quiet(batch, ms, &ServerMessage::Reports { every_ms });
         }
+    }
+
+    fn gather_report(&mut self, batch: &mut Vec<u8>, ms: f64, (messages, read_at): (u32, f64)) {
+        // A tenth of a millisecond is finer than any clock that a path leaves.
+        let time = (read_at * 10.0).round() / 10.0;
+        self.gather_quiet(batch, ms, &ServerMessage::Received { messages, time });
     }
 
     fn gather_quiet(&mut self, batch: &mut Vec<u8>, ms: f64, message: &ServerMessage<'_>) {
@@ -79,24 +86,50 @@ impl Socket {
         self.freshness.on_sent(ms, batch.len() - before, Kind::Quiet);
     }
 
+    /// A report that leaves with other messages costs neither a wake-up nor a write of its own.
+    pub(super) fn gather_report_along(&mut self, batch: &mut Vec<u8>, ms: f64) {
+        if let Some(report) = self.freshness.report_along(ms) {
+            self.gather_report(batch, ms, report);
+        }
+    }
+
+    /// The timer would soon wake this task for a report that has left already; the next one has its own time.
+    pub(super) fn is_in_vain(&self, set_for: Instant, at: Instant, now: Instant) -> bool {
+        at > set_for && self.freshness.deadline() != f64::INFINITY && set_for <= now + SOON
+    }
+
     /// When the socket has something to do, even if nothing comes.
-    pub(super) fn next_deadline(&self) -> Option<Instant> {
-        let fresh = self.freshness.deadline();
+    pub(super) fn next_deadline(&self, now: Instant) -> Option<Instant> {
+        let (fresh, session) = (self.freshness.deadline(), self.session.deadline());
         // A look in an hour is as good as none.
-        let fresh =
-            (fresh < self.shared.ms(Instant::now()) + 3_600_000.0).then(|| self.shared.instant(fresh));
-        [fresh, self.session.deadline()].into_iter().flatten().min()
+        if fresh == f64::INFINITY || fresh >= self.shared.ms(now) + 3_600_000.0 {
+            return session;
+        }
+        let fresh = self.shared.instant(fresh);
+        Some(session.map_or(fresh, |session| session.min(fresh)))
     }
 }
 
 impl super::Sockets {
     /// The worker's clock for freshness, in milliseconds.
     pub(super) fn ms(&self, now: Instant) -> f64 {
-        now.saturating_duration_since(self.origin).as_secs_f64() * 1_000.0
+        let (then, ms) = self.converted.get();
+        if then == now {
+            return ms;
+        }
+        let ms = now.saturating_duration_since(self.origin).as_secs_f64() * 1_000.0;
+        self.converted.set((now, ms));
+        ms
     }
 
     /// Not before that time.
     fn instant(&self, ms: f64) -> Instant {
-        self.origin + Duration::from_secs_f64(ms.max(0.0) / 1_000.0) + Duration::from_nanos(1_000)
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a negative time becomes 0"
+        )]
+        let ns = (ms * 1e6) as u64;
+        self.origin + Duration::from_nanos(ns.saturating_add(1_000))
     }
 }

@@ -218,8 +218,8 @@ impl Socket {
     }
 
     /// A frame's way out of this socket.
-    fn forward(&mut self, parcel: Parcel, now: Instant) {
-        let failed = match self.hub.send(&self.seat, &parcel, now) {
+    fn forward(&mut self, mut parcel: Parcel, now: Instant) {
+        let failed = match self.hub.send(&self.seat, &mut parcel, now) {
             Sent::Done | Sent::Overwritten => return,
             Sent::Wait => {
                 return self.park(Parked::Marker(parcel), now + MARKER_LIMIT);

@@ -11,6 +11,7 @@ mod messages;
 mod read;
 mod write;
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -60,6 +61,8 @@ pub struct Sockets {
     buffers: Buffers,
     /// Zero of the clock by which frames are paced and reported.
     origin: Instant,
+    /// The time that was last converted to it: a turn asks for the same one several times.
+    converted: Cell<(Instant, f64)>,
     /// Clients may report what they have received.
     is_paced: bool,
 }
@@ -75,7 +78,8 @@ impl Sockets {
             quotas: Quotas::new(hub.limits.messages_per_second, hub.limits.bytes_per_second),
         };
         let is_paced = hub.features.contains(&Feature::Received);
-        Self { settings, session, buffers: Buffers::default(), origin: Instant::now(), is_paced }
+        let (buffers, origin) = (Buffers::default(), Instant::now());
+        Self { settings, session, buffers, origin, converted: Cell::new((origin, 0.0)), is_paced }
     }
 }
 
@@ -89,6 +93,8 @@ pub struct Socket {
     writer: Writer,
     /// The client has closed: what is left is written, then TCP is closed.
     is_answered: bool,
+    /// The timer will wake this task, by the waker that it has now.
+    is_timed: bool,
     /// What is due when.
     session: Session,
     /// What may leave on its path, and what the client is to hear of the other way.
@@ -161,6 +167,7 @@ impl Socket {
             decoder: Decoder::new(early),
             writer: Writer::default(),
             is_answered: false,
+            is_timed: false,
             session,
             freshness: Freshness::default(),
             parked: None,
@@ -192,7 +199,7 @@ impl Socket {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>, mut sleep: Pin<&mut Sleep>) -> Poll<End> {
-        self.seat.register(cx);
+        self.is_timed &= !self.seat.register(cx);
         let ended = self.turn(cx, sleep.as_mut());
         if let Some(buffer) = self.decoder.reclaim() {
             self.shared.buffers.return_read(buffer);
@@ -219,19 +226,19 @@ impl Socket {
                     cx.waker().wake_by_ref();
                     return Poll::Pending;
                 }
+                // Nothing was read that could have left something to write: what else comes into the outbox wakes this task.
                 Ok(false) => {
-                    // Reading may have left something to write (a pong, an answer).
-                    if let Err(end) = self.write(cx, now) {
-                        return Poll::Ready(end);
-                    }
-                    let Some(at) = self.next_deadline() else {
+                    let Some(at) = self.next_deadline(now) else {
                         return Poll::Pending;
                     };
-                    // The timer is only moved when it would be late; it looks again when it fires early.
-                    if at < sleep.deadline().into_std() || sleep.is_elapsed() {
+                    // The timer is only moved when it would be late, or soon and in vain; it looks again when it fires early.
+                    let set_for = sleep.deadline().into_std();
+                    if at < set_for || sleep.is_elapsed() || self.is_in_vain(set_for, at, now) {
                         sleep.as_mut().reset(at.into());
+                        self.is_timed = false;
                     }
-                    if sleep.as_mut().poll(cx).is_pending() {
+                    self.is_timed = self.is_timed || sleep.as_mut().poll(cx).is_pending();
+                    if self.is_timed {
                         return Poll::Pending;
                     }
                 }

@@ -30,17 +30,22 @@ impl Socket {
         if self.pings.len() >= PINGS || self.is_parked(now) {
             return Ok(false);
         }
-        match self.decoder.decode(self.shared.settings.message_bytes) {
-            Ok(Some(item)) => {
-                self.on_item(item, cx, now)?;
-                Ok(true)
+        let mut has_received = false;
+        loop {
+            match self.decoder.decode(self.shared.settings.message_bytes) {
+                Ok(Some(item)) => {
+                    self.on_item(item, cx, now)?;
+                    return Ok(true);
+                }
+                // Once: others have their turn before a client goes on that sends small pieces.
+                Ok(None) if has_received => return Ok(true),
+                Ok(None) => match self.receive(cx, now)? {
+                    Poll::Ready(0) => return Err(End::Close),
+                    Poll::Ready(_) => has_received = true,
+                    Poll::Pending => return Ok(false),
+                },
+                Err(broken) => return self.on_broken(broken, cx, now),
             }
-            Ok(None) => match self.receive(cx, now)? {
-                Poll::Ready(0) => Err(End::Close),
-                Poll::Ready(_) => Ok(true),
-                Poll::Pending => Ok(false),
-            },
-            Err(broken) => self.on_broken(broken, cx, now),
         }
     }
 

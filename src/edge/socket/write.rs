@@ -11,7 +11,7 @@ use super::codec::{Opcode, encode, encode_close};
 use super::{End, Socket};
 use crate::edge::stream::Stream;
 use crate::relay::close::Close;
-use crate::relay::outbox::Kind;
+use crate::relay::outbox::{Kind, Outbox};
 use crate::relay::session::{CLOSE_LIMIT, GOODBYE_LIMIT};
 
 /// Messages are gathered up to this size, then written at once.
@@ -33,6 +33,11 @@ impl Writer {
     /// True when everything has left.
     pub(super) fn is_flushed(&self) -> bool {
         self.unsent.is_empty()
+    }
+
+    /// Nothing of the relay's own is to be said.
+    fn is_silent(&self) -> bool {
+        self.pong.is_none() && !self.ping
     }
 
     /// Bytes that wait for the kernel.
@@ -110,7 +115,7 @@ impl Socket {
             if self.is_answered {
                 return Err(End::Close);
             }
-            if !self.session.may_write() {
+            if !self.session.may_write() || self.has_nothing_to_write(now) {
                 return Ok(());
             }
             let mut batch = self.shared.buffers.write();
@@ -123,6 +128,13 @@ impl Socket {
         }
     }
 
+    /// Most looks find nothing: a frame makes several, of the socket that it comes from and of the one that it goes to.
+    fn has_nothing_to_write(&self, now: Instant) -> bool {
+        self.writer.is_silent()
+            && self.seat.see_outbox(Outbox::is_idle)
+            && self.freshness.is_quiet(self.shared.ms(now))
+    }
+
     fn note_written(&mut self, written: usize, now: Instant) -> usize {
         self.session.on_output(!self.writer.is_flushed(), written > 0, now);
         written
@@ -133,13 +145,9 @@ impl Socket {
         self.writer.control_frames(batch);
         let ms = self.shared.ms(now);
         self.gather_reports(batch, ms);
-        let (held, is_idle) = self.seat.with_outbox(|outbox| (outbox.held(), outbox.is_idle()));
+        let (held, reports) = (self.seat.see_outbox(Outbox::held), batch.len());
         self.freshness.begin_look();
-        // Each frame makes four looks, of the socket that it comes from and of the one that it goes to. One finds it.
-        if is_idle {
-            return;
-        }
-        while batch.len() < BATCH {
+        while batch.len() < BATCH && !self.seat.see_outbox(Outbox::is_drained) {
             let freshness = &mut self.freshness;
             let next = self.seat.with_outbox(|outbox| {
                 // What is still written after a goodbye has no time to wait.
@@ -160,11 +168,14 @@ impl Socket {
             encode(batch, opcode, &message.bytes);
             self.freshness.on_sent(ms, batch.len() - before, kind);
         }
+        if batch.len() > reports {
+            self.gather_report_along(batch, ms);
+        }
         if held == 0 {
-            self.hub.metrics().frames_held(self.seat.with_outbox(|outbox| outbox.held()));
+            self.hub.metrics().frames_held(self.seat.see_outbox(Outbox::held));
         }
         self.hub.on_written(&self.seat);
-        if let Some((last, close)) = self.seat.with_outbox(|outbox| outbox.pop_goodbye()) {
+        if let Some((last, close)) = self.seat.see_outbox(Outbox::goodbye) {
             if let Some(last) = last {
                 encode(batch, Opcode::Text, &last);
             }

@@ -204,6 +204,9 @@ impl<'a> ClientMessage<'a> {
     /// # Errors
     /// `bad_json` (not a JSON object), `unknown_type`, `bad_field`.
     pub fn parse(text: &'a str) -> Result<Self, MessageError> {
+        if let Some((messages, time)) = plain_received(text) {
+            return Ok(Self::Received { messages, time });
+        }
         let fields: Fields<'a> = serde_json::from_str(text)
             .map_err(|_| MessageError::new("bad_json", "a text message must be one JSON object"))?;
         let id = read::<String>(fields.id);
@@ -268,8 +271,30 @@ impl ClientMessage<'_> {
     }
 }
 
+/// How the client libraries begin a `received`.
+const PLAIN_RECEIVED: &str = r#"{"type":"received","messages":"#;
+
+/// A `received` as the client libraries write it, which costs a tenth of reading JSON: they come all the time. What is
+/// written in another way is left to [`ClientMessage::parse`].
+fn plain_received(text: &str) -> Option<(u64, f64)> {
+    let is_whole = |digits: &str| {
+        matches!(digits.as_bytes(), [b'0'] | [b'1'..=b'9', ..]) && digits.bytes().all(|c| c.is_ascii_digit())
+    };
+    let fields = text.strip_prefix(PLAIN_RECEIVED)?.strip_suffix('}')?;
+    let (messages, time) = fields.split_once(r#","time":"#)?;
+    let (whole, fraction) = time.split_once('.').unwrap_or((time, "0"));
+    // Beyond that, only JSON's own reader says what is out of range.
+    let is_plain = time.len() <= 16
+        && is_whole(messages)
+        && is_whole(whole)
+        && !fraction.is_empty()
+        && fraction.bytes().all(|c| c.is_ascii_digit());
+    if is_plain { messages.parse().ok().zip(time.parse().ok()) } else { None }
+}
+
 /// False for a text message that makes a report due for certain. It costs less than reading the message.
 #[must_use]
 pub fn is_perhaps_quiet(text: &str) -> bool {
-    ["\"received\"", "\"reports\"", "\"ping\""].iter().any(|kind| text.contains(kind))
+    text.starts_with(PLAIN_RECEIVED)
+        || ["\"received\"", "\"reports\"", "\"ping\""].iter().any(|kind| text.contains(kind))
 }

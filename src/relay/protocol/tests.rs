@@ -253,6 +253,13 @@ proptest! {
     }
 
     #[test]
+    fn a_plain_received_means_what_json_says(messages in "-?[0-9]{0,21}", time in "-?[0-9]{0,12}(\\.[0-9]{0,3})?(e2)?") {
+        let plain = format!(r#"{{"type":"received","messages":{messages},"time":{time}}}"#);
+        let spaced = plain.replace("{", "{ ");
+        prop_assert_eq!(ClientMessage::parse(&plain), ClientMessage::parse(&spaced));
+    }
+
+    #[test]
     fn compact_json_means_the_same(value in json()) {
         let pretty = serde_json::to_string_pretty(&value).unwrap();
         prop_assert_eq!(compact_json(&pretty), serde_json::to_string(&value).unwrap());

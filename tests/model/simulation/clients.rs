@@ -101,7 +101,7 @@ impl Simulation {
     }
 
     pub(super) fn send(self: &Rc<Self>, index: usize) {
-        let (hub, seat, parcel) = {
+        let (hub, seat, mut parcel) = {
             let mut sockets = self.sockets.borrow_mut();
             let socket = &mut sockets[index];
             let (Some(hub), Some(seat)) = (self.hub(socket.node), socket.seat.clone()) else {
@@ -122,7 +122,7 @@ impl Simulation {
             };
             (hub, seat, parcel)
         };
-        let sent = hub.send(&seat, &parcel, Instant::now());
+        let sent = hub.send(&seat, &mut parcel, Instant::now());
         let now = self.network.now.get();
         let mut sockets = self.sockets.borrow_mut();
         let socket = &mut sockets[index];
@@ -169,7 +169,7 @@ impl Simulation {
                     Kind::Binary => self.on_frame(index, &message.bytes),
                 }
             }
-            let goodbye = seat.with_outbox(|outbox| outbox.pop_goodbye());
+            let goodbye = seat.with_outbox(|outbox| outbox.goodbye());
             if let Some((last, close)) = goodbye {
                 if close != Close::Overwritten {
                     self.blame(index, "closed for another reason");
