@@ -169,7 +169,7 @@ class Bench(contextlib.ExitStack):
         subprocess.run(create, check=True, capture_output=True, timeout=60)
         return servers
 
-    def relay(self, redis_url=None, **settings):
+    def relay(self, redis_url=None, command=(PROGRAM, "serve"), **settings):
         """One instance of the relay with one worker, unless said otherwise."""
         port, admin = free_port(), free_port()
         environment = {
@@ -191,19 +191,19 @@ class Bench(contextlib.ExitStack):
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz/ready", timeout=1) as answer:
                 return answer.status == 200
 
-        return self.start([PROGRAM, "serve"], port, environment.items(), admin, ready)
+        return self.start(command, port, environment.items(), admin, ready)
 
-    def load(self, scenario, servers, *flags, path="/ws", redis_url=None, metrics=True, meanwhile=None):
-        """Runs the load generator against servers; its results."""
+    def load(self, scenario, servers, *flags, path="/ws", redis_url=None, reads="metrics", meanwhile=None):
+        """Runs the load generator against servers; its results. It reads their `metrics`, their `process`, or nothing."""
         # Only the peers' generator reads the figures of processes.
-        generator = [PROGRAM, "loadtest"] if metrics else [PEERS]
+        generator = [PEERS] if reads == "process" else [PROGRAM, "loadtest"]
         command = [*generator, scenario, "--json=-", "--progress=off"]
         command += ["--signing-key", self.key, "--issuer", ISSUER, "--audience", AUDIENCE, "--kid", KID]
         for server in servers:
             command += ["--url", f"ws://127.0.0.1:{server.port}{path}"]
-            if metrics:
+            if reads == "metrics":
                 command += ["--metrics", f"http://127.0.0.1:{server.admin}/metrics"]
-            else:
+            elif reads == "process":
                 command += ["--process", server.pid]
         if redis_url:
             command += ["--redis-url", redis_url]

@@ -88,7 +88,7 @@ def measure_once(scenario, name):
         redis = bench.redis() if needs_redis else None
         servers = start(bench, redis)
         redis_url = redis and f"redis://127.0.0.1:{redis.port}"
-        results = bench.load(*SCENARIOS[scenario][:1], servers, *SCENARIOS[scenario][1:], *flags, path=path, redis_url=redis_url, metrics=False)
+        results = bench.load(*SCENARIOS[scenario][:1], servers, *SCENARIOS[scenario][1:], *flags, path=path, redis_url=redis_url, reads="process")
         figures = results["figures"]
         say(f"  {name}: " + ", ".join(f"{title} {figures[figure] * factor:.3g} {unit}" for title, of, figure, factor, unit in ROWS if of == scenario and figure in figures))
         for what, counts in results["counts"].items():
