@@ -7,27 +7,21 @@ the real binary: its settings, its ports, its probes, the time it takes to leave
 import ipaddress
 import json
 import re
-import shlex
-import shutil
 import subprocess
-import tempfile
 import tomllib
 import unittest
 import urllib.error
 import urllib.request
-from pathlib import Path
 
 import kubernetes_validate
 import yaml
 from google.appengine.api import appinfo, yaml_errors
 
 from shipped import (
-    APP, COMPOSE, DEFAULTS, DUORELAY, HAPROXY, OVERLAYS, TOP, VERSION, Relay, interpolated, load, of_kind, read,
-    relay_container, relay_pod, seconds, setting,
+    AFTER_DRAIN, APP, COMPOSE, DEFAULTS, DUORELAY, HAPROXY, OVERLAYS, TOP, VERSION, Relay, find, interpolated, leaving,
+    load, of_kind, read, relay_container, relay_pod, seconds, setting,
 )
 
-# How long an instance may take beyond drain delay and drain time.
-AFTER_DRAIN = 2
 KUBERNETES = "1.35"
 # Kinds of the cluster's own extensions: kubernetes-validate has no schema of them, and schemas.mjs has.
 EXTENSIONS = {"cloud.google.com/v1", "networking.gke.io/v1", "networking.gke.io/v1beta1", "monitoring.coreos.com/v1"}
@@ -45,10 +39,6 @@ def environments():
     for overlay in OVERLAYS:
         yield f"k8s/overlays/{overlay}", of_kind(overlay, "ConfigMap")["data"]
     yield "app.yaml", APP["env_variables"]
-
-
-def leaving(environment):
-    return setting(environment, "DUORELAY_DRAIN_DELAY_SECONDS") + setting(environment, "DUORELAY_DRAIN_SECONDS") + AFTER_DRAIN
 
 
 class Settings(unittest.TestCase):
@@ -279,48 +269,6 @@ class Images(unittest.TestCase):
             self.assertRegex(service["image"], r":[^:]*\d", name)
 
 
-class Single(unittest.TestCase):
-    """One machine without containers: the unit and the Caddyfile."""
-
-    UNIT = read("k8s/single/duorelay.service")
-
-    def value(self, name):
-        return re.search(rf"^{name}=(.*)$", self.UNIT, re.M)[1]
-
-    def test_the_unit_starts_a_relay_with_settings_that_exist(self):
-        environment = dict(pair.split("=", 1) for pair in shlex.split(self.value("Environment")))
-        self.assertLessEqual(set(environment), set(DEFAULTS))
-        command = self.value("ExecStart").split()
-        self.assertEqual(Path(command[0]).name, "duorelay")
-        with Relay(command[1:], {**environment, "FIREBASE_PROJECT_ID": "my-project"}) as relay:
-            self.assertIsNotNone(relay.address, relay.log)
-        self.assertGreater(int(self.value("TimeoutStopSec")), leaving(environment))
-        self.assertGreater(int(self.value("LimitNOFILE")), setting(environment, "DUORELAY_MAX_CONNECTIONS"))
-
-    def test_systemd_accepts_the_unit(self):
-        if not shutil.which("systemd-analyze"):
-            print("not checked: the systemd unit's syntax, because there is no systemd-analyze (Debian's package systemd)")
-            return
-        for broken in (False, True):
-            with tempfile.TemporaryDirectory() as folder:
-                unit = Path(folder) / "duorelay.service"
-                # It looks for the program, too.
-                text = self.UNIT.replace("/usr/local/bin/duorelay", str(Path(DUORELAY).resolve()))
-                unit.write_text(text.replace("DynamicUser=", "DynamicUsr=") if broken else text)
-                verified = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True)
-                said = [line for line in verified.stderr.splitlines() if unit.name in line]
-                self.assertEqual(bool(said), broken, verified.stderr)
-
-    def test_caddy_hands_each_connection_to_the_unit(self):
-        with tempfile.TemporaryDirectory() as home:
-            environment = {"HOME": home, "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
-            command = ["caddy", "adapt", "--validate", "--config", TOP / "k8s/single/Caddyfile"]
-            adapted = subprocess.run(command, capture_output=True, text=True, env=environment)
-        self.assertEqual(adapted.returncode, 0, adapted.stderr)
-        listen = re.search(r"DUORELAY_LISTEN=(\S+)", self.value("Environment"))[1]
-        self.assertEqual(list(find(json.loads(adapted.stdout), "dial")), [listen])
-
-
 class Memory(unittest.TestCase):
     """The formula of tests/README.md, "Limits"."""
 
@@ -450,18 +398,6 @@ class Cluster(unittest.TestCase):
 
 def container_ports(overlay):
     return {port["name"]: port["containerPort"] for port in relay_container(overlay)["ports"]}
-
-
-def find(tree, key):
-    """All values of `key`, however deep."""
-    if isinstance(tree, dict):
-        for name, value in tree.items():
-            if name == key:
-                yield value
-            yield from find(value, key)
-    elif isinstance(tree, list):
-        for value in tree:
-            yield from find(value, key)
 
 
 if __name__ == "__main__":

@@ -43,6 +43,8 @@ VERSION = tomllib.loads(read("Cargo.toml"))["package"]["version"]
 COMPOSE = load("docker-compose.yml")
 APP = load("app.yaml")
 HAPROXY = read("k8s/balancers/haproxy.cfg")
+# How long an instance may take beyond drain delay and drain time.
+AFTER_DRAIN = 2
 OVERLAYS = {name: kustomize(f"overlays/{name}") for name in ("local", "gke")}
 
 
@@ -97,3 +99,19 @@ class Relay:
 def seconds(text):
     number, unit = re.fullmatch(r"(\d+)(ms|s|m|h)", text).groups()
     return int(number) * {"ms": 0.001, "s": 1, "m": 60, "h": 3600}[unit]
+
+
+def leaving(environment):
+    return setting(environment, "DUORELAY_DRAIN_DELAY_SECONDS") + setting(environment, "DUORELAY_DRAIN_SECONDS") + AFTER_DRAIN
+
+
+def find(tree, key):
+    """All values of `key`, however deep."""
+    if isinstance(tree, dict):
+        for name, value in tree.items():
+            if name == key:
+                yield value
+            yield from find(value, key)
+    elif isinstance(tree, list):
+        for value in tree:
+            yield from find(value, key)
