@@ -4,6 +4,8 @@
 //! milliseconds of a monotonic clock, and count messages and bytes of one connection from its start. The
 //! browser client and the Dart client hold the same law; `tests/vectors/pacing.json` binds all three.
 //!
+//! Longer than most files: the law stands here in words and in code.
+//!
 //! # Why one way
 //! A round trip does not show which direction is slow: holding frames for it starves the direction that is
 //! well. A report carries the receiver's clock. `read_at - sent_at` is the one-way delay up to a constant, and a

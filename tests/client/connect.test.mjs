@@ -1,3 +1,4 @@
+// How a client connects, stays and comes back. Longer than most files: every close code and refusal has its case here.
 import { afterEach, beforeEach, describe, test } from "node:test";
 import assert from "node:assert/strict";
 import { answer, closeAll, freeze, pass, random, settle, start, thaw } from "./fakes.mjs";

@@ -119,8 +119,8 @@ describe("the order of a stream that changes its path", () => {
     assert.equal(departures.settledAt(100), -Infinity);
   });
 
-  // Two paths with delays of their own, a relay that keeps the newest waiting frame of a stream and may stand still, a direct
-  // path that loses and reorders, and a sender that changes between them at random.
+  // Two paths have delays of their own. The relay keeps the newest waiting frame of a stream, and may stand still. The direct
+  // path loses and reorders. The sender changes between them at random.
   for (let seed = 1; seed <= 200; seed += 1) {
     test(`seed ${seed}: nothing twice, and nothing older after something newer`, () => simulate(seed));
   }

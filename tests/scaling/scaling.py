@@ -1,6 +1,7 @@
 """How cost grows: with users, with frames, with instances, with Redis; and what stalled receivers take.
 
 Started by tests/scaling/run. Fills the tables of tests/CAPACITY.md and draws tests/scaling/*.svg from results.json.
+Longer than most files: each part is one measurement, and they share the fleet and the page.
 """
 
 import argparse

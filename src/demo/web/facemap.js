@@ -46,7 +46,7 @@ const EYE_COLUMNS = 11;
 
 /**
  * How open an eye is, from its pixels: the 68 points follow lids badly. An open eye is dark over a good part of its
- * width's height, and the middle of the dark is high; a shut one is a thin dark line of lashes, low.
+ * height, and the middle of the dark is high. A shut one is a thin dark line of lashes, low.
  * `rgba` has `width` pixels a row; `from` and `to` are the corners of the eye. About 0 shut, 0.5 open.
  */
 export function eyeOpening({ rgba, width, height }, from, to) {

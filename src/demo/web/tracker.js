@@ -1,7 +1,7 @@
 // The face tracker, in a worker of its own: pixels come in, the 68 points of a face go out, and nothing else leaves.
 //
-// The relay serves this one file with a content security policy that names the place of the library and its models
-// (`connect-src`), so that nothing in here can reach any other address. The page itself can reach only the relay.
+// The relay serves this one file with a content security policy of its own. Its `connect-src` names the place of the library
+// and its models, and nothing in here can reach any other address. The page itself can reach only the relay.
 //
 // Messages in:  { type: "load", base, files }            where the files of faces.json are
 //               { type: "picture", pixels, width, height } RGBA bytes of one picture

@@ -76,9 +76,9 @@ export class Attempts {
     if (!owner.accepts(token)) return;
     this.#tokens.user = userOf(token);
     if (links.current) {
-      // The relay drops what reaches the other device behind the new socket's claim, and what was sent here last may
-      // still be on its way then, through another instance: nothing reliable from now on, and not a new socket before
-      // the old one's relay has handed on the rest.
+      // The relay drops what reaches the other device behind the new socket's claim. What was sent here last may still be
+      // on its way then, through another instance. So nothing reliable leaves from now on, and no socket opens before the
+      // old one's relay has handed on the rest.
       this.atBarrier = true;
       await links.current.barrier(this.#timing.barrier);
       this.atBarrier = false;

@@ -6,8 +6,8 @@ const CLIENT = "duorelay.client";
 const ATTEMPT = "duorelay.attempt";
 
 /**
- * The number of each attempt, above all earlier ones of this client: the relay refuses a lower one than the slot's
- * holder has, so that a handshake that was given up cannot throw out its own successor when it is carried out late.
+ * The number of each attempt, above all earlier ones of this client. The relay refuses a lower one than the slot's
+ * holder has. So a handshake that was given up, and is carried out late, cannot throw out its own successor.
  */
 class Attempts {
   #storage;

@@ -64,9 +64,11 @@ final class RelayError extends RelayEvent {
   /// An event, as the library reports it.
   const RelayError(this.code, this.detail, {this.id});
 
-  /// The relay's code, or `token_unavailable` (`getToken` failed), `unsent`
-  /// (the client stopped with a full queue), `too_big`, `upgrade_blocked`
-  /// (something on the way lets HTTP through and no WebSocket).
+  /// The relay's code, or one of the client's own.
+  ///
+  /// `token_unavailable`: `getToken` failed. `unsent`: the client stopped with
+  /// messages in its queue. `too_big`: the message is over the relay's limit.
+  /// `upgrade_blocked`: HTTP gets through, and no WebSocket.
   final String code;
 
   /// The same in words.

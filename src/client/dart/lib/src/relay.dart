@@ -14,10 +14,10 @@ import 'types.dart';
 
 /// A connection to a duorelay relay that keeps itself alive.
 ///
-/// It connects at once. It comes back by itself after a broken network, fetches
-/// a fresh token when the relay asks for one, and opens the next socket before
-/// the last one ends. It stops where coming back would be wrong; [connect]
-/// starts it again, and [close] ends it for good.
+/// It connects at once, and comes back by itself after a broken network. It
+/// fetches a fresh token when the relay asks for one, and opens the next socket
+/// before the last one ends. It stops where coming back would be wrong;
+/// [connect] starts it again, and [close] ends it for good.
 ///
 /// All streams are broadcast streams: listen before anything can arrive, right
 /// after creating the relay.
@@ -167,8 +167,8 @@ final class DuoRelay {
   /// On streams 0x00 to 0x7F only the newest frame matters: one that waits is
   /// replaced by the next. The answer is false if there is no connection. On
   /// streams 0x80 to 0xFF each frame arrives in order, or an error says why
-  /// not; throws a [SendException] if the queue is full or the connection has
-  /// stopped.
+  /// not. It throws a [SendException] if the queue is full or the connection
+  /// has stopped.
   bool sendFrame(int stream, List<int> bytes) =>
       _run(() => _core.frame(stream, bytes));
 

@@ -12,13 +12,13 @@
 //    receiver, no frame of before the direct path can still be on its way: whatever the relay delivers from here on is newer.
 //
 // The receiver must know of the direct path before a stream leaves it again: a direct frame that comes after the relay's
-// next one would look newer. So a sender whose first direct frame of a stream was not reported yet waits for the report, or
-// until that frame has arrived or never will.
+// next one would look newer. So a sender waits until the first direct frame of a stream was reported, or has arrived, or
+// never will.
 //
 // A `back` that is lost must not silence a stream: without a direct frame for a second, the relay's are believed again.
 //
 // Between 2 and 3 the receiver keeps the newest frame that came by the relay. `back` has a print of the frame that was
-// sent first; if it is the one kept, it is delivered then, so that a slow stream loses nothing.
+// sent first. If it is the one kept, it is delivered then. So a slow stream loses nothing.
 
 /** FNV-1a, 32 bits. */
 export function printOf(bytes) {

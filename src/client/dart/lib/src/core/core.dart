@@ -285,9 +285,9 @@ final class RelayCore {
       return _open(serial, token, wasFresh);
     }
     // The relay drops what reaches the other device behind the new socket's
-    // claim, and what was sent here last may still be on its way then, through
-    // another instance: nothing reliable from now on, and no new socket before
-    // the old one's relay has handed on the rest.
+    // claim. What was sent here last may still be on its way then, through
+    // another instance. So nothing reliable leaves from now on, and no socket
+    // opens before the old one's relay has handed on the rest.
     _atBarrier = true;
     current.barrier(() {
       if (serial != _serial) return;

@@ -1,3 +1,5 @@
+// Longer than most files: the whole law is one table of state, and both of its
+// ends stand beside each other.
 import 'dart:math';
 
 /// What kind of message leaves.
