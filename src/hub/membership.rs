@@ -15,6 +15,7 @@ use crate::relay::ids::{ConnectionId, Device};
 use crate::relay::protocol::{BackplaneState, Protocol, ServerMessage};
 use crate::relay::record::{Claim, ClaimOutcome, Claimed, Renewed};
 use crate::relay::refusal::Refusal;
+use crate::relay::renewals;
 use crate::relay::room::Left;
 use crate::telemetry::STEPS;
 
@@ -50,6 +51,7 @@ impl Hub {
             outbox: RefCell::default(),
             waker: RefCell::default(),
             renew_at: Cell::new(Instant::now() + self.settings.lease),
+            unanswered: Cell::default(),
             other_missing: Cell::new(None),
             drain: Cell::new(None),
             buffered: Cell::default(),
@@ -212,12 +214,10 @@ impl Hub {
     pub async fn renew(self: &Rc<Self>) {
         let now = Instant::now();
         let due: Vec<Rc<Seat>> = self.seats().into_iter().filter(|seat| seat.renew_at.get() <= now).collect();
-        let mut renewals = Vec::with_capacity(due.len());
+        let mut slots = Vec::with_capacity(due.len());
         let mut asked = Vec::with_capacity(due.len());
         for seat in due {
-            // A third of the lease, and some jitter so that connections that came together part.
-            let pause = self.settings.lease / 3;
-            seat.renew_at.set(now + pause.mul_f64(0.8 + 0.2 * fastrand::f64()));
+            seat.renew_at.set(now + renewals::turn(self.settings.lease, fastrand::f64()));
             let room = seat.room.borrow();
             let Some((_, holder)) = room.renewable(seat.device) else {
                 continue;
@@ -230,18 +230,22 @@ impl Hub {
             };
             let known = room.known();
             drop(room);
-            renewals.push(renewal);
+            slots.push(renewal);
             asked.push((seat, known));
         }
-        let answers = self.backplane.renew(&renewals).await;
+        let answers = self.backplane.renew(&slots).await;
+        let failed = answers.iter().filter(|answer| answer.is_err()).count();
         for ((seat, known), renewed) in asked.into_iter().zip(answers) {
             self.metrics.renewed(match &renewed {
                 Ok(Renewed::Kept { .. }) => RenewResult::Kept,
                 Ok(Renewed::Overwritten { .. }) => RenewResult::Overwritten,
                 Err(_) => RenewResult::Failed,
             });
-            // Without an answer the lease goes on until the next try.
-            let Ok(renewed) = renewed else { continue };
+            let Ok(renewed) = renewed else {
+                self.renew_again(&seat, failed);
+                continue;
+            };
+            seat.unanswered.set(0);
             if self.may_come_back(&seat, &renewed) {
                 continue;
             }
@@ -250,6 +254,18 @@ impl Hub {
             self.apply(effects);
             self.release_unused(&seat);
         }
+    }
+
+    /// Without an answer the lease goes on, and the next try comes before the next turn.
+    fn renew_again(&self, seat: &Seat, failed: usize) {
+        // Nobody was asked, or nobody will answer: all are renewed once the way is up.
+        if !self.backplane.is_up(&seat.user) {
+            return;
+        }
+        seat.unanswered.set(seat.unanswered.get().saturating_add(1));
+        let pause = renewals::again(seat.unanswered.get(), failed, self.settings.lease, fastrand::f64());
+        // A break that ended meanwhile may have brought it nearer.
+        seat.renew_at.set(seat.renew_at.get().min(Instant::now() + pause));
     }
 
     /// After a break, or when Redis has lost its data, the other slot may only not have been renewed yet:

@@ -25,6 +25,7 @@ use crate::relay::outbox::{Outbox, Outgoing};
 use crate::relay::protocol::{
     BackplaneState, ClientLimits, Feature, MessageError, PeerState, Protocol, ServerMessage,
 };
+use crate::relay::renewals;
 use crate::relay::room::{Effect, Room};
 
 mod budget;
@@ -54,19 +55,6 @@ pub enum Sent {
     Refused,
     /// The sender has lost its slot.
     Overwritten,
-}
-
-/// After a break, renewals are spread over at least this long, so that instances part.
-const RENEW_SOON: Duration = Duration::from_secs(2);
-/// The pace at which many slots of a worker are renewed after a break: Redis serves other instances as well.
-const RENEWALS_PER_SECOND: u32 = 1000;
-
-/// Over how long so many slots of a worker are renewed after a break: the more there are, the longer, up to the time in
-/// which they are renewed anyway.
-#[must_use]
-pub fn renewals_spread(slots: usize, lease: Duration) -> Duration {
-    let at_the_pace = Duration::from_secs(1) / RENEWALS_PER_SECOND * u32::try_from(slots).unwrap_or(u32::MAX);
-    RENEW_SOON.max(at_the_pace).min(lease / 3)
 }
 
 /// How long a sender waits for what it sent through the backplane to arrive.
@@ -353,7 +341,7 @@ impl Hub {
     fn renew_soon(&self, users: Users<'_>) {
         let now = Instant::now();
         let seats: Vec<_> = self.seats().into_iter().filter(|seat| users.contains(&seat.user)).collect();
-        let spread = renewals_spread(seats.len(), self.settings.lease);
+        let spread = renewals::spread(seats.len(), self.settings.lease);
         for seat in seats {
             seat.renew_at.set(now + spread.mul_f64(fastrand::f64()));
         }

@@ -58,6 +58,8 @@ pub struct Seat {
     pub(super) outbox: RefCell<Outbox>,
     pub(super) waker: RefCell<Option<Waker>>,
     pub(super) renew_at: Cell<Instant>,
+    /// How many renewals have got no answer since the last one that did.
+    pub(super) unanswered: Cell<u8>,
     /// Since when renewals have found nobody in the other slot, although somebody is known to be there.
     pub(super) other_missing: Cell<Option<Instant>>,
     pub(super) drain: Cell<Option<Drain>>,

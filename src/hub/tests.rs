@@ -36,23 +36,6 @@ async fn join(hub: &Rc<Hub>, uid: &str) -> Rc<Seat> {
     seat
 }
 
-#[test]
-fn the_more_come_back_the_longer_their_renewals_take() {
-    let seconds = Duration::from_secs;
-    for (slots, lease, spread) in [
-        (0, 45, 2),
-        (1, 45, 2),
-        (2_000, 45, 2),
-        (5_000, 45, 5),
-        (14_000, 45, 14),
-        (1_000_000, 45, 15),
-        (usize::MAX, 45, 15),
-        (1, 3, 1),
-    ] {
-        assert_eq!(renewals_spread(slots, seconds(lease)), seconds(spread), "{slots} slots, {lease} s");
-    }
-}
-
 #[tokio::test]
 async fn what_all_receive_is_encoded_once() {
     let hub = hub(Duration::from_secs(45));

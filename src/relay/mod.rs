@@ -21,5 +21,6 @@ pub mod private;
 pub mod protocol;
 pub mod record;
 pub mod refusal;
+pub mod renewals;
 pub mod room;
 pub mod session;

@@ -126,6 +126,35 @@ async fn a_full_memory_is_waited_for() {
 }
 
 #[tokio::test]
+async fn a_refused_renewal_is_tried_again_long_before_its_next_turn() {
+    /// The least time from one turn to the next, with the default lease of 45 s.
+    const TURN: Duration = Duration::from_secs(12);
+    let redis = RedisServer::start().await;
+    let urls = [redis.url(), redis.url()];
+    let fleet = Fleet::start_with(&urls.each_ref().map(String::as_str), |config| {
+        config.unset("DUORELAY_LEASE_SECONDS").set("DUORELAY_WORKERS", 1)
+    })
+    .await;
+    let (desktop, mobile) = pair("ann", &fleet.relays[0], &fleet.relays[1]).await;
+    redis.ask(&["CONFIG", "SET", "maxmemory-policy", "noeviction"]).await;
+    redis.ask(&["CONFIG", "SET", "maxmemory", "1mb"]).await;
+    // A short break brings the renewals forward. Redis still delivers, so that the way is up and stays up.
+    redis.ask(&["CLIENT", "KILL", "TYPE", "pubsub"]).await;
+    for relay in &fleet.relays {
+        relay.wait_for_metric("duorelay_renewals_total", &["failed"], 1.0).await;
+        let first = Instant::now();
+        relay.wait_for_metric("duorelay_renewals_total", &["failed"], 2.0).await;
+        assert!(first.elapsed() < TURN / 2, "tried again after {:?}", first.elapsed());
+    }
+    // What Redis has lost is back as soon as it is cured.
+    redis.ask(&["DEL", "duo:{ann}"]).await;
+    redis.ask(&["CONFIG", "SET", "maxmemory", "0"]).await;
+    let cured = Instant::now();
+    fleet.wait_for_room("ann", &desktop, &mobile).await;
+    assert!(cured.elapsed() < TURN, "back after {:?}", cured.elapsed());
+}
+
+#[tokio::test]
 async fn too_few_replicas_are_waited_for() {
     refuses(
         "noreplicas",

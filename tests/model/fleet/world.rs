@@ -11,9 +11,9 @@ use duorelay::backplane::CALL_LIMIT;
 use duorelay::backplane::connectivity::{DOWN_AFTER, PROBE_EVERY};
 use duorelay::backplane::redis::{CLAIMS, RENEWALS, SHARDED_AT_ONCE, TURN_LIMIT};
 use duorelay::edge::places;
-use duorelay::hub::renewals_spread;
 use duorelay::relay::address::Address;
 use duorelay::relay::refusal::Refusal;
+use duorelay::relay::renewals;
 use fastrand::Rng;
 
 use super::client::Timing;
@@ -264,13 +264,17 @@ impl World<'_> {
         let seats = self.seats();
         if renewing.left > 0 && now > renewing.since + CALL_LIMIT.as_secs_f64() {
             self.outcomes.late_renewals += f64::from(renewing.left);
+            // They are tried again, at the same pace: the others' turns count from so much later on.
+            let spread = renewals::spread(seats as usize, self.fleet.lease).as_secs_f64();
+            renewing.begun += f64::from(renewing.left) * spread / f64::from(seats);
+            renewing.asked -= renewing.left;
             renewing.left = 0;
         }
         if renewing.left == 0 {
             if renewing.asked == seats {
                 return;
             }
-            let spread = renewals_spread(seats as usize, self.fleet.lease).as_secs_f64();
+            let spread = renewals::spread(seats as usize, self.fleet.lease).as_secs_f64();
             let due = ((f64::from(seats) * (now - renewing.begun) / spread) as u32).min(seats);
             renewing = Renewing { left: due - renewing.asked, asked: due, since: now, ..renewing };
         }
