@@ -8,6 +8,7 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
 import { gzipSync } from "node:zlib";
+import { build } from "esbuild";
 import { endAll, startRelay } from "./world.mjs";
 
 const run = promisify(execFile);
@@ -86,6 +87,27 @@ describe("TypeScript", () => {
     const later = stdout.split("\n").filter((line) => /change the 'lib'|'target' library|lib' compiler option/.test(line));
     assert.deepEqual(later, []);
   });
+});
+
+test("a bundler takes it for a page, and the direct path stays a file of its own", async () => {
+  const app = 'import { duorelay } from "duorelay";\nimport { useDuoRelay } from "duorelay/react";\nconsole.log(duorelay, useDuoRelay);';
+  const folder = project({ "app.mjs": app, "package.json": '{"type":"module"}' });
+  const { outputFiles, warnings } = await build({
+    entryPoints: [join(folder, "app.mjs")],
+    outdir: join(folder, "out"),
+    bundle: true,
+    splitting: true,
+    format: "esm",
+    platform: "browser",
+    external: ["react"],
+    write: false,
+    logLevel: "silent",
+  });
+  assert.deepEqual(warnings, []);
+  const [page, ...chunks] = outputFiles;
+  assert.match(page.text, /useDuoRelay/);
+  assert.doesNotMatch(page.text, /createDataChannel/);
+  assert.ok(chunks.some(({ text }) => text.includes("createDataChannel")), "the direct path is in no file");
 });
 
 describe("a runtime", { timeout: 120_000 }, () => {
