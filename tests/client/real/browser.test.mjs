@@ -71,7 +71,7 @@ for (const name of ["chromium", "firefox"]) {
   });
 
   describe(`${name}, a rolling restart of two instances`, { timeout: 180_000 }, () => {
-    test("no reliable message is lost, doubled or reordered, and no frame goes back in time", async () => {
+    test("no reliable message is lost, doubled or reordered, each is acknowledged, and no frame goes back in time", async () => {
       const redis = await startRedis();
       const settings = ["--redis-url", redis, "--drain-delay-seconds", "0", "--drain-seconds", "3", "--handshakes-per-second-per-ip", "0"];
       const relays = await Promise.all([startRelay(settings), startRelay(settings)]);
@@ -91,9 +91,9 @@ for (const name of ["chromium", "firefox"]) {
       const mobile = await browser.client(pages, { user, url: path.ws, device: "mobile" });
       await desktop.waitForFunction("relay.peer !== null", WAIT);
       await mobile.evaluate(() => {
-        window.count = 0;
+        Object.assign(window, { count: 0, acked: 0, unacked: [] });
         window.sending = setInterval(() => {
-          relay.send(count);
+          relay.send(count, { ack: true }).then(() => (window.acked += 1), ({ code }) => unacked.push(code));
           relay.frame(1, Uint8Array.of(count >> 8, count & 255));
           window.count += 1;
         }, 20);
@@ -109,6 +109,8 @@ for (const name of ["chromium", "firefox"]) {
         assert.equal(await desktop.evaluate(() => told.message.length), sent);
       });
       assert.deepEqual(await desktop.evaluate(() => told.message.map(([{ data }]) => data)), sequence(sent));
+      await mobile.waitForFunction("acked + unacked.length === count", WAIT);
+      assert.deepEqual(await mobile.evaluate(() => unacked), []);
       const frames = await desktop.evaluate(() => told.frame.map(([, [high, low]]) => high * 256 + low));
       assert.ok(frames.every((frame, index) => index === 0 || frame > frames[index - 1]), `${frames}`);
       const closes = [await desktop.evaluate(() => told.close), await mobile.evaluate(() => told.close)];
