@@ -88,7 +88,7 @@ settings! {
     AUDIENCE = (SignIn, "DUORELAY_AUDIENCE", "audience", "AUD", Words("Firebase's"), "Its tokens' audience");
     JWKS_URL = (SignIn, "DUORELAY_JWKS_URL", "jwks-url", "URL", Words("Firebase's"), "Where the signing keys come from");
     CHECK_REVOKED = (SignIn, "DUORELAY_CHECK_REVOKED", "check-revoked", "BOOL", Value("false"), "Refuse revoked sessions and disabled users");
-    REVOCATION_SECONDS = (SignIn, "DUORELAY_REVOCATION_SECONDS", "revocation-seconds", "SECONDS", Value("180"), "How often open sockets are asked about");
+    REVOCATION_SECONDS = (SignIn, "DUORELAY_REVOCATION_SECONDS", "revocation-seconds", "SECONDS", Value("180"), "How often it asks about open sockets");
     ENFORCE_EXPIRY = (SignIn, "DUORELAY_ENFORCE_EXPIRY", "enforce-expiry", "BOOL", Value("true"), "Close when the token expires");
 
     REDIS_URL = (Backplane, "REDIS_URL", "redis-url", "URL", Words("in memory"), "redis://, redis-cluster:// or redis-sentinel://");

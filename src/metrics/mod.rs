@@ -271,7 +271,7 @@ impl Default for Metrics {
             path_queue_seconds: new
                 .seconds("path_queue", "Queue on the way to a client, as its reports show it"),
             claim_seconds: new.seconds("claim", "Duration of claims"),
-            verify_seconds: new.seconds("verify", "Duration of verifying a token, whatever came of it"),
+            verify_seconds: new.seconds("verify", "Duration of verifying a token, whatever the verdict"),
             http_connections: new
                 .one("http_connections", "Connections that speak HTTP: not upgraded yet, or never"),
             requests_overdue: new
