@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 use tokio::time::Instant;
 
-use crate::fleet::{Fleet, WITHIN, expect_overwritten, pair, v1};
+use crate::fleet::{Fleet, WITHIN, expect_overwritten, notified, pair, v1};
 use crate::support::{Cluster, LIMIT, Sentinel};
 use crate::traffic::Traffic;
 
@@ -133,6 +133,47 @@ async fn a_slot_that_moves_under_traffic_takes_its_lanes_along() {
     for relay in &fleet.relays {
         assert!(!relay.log().contains("is made anew"), "a client of Redis has ended: {}", relay.log());
     }
+    check_whole(&fleet, "ann", ann).await;
+}
+
+#[tokio::test]
+async fn who_loses_a_slot_that_is_moving_learns_of_it_at_once() {
+    let cluster = Cluster::start(0).await;
+    // The default lease: no renewal comes in time for anybody.
+    let fleet =
+        Fleet::start_with(&[&cluster.url(), &cluster.url()], |config| config.unset("DUORELAY_LEASE_SECONDS"))
+            .await;
+    let (mut old, mut mobile) = pair("ann", &fleet.relays[0], &fleet.relays[1]).await;
+    let slot = cluster.slot("duo:{ann}").await;
+    let from = cluster.first_owner(slot);
+    let to = (from + 1) % 3;
+    // All are subscribed where the slot is, and claims are carried out where it goes to.
+    cluster.move_keys(slot, from, to).await;
+    let claimed = Instant::now();
+    let mut new = v1(&fleet.relays[1], "ann", "desktop").open_v1().await;
+    assert_eq!(new.welcome["peer"], mobile.as_peer());
+    expect_overwritten(&mut old, &new).await;
+    assert_eq!(mobile.expect_json("peer").await["connection"], new.id());
+    // The other way round: the one that loses is beside its peer, and the new one elsewhere.
+    let mut newest = v1(&fleet.relays[0], "ann", "desktop").open_v1().await;
+    expect_overwritten(&mut new, &newest).await;
+    assert_eq!(mobile.expect_json("peer").await["connection"], newest.id());
+    newest.send_frame(0x80, b"one").await;
+    assert_eq!(mobile.expect_binary().await, b"\x80one");
+    newest.send_close(1000, "").await;
+    newest.expect_close(1000).await;
+    let peer = mobile.expect_json("peer").await;
+    assert_eq!(
+        (&peer["state"], &peer["connection"]),
+        (&json!("disconnected"), &newest.welcome["connection"])
+    );
+    assert!(claimed.elapsed() < 2 * WITHIN, "{:?}", claimed.elapsed());
+
+    cluster.hand_over(slot, from, to).await;
+    let desktop = v1(&fleet.relays[0], "ann", "desktop").open_v1().await;
+    let peer = notified(&mut mobile, LIMIT, "peer").await;
+    assert_eq!((&peer["state"], &peer["connection"]), (&json!("connected"), &desktop.welcome["connection"]));
+    let ann = Traffic::new((desktop, mobile));
     check_whole(&fleet, "ann", ann).await;
 }
 

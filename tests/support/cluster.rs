@@ -172,6 +172,13 @@ impl Cluster {
     /// Moves a slot with its keys, as `redis-cli --cluster reshard` does. Between the keys and the slot there may be
     /// some time, in which Redis answers ASK.
     pub async fn migrate(&self, slot: u16, from: usize, to: usize, between: Duration) {
+        self.move_keys(slot, from, to).await;
+        tokio::time::sleep(between).await;
+        self.hand_over(slot, from, to).await;
+    }
+
+    /// The first half: the slot's keys have moved, and Redis answers ASK.
+    pub async fn move_keys(&self, slot: u16, from: usize, to: usize) {
         let (from_id, to_id) = (self.id(from).await, self.id(to).await);
         let (source, target) = (&self.nodes[from], &self.nodes[to]);
         let slot = slot.to_string();
@@ -189,7 +196,12 @@ impl Cluster {
             command.extend(keys.iter().map(String::as_str));
             source.ask(&command).await;
         }
-        tokio::time::sleep(between).await;
+    }
+
+    /// The second half: the slot itself moves.
+    pub async fn hand_over(&self, slot: u16, from: usize, to: usize) {
+        let (slot, to_id) = (slot.to_string(), self.id(to).await);
+        let (source, target) = (&self.nodes[from], &self.nodes[to]);
         for node in [target, source].into_iter().chain(&self.nodes) {
             // A node that has heard of it from the others meanwhile, or a replica, may refuse.
             let _ = ask(node.address(), &["CLUSTER", "SETSLOT", &slot, "NODE", &to_id]).await;

@@ -256,7 +256,8 @@ impl Nodes {
         topology.look();
     }
 
-    /// Asks the node of a slot, and again while the cluster answers that the slot is elsewhere, for a limited time.
+    /// Asks the node of a slot, and again while the cluster answers that the slot is elsewhere, for a limited time. With
+    /// the answer comes whether another node than the slot's gave it, as far as its subscribers know.
     ///
     /// # Errors
     /// What `ask` says at last.
@@ -264,9 +265,9 @@ impl Nodes {
         &self,
         slot: u16,
         ask: impl AsyncFn(&Node, bool) -> Result<T, Error>,
-    ) -> Result<T, Error> {
+    ) -> Result<(T, bool), Error> {
         let deadline = tokio::time::Instant::now() + CALL_LIMIT;
-        let mut asked_at = None;
+        let (mut asked_at, mut has_moved) = (None, false);
         loop {
             let node = match asked_at.take() {
                 Some(server) => self.at(&server),
@@ -277,7 +278,7 @@ impl Nodes {
                 return Err(Error::new(ErrorKind::Canceled, "no node serves this slot"));
             };
             let error = match ask(&node, is_asking).await {
-                Ok(answer) => return Ok(answer),
+                Ok(answer) => return Ok((answer, is_asking || has_moved)),
                 Err(error) => error,
             };
             let Some(redirection) = Redirection::of(&error).filter(|_| self.is_cluster()) else {
@@ -292,6 +293,7 @@ impl Nodes {
                     continue;
                 }
                 Redirection::Moved(server) => {
+                    has_moved = true;
                     let before = self.number_of(slot);
                     self.learn(slot, &server);
                     if self.number_of(slot) != before {

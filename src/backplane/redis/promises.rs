@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::iter;
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -12,6 +13,7 @@ use tokio::time::{timeout, timeout_at};
 use tracing::{Instrument as _, debug, info_span};
 
 use super::queue::Queue;
+use super::scripts::Done;
 use super::{RENEWALS, Redis, SECOND, TURN_LIMIT, tasks};
 use crate::backplane::{
     Backplane, Barrier, CALL_LIMIT, InstanceInfo, OWN_CLAIM_LIMIT, Published, Renewal, RoomSnapshot,
@@ -53,11 +55,13 @@ impl Redis {
         let claiming = self.scripts.claim(&self.nodes, user, &claim);
         let outcome = if self.nodes.is_cluster() {
             subscribing.await.map_err(failed)?;
-            claiming.await.map_err(failed)?
+            let Done { outcome, unheard } = claiming.await.map_err(failed)?;
+            self.publish_again(user, unheard);
+            outcome
         } else {
             // One write: they take their places on the one connection in this order, when they are first polled.
             let epoch = node.subscriber.epoch();
-            let ((), outcome) = try_join(subscribing, claiming).await.map_err(failed)?;
+            let ((), Done { outcome, .. }) = try_join(subscribing, claiming).await.map_err(failed)?;
             if node.subscriber.epoch() != epoch {
                 // The connection was made anew in between: the claim may have come before the subscription.
                 return Err(Unavailable);
@@ -76,9 +80,23 @@ impl Redis {
         Ok(outcome)
     }
 
+    /// The usual way knows where a moving slot's subscribers are, and waits for those that follow it. Who has heard it
+    /// already ignores it: no room acts on a member twice.
+    fn publish_again(&self, user: &UserId, unheard: Option<Envelope>) {
+        for (channel, envelope) in Device::ALL.into_iter().zip(iter::repeat(unheard)) {
+            let Some(envelope) = envelope else { return };
+            // What does not fit is healed by the next renewal.
+            let _ = self.publish(user, channel, envelope, Instant::now());
+        }
+    }
+
     async fn renew_one(&self, renewal: &Renewal) -> Result<Renewed, Unavailable> {
         let Renewal { user, device, holder, attempt } = renewal;
         let renewed = self.scripts.renew(&self.nodes, user, *device, holder, *attempt).await;
+        let renewed = renewed.map(|Done { outcome, unheard }| {
+            self.publish_again(user, unheard);
+            outcome
+        });
         if let Ok(Renewed::Kept { other: Some(other) }) = &renewed {
             self.settings.shared.presence().note(other.instance, Instant::now());
         }
@@ -144,8 +162,9 @@ impl Backplane for Redis {
         connection: ConnectionId,
     ) -> LocalBoxFuture<'a, ()> {
         async move {
-            if let Err(error) = self.scripts.release(&self.nodes, user, device, connection).await {
-                self.note("a release failed", &error);
+            match self.scripts.release(&self.nodes, user, device, connection).await {
+                Ok(Done { unheard, .. }) => self.publish_again(user, unheard),
+                Err(error) => self.note("a release failed", &error),
             }
         }
         .boxed_local()

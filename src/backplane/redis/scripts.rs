@@ -21,6 +21,14 @@ use crate::relay::record::{Claim, ClaimOutcome, Claimed, Holder, Lease, Renewed}
 /// How long a probe's key lives.
 const PROBE_LIVES_MS: u32 = 60_000;
 
+/// What a script has done.
+pub(super) struct Done<T> {
+    pub(super) outcome: T,
+    /// What it has published at a node where its subscribers may not be: while a slot moves, they are at the node that
+    /// it leaves, and a moment later some of them still are.
+    pub(super) unheard: Option<Envelope>,
+}
+
 /// The scripts, and how they publish.
 #[derive(Debug, Clone)]
 pub(super) struct Scripts {
@@ -58,14 +66,14 @@ impl Scripts {
     }
 
     /// Runs a script where the room is, and asks again while a cluster says that its slot is elsewhere: nothing has been
-    /// carried out then.
+    /// carried out then. With the answer comes whether it ran behind such a redirection.
     async fn run(
         &self,
         script: &Script,
         nodes: &Nodes,
         user: &UserId,
         arguments: Vec<Value>,
-    ) -> Result<Value, Error> {
+    ) -> Result<(Value, bool), Error> {
         let key = self.names.room(user);
         let slot = nodes.slot(&key);
         nodes
@@ -123,7 +131,7 @@ impl Scripts {
         nodes: &Nodes,
         user: &UserId,
         claim: &Claim,
-    ) -> Result<ClaimOutcome, Error> {
+    ) -> Result<Done<ClaimOutcome>, Error> {
         let name = claim.client.as_ref().map_or("", ClientId::as_str);
         let prefix = claimed_prefix(claim.device, claim.connection, claim.instance, claim.client.as_ref());
         let [desktop, mobile] = self.channels(user);
@@ -140,25 +148,36 @@ impl Scripts {
             mobile,
             number_or_nothing(claim.attempt),
         ];
-        let answer = self.run(&self.claim, nodes, user, arguments).await?;
-        match numbered(answer)? {
+        let (answer, is_elsewhere) = self.run(&self.claim, nodes, user, arguments).await?;
+        let outcome = match numbered(answer)? {
             (0, rest) => {
                 let retry_after_ms = rest.first().and_then(Value::as_u64).ok_or_else(unreadable)?;
-                Ok(ClaimOutcome::TooManyEvictions { retry_after_ms })
+                ClaimOutcome::TooManyEvictions { retry_after_ms }
             }
             (2, rest) => {
                 let attempt = rest.first().and_then(Value::as_u64).and_then(Attempt::new);
-                Ok(ClaimOutcome::Superseded { attempt: attempt.ok_or_else(unreadable)? })
+                ClaimOutcome::Superseded { attempt: attempt.ok_or_else(unreadable)? }
             }
             (_, rest) => match rest.as_slice() {
-                [generation, replaced, other] => Ok(ClaimOutcome::Claimed(Claimed {
+                [generation, replaced, other] => ClaimOutcome::Claimed(Claimed {
                     generation: Generation(generation.as_u64().ok_or_else(unreadable)?),
                     replaced: holder(replaced)?.map(|lease| lease.holder),
                     other: holder(other)?.map(|lease| lease.holder),
-                })),
-                _ => Err(unreadable()),
+                }),
+                _ => return Err(unreadable()),
             },
-        }
+        };
+        let unheard = match &outcome {
+            ClaimOutcome::Claimed(claimed) if is_elsewhere => {
+                let member = Member { connection: claim.connection, generation: claimed.generation };
+                let holder = Holder { member, instance: claim.instance, client: claim.client.clone() };
+                Some(Envelope::Claimed { device: claim.device, holder })
+            }
+            ClaimOutcome::Claimed(_)
+            | ClaimOutcome::TooManyEvictions { .. }
+            | ClaimOutcome::Superseded { .. } => None,
+        };
+        Ok(Done { outcome, unheard })
     }
 
     /// See [`crate::relay::record::Record::renew`].
@@ -172,8 +191,8 @@ impl Scripts {
         device: Device,
         mine: &Holder,
         attempt: Option<Attempt>,
-    ) -> Result<Renewed, Error> {
-        let envelope = Envelope::Claimed { device, holder: mine.clone() }.encode();
+    ) -> Result<Done<Renewed>, Error> {
+        let claimed = Envelope::Claimed { device, holder: mine.clone() };
         let [desktop, mobile] = self.channels(user);
         let arguments: Vec<Value> = vec![
             device.as_str().into(),
@@ -183,13 +202,13 @@ impl Scripts {
             mine.member.generation.to_string().into(),
             self.lease_ms.to_string().into(),
             self.publish.into(),
-            Value::Bytes(envelope),
+            Value::Bytes(claimed.encode()),
             desktop,
             mobile,
             number_or_nothing(attempt),
         ];
-        let answer = self.run(&self.renew, nodes, user, arguments).await?;
-        match numbered(answer)? {
+        let (answer, is_elsewhere) = self.run(&self.renew, nodes, user, arguments).await?;
+        let outcome = match numbered(answer)? {
             (0, rest) => match rest.as_slice() {
                 [connection, generation, lease] => {
                     let connection = connection.as_str().and_then(|id| id.parse().ok()).map(ConnectionId);
@@ -198,15 +217,18 @@ impl Scripts {
                         return Err(unreadable());
                     };
                     let holder = holder(lease)?.map(|lease| lease.holder);
-                    Ok(Renewed::Overwritten { by: Member { connection, generation }, holder })
+                    Renewed::Overwritten { by: Member { connection, generation }, holder }
                 }
-                _ => Err(unreadable()),
+                _ => return Err(unreadable()),
             },
             (_, rest) => {
                 let other = rest.first().ok_or_else(unreadable)?;
-                Ok(Renewed::Kept { other: holder(other)?.map(|lease| lease.holder) })
+                Renewed::Kept { other: holder(other)?.map(|lease| lease.holder) }
             }
-        }
+        };
+        // It may have put the slot back.
+        let unheard = matches!(outcome, Renewed::Kept { .. }).then_some(claimed).filter(|_| is_elsewhere);
+        Ok(Done { outcome, unheard })
     }
 
     /// See [`crate::relay::record::Record::release`].
@@ -219,7 +241,7 @@ impl Scripts {
         user: &UserId,
         device: Device,
         connection: ConnectionId,
-    ) -> Result<(), Error> {
+    ) -> Result<Done<()>, Error> {
         let [desktop, mobile] = self.channels(user);
         let arguments: Vec<Value> = vec![
             device.as_str().into(),
@@ -229,7 +251,14 @@ impl Scripts {
             desktop,
             mobile,
         ];
-        self.run(&self.release, nodes, user, arguments).await.map(|_| ())
+        let (answer, is_elsewhere) = self.run(&self.release, nodes, user, arguments).await?;
+        let (_, rest) = numbered(answer)?;
+        let generation = rest.first().and_then(Value::as_u64).map(Generation).filter(|_| is_elsewhere);
+        let unheard = generation.map(|generation| {
+            let member = Member { connection, generation };
+            Envelope::Released { device, member }
+        });
+        Ok(Done { outcome: (), unheard })
     }
 
     /// The holders of both slots; leases in milliseconds from now.
@@ -237,7 +266,7 @@ impl Scripts {
     /// # Errors
     /// What Redis or fred says.
     pub(super) async fn room(&self, nodes: &Nodes, user: &UserId) -> Result<RoomSnapshot, Error> {
-        let answer = self.run(&self.room, nodes, user, Vec::new()).await?;
+        let (answer, _) = self.run(&self.room, nodes, user, Vec::new()).await?;
         let (now, rest) = numbered(answer)?;
         let [desktop, mobile, desktop_attempt, mobile_attempt] = rest.as_slice() else {
             return Err(unreadable());

@@ -129,6 +129,7 @@ impl Subscriptions {
                 Ok(())
             })
             .await
+            .map(|_| ())
     }
 
     fn confirm(&self, channel: &str, at: Acknowledged) {
