@@ -27,6 +27,8 @@ pub struct Freshness {
     free_at: u32,
     /// The pace that the client was asked for.
     asked: u16,
+    /// It is to be asked for another one.
+    is_asking: bool,
     /// The client has sent a first `received`.
     is_reporting: bool,
 }
@@ -47,6 +49,7 @@ impl Default for Freshness {
             reported: 0,
             free_at: 0,
             asked: SLOW_PACE,
+            is_asking: false,
             is_reporting: false,
         }
     }
@@ -67,6 +70,7 @@ impl Freshness {
         self.sent = self.sent.wrapping_add(1);
         if let Some(paced) = &mut self.paced {
             paced.law.on_sent(now, u32::try_from(bytes).unwrap_or(u32::MAX), kind);
+            self.is_asking = paced.law.pace() != self.asked;
         }
     }
 
@@ -100,7 +104,7 @@ impl Freshness {
     /// Nothing is due by now, and the client reports at the pace that it was asked for.
     #[must_use]
     pub fn is_quiet(&self, now: f64) -> bool {
-        now < self.deadline() && self.paced.as_ref().is_none_or(|paced| paced.law.pace() == self.asked)
+        now < self.deadline() && !self.is_asking
     }
 
     /// Is one more report free, beside the client's rate of messages?
@@ -136,6 +140,7 @@ impl Freshness {
         {
             paced.law.on_report(now, messages, time)?;
             queue = Some(paced.law.queue(now));
+            self.is_asking = paced.law.pace() != self.asked;
         }
         self.is_reporting = true;
         self.reported = messages;
@@ -166,12 +171,11 @@ impl Freshness {
 
     /// The pace of reports to ask the client for, when it is another than before.
     pub fn ask(&mut self) -> Option<u16> {
-        let pace = self.paced.as_ref()?.law.pace();
-        if pace == self.asked {
+        if !std::mem::take(&mut self.is_asking) {
             return None;
         }
-        self.asked = pace;
-        Some(pace)
+        self.asked = self.paced.as_ref()?.law.pace();
+        Some(self.asked)
     }
 
     /// Gives the memory of a path back on which nothing happens any more.

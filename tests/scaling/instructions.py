@@ -1,7 +1,8 @@
 """Instructions that a relay spends on a frame, a report and a handshake, by valgrind's callgrind.
 
 Unlike times they are the same on a busy machine. Each figure is the slope between a short run and a long one.
-Usage: DUORELAY_BIN=PROGRAM python3 tests/scaling/instructions.py [--part NAME]... [--keep FOLDER] [PROGRAM...]
+Usage: DUORELAY_BIN=PROGRAM python3 tests/scaling/instructions.py [--part NAME]... [--users N] [--keep FOLDER]
+       [PROGRAM...]
 Programs stand in columns; DUORELAY_BIN is the load generator, and the only program if none is named. callgrind's files
 go to FOLDER, for callgrind_annotate.
 """
@@ -17,18 +18,18 @@ import measure
 from measure import Bench, say, table
 
 SHORT, LONG = 3, 13
-STREAM = ["stream", "--users=10", "--fps=30", "--warmup=1s"]
+STREAM = ["stream", "--fps=30", "--warmup=1s"]
 # Name to: what is counted, instances, whether they have a Redis, what the load generator does.
 PARTS = {
     "frame": ("a frame on one instance, no reports", 1, False, [*STREAM, "--no-reports"]),
     "reports": ("a frame on one instance, with reports", 1, False, STREAM),
     "away": ("a frame across two instances, no reports", 2, True, [*STREAM, "--no-reports", "--fps=10"]),
-    "handshake": ("a handshake and goodbye", 1, False, ["storm", "--users=20", "--rate=20", "--warmup=1s"]),
-    "second": ("a second without traffic", 1, False, ["idle", "--users=1", "--warmup=1s"]),
+    "handshake": ("a handshake and goodbye", 1, False, ["storm", "--rate=20", "--warmup=1s"]),
+    "second": ("a second without traffic", 1, False, ["idle", "--warmup=1s"]),
 }
 
 
-def run(program, part, seconds, folder):
+def run(program, part, users, seconds, folder):
     """Instructions of all instances, and how often the thing was done."""
     _, instances, has_redis, load = PARTS[part]
     outs = [folder / f"{program.name}.{part}.{seconds}s.{number}" for number in range(instances)]
@@ -38,7 +39,7 @@ def run(program, part, seconds, folder):
             bench.relay(redis_url, ["valgrind", "--tool=callgrind", f"--callgrind-out-file={out}", program, "serve"])
             for out in outs
         ]
-        results = bench.load(load[0], servers, f"--duration={seconds}s", *load[1:], reads=None)
+        results = bench.load(load[0], servers, f"--duration={seconds}s", f"--users={users}", *load[1:], reads=None)
     totals = [int(re.search(r"^(?:summary|totals): (\d+)", out.read_text(), re.MULTILINE)[1]) for out in outs]
     match part:
         case "handshake":
@@ -50,8 +51,8 @@ def run(program, part, seconds, folder):
     return sum(totals), done
 
 
-def slope(program, part, folder):
-    (few, before), (many, after) = (run(program, part, seconds, folder) for seconds in (SHORT, LONG))
+def slope(program, part, users, folder):
+    (few, before), (many, after) = (run(program, part, users, seconds, folder) for seconds in (SHORT, LONG))
     cost = (many - few) / (after - before)
     say(f"{program.name}: {PARTS[part][0]}: {cost:,.0f} ({after - before:,.0f} of them)")
     return cost
@@ -60,6 +61,7 @@ def slope(program, part, folder):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", action="append", choices=PARTS, default=[])
+    parser.add_argument("--users", type=int, default=10)
     parser.add_argument("--keep", type=Path)
     parser.add_argument("programs", nargs="*", type=Path, default=[measure.PROGRAM])
     given = parser.parse_args()
@@ -67,7 +69,7 @@ def main():
         folder = given.keep or Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         rows = [
-            [PARTS[part][0], *(f"{slope(program.resolve(), part, folder.resolve()):,.0f}" for program in given.programs)]
+            [PARTS[part][0], *(f"{slope(program.resolve(), part, given.users, folder.resolve()):,.0f}" for program in given.programs)]
             for part in given.part or PARTS
         ]
     print(table(["instructions of the servers", *(program.name for program in given.programs)], rows))

@@ -102,7 +102,7 @@ impl Socket {
     pub(super) fn next_deadline(&self, now: Instant) -> Option<Instant> {
         let (fresh, session) = (self.freshness.deadline(), self.session.deadline());
         // A look in an hour is as good as none.
-        if fresh == f64::INFINITY || fresh >= self.shared.ms(now) + 3_600_000.0 {
+        if fresh >= self.shared.ms(now) + 3_600_000.0 {
             return session;
         }
         let fresh = self.shared.instant(fresh);
@@ -124,12 +124,9 @@ impl super::Sockets {
 
     /// Not before that time.
     fn instant(&self, ms: f64) -> Instant {
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "a negative time becomes 0"
-        )]
-        let ns = (ms * 1e6) as u64;
-        self.origin + Duration::from_nanos(ns.saturating_add(1_000))
+        // By way of i64, for which the processor has an instruction.
+        #[expect(clippy::cast_possible_truncation, reason = "it saturates")]
+        let ns = ((ms * 1e6) as i64).max(0).cast_unsigned();
+        self.origin + Duration::from_nanos(ns + 1_000)
     }
 }

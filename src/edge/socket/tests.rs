@@ -43,7 +43,7 @@ impl Worker {
                 queue_bytes: 1 << 20,
                 bytes_per_second: 0,
             },
-            features: Vec::new(),
+            features: vec![Feature::Received],
             stun: Vec::new(),
             heartbeat: HEARTBEAT,
             lease: Duration::from_secs(10),
@@ -277,6 +277,37 @@ async fn what_waits_for_an_overwritten_connection_goes_before_anybody_who_is_her
         // A close that the receiver does not take is tried for 5 s: it would have counted by now.
         assert_eq!(worker.metrics.closes("4008"), 0);
         assert!(!receiver.task.is_finished());
+    };
+    LocalSet::new().run_until(test).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_report_that_is_nearly_due_leaves_with_a_frame() {
+    let test = async {
+        let worker = Worker::new(1 << 30);
+        let mut desktop = worker.join(Device::Desktop, 65_536).await;
+        let mut mobile = worker.join(Device::Mobile, 65_536).await;
+        let (mut reported, mut read) = (Vec::new(), 1);
+        for step in 0..50 {
+            tokio::time::sleep(Duration::from_millis(89)).await;
+            mobile.send(2, &[1, 7]).await;
+            desktop.send(2, &[1, 7]).await;
+            let report = format!(r#"{{"type":"received","messages":{read},"time":{}}}"#, step * 90);
+            desktop.send(1, report.as_bytes()).await;
+            while let Ok((opcode, payload)) =
+                tokio::time::timeout(Duration::from_millis(1), desktop.next()).await
+            {
+                read += 1;
+                if opcode == 1 && payload.starts_with(br#"{"type":"received""#) {
+                    let report: serde_json::Value = serde_json::from_slice(&payload).unwrap();
+                    reported.push(report["messages"].as_u64().unwrap());
+                }
+            }
+        }
+        // Reports are due each 500 ms once the first second is over. The frame before that comes 50 ms earlier, with the
+        // fifth pair of messages.
+        let news: Vec<u64> = reported.windows(2).map(|pair| pair[1] - pair[0]).collect();
+        assert!(news.ends_with(&[10; 6]), "{news:?}");
     };
     LocalSet::new().run_until(test).await;
 }

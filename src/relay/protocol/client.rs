@@ -281,7 +281,8 @@ fn plain_received(text: &str) -> Option<(u64, f64)> {
         matches!(digits.as_bytes(), [b'0'] | [b'1'..=b'9', ..]) && digits.bytes().all(|c| c.is_ascii_digit())
     };
     let fields = text.strip_prefix(PLAIN_RECEIVED)?.strip_suffix('}')?;
-    let (messages, time) = fields.split_once(r#","time":"#)?;
+    let (messages, time) = fields.split_once(',')?;
+    let time = time.strip_prefix(r#""time":"#)?;
     let (whole, fraction) = time.split_once('.').unwrap_or((time, "0"));
     // Beyond that, only JSON's own reader says what is out of range.
     let is_plain = time.len() <= 16
