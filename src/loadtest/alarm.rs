@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::result::count;
+
 /// Wakes one task at one instant at a time.
 #[derive(Debug)]
 pub(super) struct Alarm {
@@ -46,18 +48,9 @@ impl Alarm {
             it_value: Timespec::try_from(wait).unwrap_or(Timespec { tv_sec: i64::MAX, tv_nsec: 0 }),
         };
         timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once)?;
-        loop {
-            let mut ready = self.timer.readable().await?;
-            let mut expirations = [0; 8];
-            match rustix::io::read(&self.timer, &mut expirations) {
-                Ok(_) => {
-                    ready.clear_ready();
-                    return Ok(());
-                }
-                Err(rustix::io::Errno::AGAIN) => ready.clear_ready(),
-                Err(error) => return Err(error.into()),
-            }
-        }
+        let interest = tokio::io::Interest::READABLE;
+        self.timer.async_io(interest, |timer| Ok(rustix::io::read(timer, &mut [0; 8])?)).await?;
+        Ok(())
     }
 }
 
@@ -85,20 +78,20 @@ impl Alarm {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Beat {
     start: Instant,
-    period: Duration,
-    count: u32,
+    per_second: f64,
+    count: u64,
 }
 
 impl Beat {
     /// One at `start`, then `per_second` of them a second.
     pub(super) fn new(start: Instant, per_second: f64) -> Self {
-        Self { start, period: Duration::from_secs_f64(1.0 / per_second), count: 0 }
+        Self { start, per_second, count: 0 }
     }
 
     /// When the next turn is due, also if that has passed.
     pub(super) fn next(&mut self) -> Instant {
-        let due = self.start + self.period * self.count;
-        self.count = self.count.saturating_add(1);
+        let due = self.start + Duration::from_secs_f64(count(self.count) / self.per_second);
+        self.count += 1;
         due
     }
 }

@@ -1,97 +1,76 @@
 //! From an address to a welcomed WebSocket.
 
-use std::future::poll_fn;
+use std::error::Error;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::pki_types::ServerName;
 use rustls_platform_verifier::ConfigVerifierExt as _;
 use serde::Deserialize;
-use tokio::io::ReadBuf;
 use tokio::net::TcpSocket;
 use tokio::time::timeout;
-use tokio_rustls::TlsConnector;
-use tungstenite::handshake::client::generate_key;
-use tungstenite::handshake::derive_accept_key;
+use tokio_tungstenite::{Connector, client_async_tls_with_config};
+use tungstenite::client::IntoClientRequest as _;
+use tungstenite::handshake::client::Request;
+use tungstenite::protocol::WebSocketConfig;
 use url::Url;
 
-use super::LoadError;
-use super::dialect::{Caller, Dialect, Heard};
-use super::settings::Link;
-use super::socket::{Socket, Stream};
+use super::dialect::{Caller, Heard};
+use super::settings::LoadOptions;
+use super::socket::{Link, Socket};
+use crate::relay::ids::Device;
+use crate::relay::private::Private;
 
 /// From the first SYN to the welcome.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
-/// The largest answer to a handshake that is read.
-const ANSWER_LIMIT: usize = 16 * 1024;
+/// What one read takes at most: a few frames, and little enough for tens of thousands of sockets.
+const READ_BUFFER: usize = 4096;
+/// What may wait when the relay reads too slowly; more is not sent.
+const WRITE_LIMIT: usize = 1 << 20;
 
 /// One URL with its addresses, resolved once at the start.
 pub(super) struct Target {
+    url: Url,
     addresses: Vec<SocketAddr>,
-    host: String,
-    path: String,
-    tls: Option<(TlsConnector, ServerName<'static>)>,
-}
-
-impl std::fmt::Debug for Target {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Target").field("host", &self.host).finish_non_exhaustive()
-    }
+    connector: Connector,
 }
 
 impl Target {
     /// Looks the host up, once.
     ///
     /// # Errors
-    /// [`LoadError::Target`]
-    pub(super) async fn resolve(url: &Url) -> Result<Self, LoadError> {
-        let wrong = |problem: String| LoadError::Target { url: url.to_string(), problem };
-        let host = url.host_str().unwrap_or_default();
-        let port = url.port_or_known_default().unwrap_or(80);
-        let name = host.trim_start_matches('[').trim_end_matches(']');
-        let addresses: Vec<_> =
-            tokio::net::lookup_host((name, port)).await.map_err(|error| wrong(error.to_string()))?.collect();
-        if addresses.is_empty() {
-            return Err(wrong("has no address".to_owned()));
-        }
-        let tls = if url.scheme() == "wss" {
+    /// The resolver's, or that no certificates can be checked.
+    pub(super) fn resolve(url: &Url) -> Result<Self, Box<dyn Error>> {
+        let addresses = url.socket_addrs(|| None).map_err(|error| format!("--url {url}: {error}"))?;
+        let connector = if url.scheme() == "wss" {
             let provider = rustls::crypto::aws_lc_rs::default_provider();
             // Where another part of the process was first, its choice stands.
             let _ = provider.install_default();
-            let config =
-                rustls::ClientConfig::with_platform_verifier().map_err(|error| wrong(error.to_string()))?;
-            let name = ServerName::try_from(name.to_owned()).map_err(|error| wrong(error.to_string()))?;
-            Some((TlsConnector::from(Arc::new(config)), name))
+            Connector::Rustls(Arc::new(rustls::ClientConfig::with_platform_verifier()?))
         } else {
-            None
+            Connector::Plain
         };
-        Ok(Self {
-            addresses,
-            host: url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}")),
-            path: match url.path() {
-                "" => "/".to_owned(),
-                path => path.to_owned(),
-            },
-            tls,
-        })
+        Ok(Self { url: url.clone(), addresses, connector })
     }
 }
 
-/// One handshake: whose, and how it is made.
-pub(super) struct Attempt<'a> {
-    pub(super) caller: Caller<'a>,
-    pub(super) dialect: &'static dyn Dialect,
-    /// The local address to connect from; the system's choice without.
-    pub(super) source: Option<IpAddr>,
-    /// Only for receivers behind a thin link.
-    pub(super) link: Option<Link>,
-    /// It reports what it has read.
-    pub(super) reports: bool,
-    /// Which of the target's addresses.
-    pub(super) turn: usize,
+/// One user, signed in.
+#[derive(Debug, Clone)]
+pub(super) struct User {
+    /// Its place among all users.
+    pub(super) number: u32,
+    pub(super) token: Private<Arc<str>>,
 }
+
+impl User {
+    pub(super) fn calls<'a>(&'a self, device: Device, client: &'a str) -> Caller<'a> {
+        Caller { user: self.number, device, client, token: &self.token }
+    }
+}
+
+/// A welcomed socket, or why there is none.
+pub(super) type Connected = Result<Socket, Failure>;
 
 /// Why there is no connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -118,23 +97,45 @@ impl From<io::Error> for Failure {
     }
 }
 
+impl From<tungstenite::Error> for Failure {
+    fn from(error: tungstenite::Error) -> Self {
+        #[derive(Deserialize)]
+        struct Problem {
+            code: String,
+        }
+        match error {
+            tungstenite::Error::Io(error) => error.into(),
+            tungstenite::Error::Http(answer) => {
+                let status = format!("status {}", answer.status().as_u16());
+                let problem: Result<Problem, _> =
+                    serde_json::from_slice(answer.body().as_deref().unwrap_or_default());
+                let seconds =
+                    answer.headers().get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok());
+                Self::Refused {
+                    code: problem.map_or(status, |problem| problem.code),
+                    retry_after: seconds.map(Duration::from_secs),
+                }
+            }
+            _ => Self::Failed("broken handshake".to_owned()),
+        }
+    }
+}
+
 /// Connects, shakes hands and waits for the welcome.
 ///
 /// # Errors
 /// [`Failure`], after 10 s at the latest.
-pub(super) async fn connect(target: &Target, attempt: &Attempt<'_>) -> Result<Socket, Failure> {
+pub(super) async fn connect(target: &Target, options: &LoadOptions, caller: Caller<'_>) -> Connected {
     let connecting = async {
-        let socket = open(target, attempt).await?;
+        let socket = open(target, options, caller).await?;
         loop {
             match socket.receive().await {
                 Ok(Heard::Open) => {
-                    if let Some(sign_in) = attempt.dialect.sign_in(&attempt.caller) {
-                        // What a socket does not take, its reader hears as its end.
-                        let _ = socket.send(sign_in);
-                    }
+                    // What a socket does not take, its reader hears as its end.
+                    let _ = options.dialect.sign_in(&caller).map(|sign_in| socket.send(sign_in));
                 }
-                Ok(Heard::Welcome { received }) => {
-                    if received && attempt.reports {
+                Ok(Heard::Welcome { features }) => {
+                    if !options.no_reports && features.iter().any(|feature| feature == "received") {
                         socket.start_reports();
                     }
                     break;
@@ -142,12 +143,12 @@ pub(super) async fn connect(target: &Target, attempt: &Attempt<'_>) -> Result<So
                 Ok(Heard::Refused(code)) => return Err(Failure::Refused { code, retry_after: None }),
                 Ok(_) => return Err(Failure::Failed("no welcome".to_owned())),
                 Err(ended) => {
-                    return Err(Failure::Failed(format!("closed with {} before the welcome", ended.code)));
+                    return Err(Failure::Failed(format!("closed with {} before the welcome", ended.0)));
                 }
             }
         }
-        if let Some(link) = attempt.link {
-            socket.throttle(link.bytes_per_second);
+        if let Some(bytes_per_second) = options.link_of(caller.device) {
+            socket.throttle(bytes_per_second);
         }
         Ok(socket)
     };
@@ -156,129 +157,58 @@ pub(super) async fn connect(target: &Target, attempt: &Attempt<'_>) -> Result<So
         .unwrap_or_else(|_| Err(Failure::Failed("no answer in 10 s".to_owned())))
 }
 
-async fn open(target: &Target, attempt: &Attempt<'_>) -> Result<Socket, Failure> {
-    let address = target.addresses[attempt.turn % target.addresses.len()];
+async fn open(target: &Target, options: &LoadOptions, caller: Caller<'_>) -> Connected {
+    let turn = caller.user as usize * 2 + usize::from(caller.device == Device::Mobile);
+    let address = target.addresses[turn % target.addresses.len()];
     let tcp = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     tcp.set_nodelay(true)?;
-    if let Some(link) = attempt.link {
-        let size = u32::try_from(link.receive_buffer / 2).unwrap_or(u32::MAX);
-        tcp.set_recv_buffer_size(size)?;
+    if options.link_of(caller.device).is_some() {
+        tcp.set_recv_buffer_size(u32::try_from(options.receive_buffer / 2).unwrap_or(u32::MAX))?;
         #[cfg(target_os = "linux")]
-        if let Some(maxseg) = link.maxseg {
-            let maxseg = u32::try_from(maxseg).unwrap_or(u32::MAX);
-            socket2::SockRef::from(&tcp).set_tcp_mss(maxseg)?;
+        if let Some(maxseg) = options.maxseg {
+            socket2::SockRef::from(&tcp).set_tcp_mss(u32::try_from(maxseg).unwrap_or(u32::MAX))?;
         }
     }
-    if let Some(source) = attempt.source {
-        tcp.bind(SocketAddr::new(source, 0))?;
+    if let Some(source) = options.sources.get(turn % options.sources.len().max(1)) {
+        tcp.bind(SocketAddr::new(*source, 0))?;
     }
-    let tcp = tcp.connect(address).await?;
-    let mut stream = match &target.tls {
-        None => Stream::Plain(tcp),
-        Some((tls, name)) => Stream::Tls(Box::new(tls.connect(name.clone(), tcp).await?)),
-    };
-    let key = generate_key();
-    let request = request(target, attempt, &key);
-    let mut rest = request.as_bytes();
-    while !rest.is_empty() {
-        let written = poll_fn(|cx| stream.poll_write(cx, rest)).await?;
-        rest = rest.split_at(written).1;
-    }
-    let mut received = Vec::new();
-    loop {
-        if let Some(length) = upgraded(&received, &key)? {
-            let early = received.split_off(length);
-            return Ok(Socket::new(stream, early, attempt.dialect));
-        }
-        if received.len() > ANSWER_LIMIT || !read_more(&mut stream, &mut received).await? {
-            return Err(Failure::Failed("broken handshake".to_owned()));
-        }
-    }
+    let link = Link::new(tcp.connect(address).await?);
+    let config = WebSocketConfig::default()
+        .read_buffer_size(READ_BUFFER)
+        .write_buffer_size(0)
+        .max_write_buffer_size(WRITE_LIMIT);
+    let request = request(target.url.clone(), options, caller)?;
+    let (ws, _) =
+        client_async_tls_with_config(request, link, Some(config), Some(target.connector.clone())).await?;
+    Ok(Socket::new(ws, options.dialect))
 }
 
-async fn read_more(stream: &mut Stream, received: &mut Vec<u8>) -> io::Result<bool> {
-    let mut buffer = [0; 4096];
-    let mut buffer = ReadBuf::new(&mut buffer);
-    poll_fn(|cx| stream.poll_read(cx, &mut buffer)).await?;
-    received.extend_from_slice(buffer.filled());
-    Ok(!buffer.filled().is_empty())
-}
-
-fn request(target: &Target, attempt: &Attempt<'_>, key: &str) -> String {
-    let (path, sign_in) = attempt.dialect.handshake(&target.path, &attempt.caller);
-    format!(
-        "GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n{sign_in}\r\n",
-        target.host
-    )
-}
-
-/// The length of a complete answer that accepts; `None` while it is incomplete.
-fn upgraded(received: &[u8], key: &str) -> Result<Option<usize>, Failure> {
-    #[derive(Deserialize)]
-    struct Problem {
-        code: String,
+fn request(mut url: Url, options: &LoadOptions, caller: Caller<'_>) -> Result<Request, tungstenite::Error> {
+    let (query, headers) = options.dialect.handshake(&caller);
+    url.set_query(Some(&query));
+    let mut request = url.as_str().into_client_request()?;
+    for (name, value) in headers {
+        request.headers_mut().insert(name, value.parse()?);
     }
-    let mut headers = [httparse::EMPTY_HEADER; 64];
-    let mut response = httparse::Response::new(&mut headers);
-    let broken = || Failure::Failed("broken handshake".to_owned());
-    let length = match response.parse(received) {
-        Ok(httparse::Status::Complete(length)) => length,
-        Ok(httparse::Status::Partial) => return Ok(None),
-        Err(_) => return Err(broken()),
-    };
-    let header = |name: &str| {
-        let header = response.headers.iter().find(|header| header.name.eq_ignore_ascii_case(name));
-        header.and_then(|header| std::str::from_utf8(header.value).ok())
-    };
-    let status = response.code.unwrap_or_default();
-    if status == 101 {
-        let accepted = header("sec-websocket-accept") == Some(derive_accept_key(key.as_bytes()).as_str());
-        return if accepted { Ok(Some(length)) } else { Err(broken()) };
-    }
-    let body = received.get(length..).unwrap_or_default();
-    let wanted: usize = header("content-length").and_then(|text| text.parse().ok()).unwrap_or(0);
-    if body.len() < wanted && received.len() < ANSWER_LIMIT {
-        return Ok(None);
-    }
-    let problem: Option<Problem> = serde_json::from_slice(body).ok();
-    let seconds = header("retry-after").and_then(|text| text.parse().ok());
-    Err(Failure::Refused {
-        code: problem.map_or_else(|| format!("status {status}"), |problem| problem.code),
-        retry_after: seconds.map(Duration::from_secs),
-    })
+    Ok(request)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
-
-    #[test]
-    fn an_answer_is_read_once_it_is_whole() {
-        // The key and its answer are RFC 6455's (section 1.3).
-        let answer = "HTTP/1.1 101 Switching Protocols\r\nsec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\nrest";
-        for end in 0..answer.len() - 4 {
-            assert_eq!(upgraded(&answer.as_bytes()[..end], KEY), Ok(None));
-        }
-        assert_eq!(upgraded(answer.as_bytes(), KEY), Ok(Some(answer.len() - 4)));
-        let wrong = answer.replace("s3p", "S3p");
-        assert!(matches!(upgraded(wrong.as_bytes(), KEY), Err(Failure::Failed(_))));
-    }
-
     #[test]
     fn refusals_are_named_by_their_code_or_else_by_their_status() {
-        let body = r#"{"code":"too_many_attempts"}"#;
-        let head =
-            format!("HTTP/1.1 429 Too Many\r\nRetry-After: 2\r\nContent-Length: {}\r\n\r\n", body.len());
-        assert_eq!(upgraded(head.as_bytes(), KEY), Ok(None));
-        let refusal = Failure::Refused {
-            code: "too_many_attempts".to_owned(),
-            retry_after: Some(Duration::from_secs(2)),
+        let refused = |status: u16, body: &str| {
+            let answer = http::Response::builder().status(status).header("retry-after", "2");
+            let answer = answer.body(Some(body.as_bytes().to_vec())).unwrap();
+            match Failure::from(tungstenite::Error::Http(answer.into())) {
+                Failure::Refused { code, retry_after: Some(pause) } => (code, pause.as_secs()),
+                other => panic!("{other:?}"),
+            }
         };
-        assert_eq!(upgraded(format!("{head}{body}").as_bytes(), KEY), Err(refusal));
-        let plain = Failure::Refused { code: "status 404".to_owned(), retry_after: None };
-        assert_eq!(upgraded(b"HTTP/1.1 404 Not Found\r\n\r\n", KEY), Err(plain));
+        assert_eq!(refused(429, r#"{"code":"too_many_attempts"}"#), ("too_many_attempts".to_owned(), 2));
+        assert_eq!(refused(404, "Not Found"), ("status 404".to_owned(), 2));
+        assert_eq!(refused(503, ""), ("status 503".to_owned(), 2));
     }
 }

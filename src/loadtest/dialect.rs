@@ -10,8 +10,8 @@ use crate::relay::ids::Device;
 
 /// What a client and a server say to each other.
 pub trait Dialect: Debug + Send + Sync {
-    /// The path with its query, and the header lines that sign in.
-    fn handshake(&self, path: &str, caller: &Caller<'_>) -> (String, String);
+    /// The query of the URL, and the headers that sign in.
+    fn handshake(&self, caller: &Caller<'_>) -> (String, Vec<(&'static str, String)>);
 
     /// The answer to [`Heard::Open`].
     fn sign_in(&self, _caller: &Caller<'_>) -> Option<Message> {
@@ -31,7 +31,10 @@ pub trait Dialect: Debug + Send + Sync {
 }
 
 /// The parameters of one connection.
+#[derive(Clone, Copy)]
 pub struct Caller<'a> {
+    /// The user's place among all users.
+    pub user: u32,
     /// The slot that it claims.
     pub device: Device,
     /// The query's `client`, the same for all its connections.
@@ -40,19 +43,24 @@ pub struct Caller<'a> {
     pub token: &'a str,
 }
 
-/// What a message of the server is read for.
-#[derive(Debug, PartialEq, Eq)]
+/// What a message of the server is read for; named as v1's text messages are.
+#[derive(Debug, PartialEq, Eq, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
 pub enum Heard {
     /// The server waits for the sign-in; the relay has seen it in the handshake.
+    #[serde(skip)]
     Open,
     /// The first message after the sign-in.
     Welcome {
-        /// It reads reports of what has arrived.
-        received: bool,
+        /// With `received`, it reads reports of what has arrived.
+        #[serde(default)]
+        features: Vec<String>,
     },
     /// The sign-in is refused, and why.
+    #[serde(skip)]
     Refused(String),
     /// From the other device.
+    #[serde(skip)]
     Frame(Bytes),
     /// This socket lost its slot.
     Overwritten,
@@ -63,17 +71,25 @@ pub enum Heard {
         /// When this socket is closed.
         deadline_ms: u64,
     },
-    /// The last message was not accepted, and why.
-    Error(String),
+    /// The last message was not accepted.
+    Error {
+        /// Why not.
+        code: String,
+    },
     /// The answer to a ping.
     Pong,
     /// The server wants this answer at once.
+    #[serde(skip)]
     Heartbeat(Message),
     /// What the relay has read.
     Received,
-    /// Reports are wanted each so many milliseconds.
-    Reports(u16),
+    /// Reports are wanted.
+    Reports {
+        /// How often.
+        every_ms: u16,
+    },
     /// A message that no scenario waits for.
+    #[serde(other)]
     Other,
 }
 
@@ -81,41 +97,18 @@ pub enum Heard {
 #[derive(Debug)]
 pub struct V1;
 
-/// v1's text messages, as far as they are read.
-#[derive(Deserialize)]
-#[serde(tag = "type", rename_all = "snake_case")]
-enum Control {
-    Welcome {
-        #[serde(default)]
-        features: Vec<String>,
-    },
-    Reports {
-        every_ms: u16,
-    },
-    Received {},
-    Overwritten {},
-    Reconnect {
-        in_ms: u64,
-        deadline_ms: u64,
-    },
-    Error {
-        code: String,
-    },
-    Pong {},
-    #[serde(other)]
-    Other,
-}
-
 impl Dialect for V1 {
     /// Desktops send the token as browsers do, mobiles as native apps do.
-    fn handshake(&self, path: &str, caller: &Caller<'_>) -> (String, String) {
+    fn handshake(&self, caller: &Caller<'_>) -> (String, Vec<(&'static str, String)>) {
         use crate::relay::protocol::V1;
         let Caller { device, client, token, .. } = caller;
-        let sign_in = match device {
-            Device::Desktop => format!("Sec-WebSocket-Protocol: {V1}, {token}\r\n"),
-            Device::Mobile => format!("Sec-WebSocket-Protocol: {V1}\r\nAuthorization: Bearer {token}\r\n"),
+        let headers = match device {
+            Device::Desktop => vec![("sec-websocket-protocol", format!("{V1}, {token}"))],
+            Device::Mobile => {
+                vec![("sec-websocket-protocol", V1.to_owned()), ("authorization", format!("Bearer {token}"))]
+            }
         };
-        (format!("{path}?client={client}"), sign_in)
+        (format!("client={client}"), headers)
     }
 
     fn ping(&self) -> Message {
@@ -123,18 +116,7 @@ impl Dialect for V1 {
     }
 
     fn read(&self, text: &str) -> Heard {
-        match serde_json::from_str(text) {
-            Ok(Control::Welcome { features }) => {
-                Heard::Welcome { received: features.iter().any(|feature| feature == "received") }
-            }
-            Ok(Control::Reports { every_ms }) => Heard::Reports(every_ms),
-            Ok(Control::Received {}) => Heard::Received,
-            Ok(Control::Overwritten {}) => Heard::Overwritten,
-            Ok(Control::Reconnect { in_ms, deadline_ms }) => Heard::Reconnect { in_ms, deadline_ms },
-            Ok(Control::Error { code }) => Heard::Error(code),
-            Ok(Control::Pong {}) => Heard::Pong,
-            Ok(Control::Other) | Err(_) => Heard::Other,
-        }
+        serde_json::from_str(text).unwrap_or(Heard::Other)
     }
 }
 
@@ -145,13 +127,20 @@ mod tests {
     #[test]
     fn the_relays_messages_are_distinguished() {
         let heard = |text| V1.read(text);
-        assert_eq!(heard(r#"{"type":"welcome","uid":"a"}"#), Heard::Welcome { received: false });
+        assert_eq!(heard(r#"{"type":"welcome","uid":"a"}"#), Heard::Welcome { features: Vec::new() });
+        let welcome = heard(r#"{"type":"welcome","uid":"a","features":["received"]}"#);
+        assert_eq!(welcome, Heard::Welcome { features: vec!["received".to_owned()] });
+        assert_eq!(heard(r#"{"type":"reports","every_ms":100}"#), Heard::Reports { every_ms: 100 });
+        assert_eq!(heard(r#"{"type":"received","messages":1,"time":2.5}"#), Heard::Received);
         assert_eq!(heard(r#"{"type":"overwritten","by":{}}"#), Heard::Overwritten);
         let reconnect = r#"{"type":"reconnect","reason":"draining","in_ms":5,"deadline_ms":9}"#;
         assert_eq!(heard(reconnect), Heard::Reconnect { in_ms: 5, deadline_ms: 9 });
-        assert_eq!(heard(r#"{"type":"error","code":"bad_json"}"#), Heard::Error("bad_json".to_owned()));
+        assert_eq!(
+            heard(r#"{"type":"error","code":"bad_json"}"#),
+            Heard::Error { code: "bad_json".to_owned() }
+        );
         assert_eq!(heard(r#"{"type":"pong","time":1}"#), Heard::Pong);
-        for other in [r#"{"type":"peer","state":"connected"}"#, "not JSON", "2", "40"] {
+        for other in [r#"{"type":"peer","state":"connected"}"#, r#"{"type":"open"}"#, "not JSON", "2", "40"] {
             assert_eq!(heard(other), Heard::Other);
         }
     }

@@ -1,6 +1,6 @@
 //! What a measured frame carries, and how its receiver counts.
 
-use bytes::{BufMut as _, Bytes, BytesMut};
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 
 use super::settings::LoadOptions;
 use crate::relay::ids::Device;
@@ -26,10 +26,7 @@ impl Frame {
     pub(super) fn encode(&self, size: usize) -> Bytes {
         let mut bytes = BytesMut::with_capacity(size.max(LoadOptions::SMALLEST_FRAME));
         bytes.put_u8(self.stream);
-        bytes.put_u8(match self.device {
-            Device::Desktop => b'd',
-            Device::Mobile => b'm',
-        });
+        bytes.put_u8(self.device.as_str().as_bytes()[0]);
         bytes.put_u32(self.run);
         bytes.put_u32(self.user);
         bytes.put_u64(self.sequence);
@@ -40,23 +37,17 @@ impl Frame {
 
     /// The head of a message, if it has one.
     pub(super) fn decode(message: &[u8]) -> Option<Self> {
-        let (head, _) = message.split_first_chunk::<{ LoadOptions::SMALLEST_FRAME }>()?;
-        let [stream, device, rest @ ..] = *head;
-        let (run, rest) = rest.split_first_chunk()?;
-        let (user, rest) = rest.split_first_chunk()?;
-        let (sequence, rest) = rest.split_first_chunk()?;
-        let (due, _) = rest.split_first_chunk()?;
+        let mut head = message;
         Some(Self {
-            stream,
-            device: match device {
-                b'd' => Device::Desktop,
-                b'm' => Device::Mobile,
-                _ => return None,
+            stream: head.try_get_u8().ok()?,
+            device: {
+                let letter = head.try_get_u8().ok()?;
+                Device::ALL.into_iter().find(|device| device.as_str().as_bytes()[0] == letter)?
             },
-            run: u32::from_be_bytes(*run),
-            user: u32::from_be_bytes(*user),
-            sequence: u64::from_be_bytes(*sequence),
-            due: u64::from_be_bytes(*due),
+            run: head.try_get_u32().ok()?,
+            user: head.try_get_u32().ok()?,
+            sequence: head.try_get_u64().ok()?,
+            due: head.try_get_u64().ok()?,
         })
     }
 }

@@ -10,6 +10,7 @@
 mod alarm;
 mod connect;
 pub mod dialect;
+mod figure;
 mod frame;
 mod progress;
 mod report;
@@ -23,8 +24,8 @@ mod tally;
 mod tokens;
 mod watch;
 
+use std::error::Error;
 use std::io::{self, Write as _};
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -34,60 +35,20 @@ use tokio::sync::{mpsc, watch as signal};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
-use self::connect::Target;
+use self::connect::{Target, User};
 use self::progress::Progress;
 use self::report::Report;
-use self::result::{Results, judge};
-use self::settings::{LoadOptions, Output, Placement, Scenario};
-use self::shard::{Event, Phase, Plan, User};
+use self::result::Results;
+use self::settings::{LoadOptions, Placement, Scenario};
+use self::shard::{Event, Phase, Plan};
+use self::source::Reading;
 pub use self::source::{Instance, Source};
 use self::tokens::mint;
-use self::watch::{Reading, Watch};
+use self::watch::Watch;
 use crate::host::open_files::raise_limit;
 
 /// Between "all are connected" and the first frame.
 const RUN_UP: Duration = Duration::from_millis(100);
-
-/// Why nothing was measured.
-#[derive(Debug, thiserror::Error)]
-pub enum LoadError {
-    /// A URL leads nowhere.
-    #[error("--url {url}: {problem}")]
-    Target {
-        /// As it was given to `--url` or `--through`.
-        url: String,
-        /// The resolver's words, or the parser's.
-        problem: String,
-    },
-    /// There are no tokens.
-    #[error("no tokens: {0}")]
-    Tokens(String),
-    /// Metrics or Redis's figures cannot be read.
-    #[error("{who}: {problem}")]
-    Watch {
-        /// The instance's authority, or Redis.
-        who: String,
-        /// Its answer, or the error of the connection.
-        problem: String,
-    },
-    /// Nobody got a connection.
-    #[error("nobody could connect: {0}")]
-    NobodyConnected(String),
-    /// A result cannot be written.
-    #[error("{}: {error}", path.display())]
-    Write {
-        /// The path of `--json` or `--report`.
-        path: PathBuf,
-        /// The system's error.
-        error: io::Error,
-    },
-    /// A thread or a terminal cannot be had.
-    #[error(transparent)]
-    Io(#[from] io::Error),
-    /// Ctrl-C before anything was measured.
-    #[error("interrupted before anything was measured")]
-    Interrupted,
-}
 
 /// Runs the load test and prints its results. Exit code 1: a demand is broken, or nothing was measured.
 pub async fn main(options: LoadOptions) -> ExitCode {
@@ -103,98 +64,72 @@ pub async fn main(options: LoadOptions) -> ExitCode {
 }
 
 /// True when all demands hold.
-async fn run(options: LoadOptions) -> Result<bool, LoadError> {
-    let mut progress = Progress::new(&options);
-    progress.say(&announcement(&options, open_files(&options)));
+async fn run(options: LoadOptions) -> Result<bool, Box<dyn Error>> {
+    let progress = Progress::new(&options);
+    // The limit of open files is raised as far as it goes.
+    let too_few_files = raise_limit().filter(|most| *most < options.users as u64 * 2 + 64);
+    writeln!(io::stderr(), "{}", announcement(&options, too_few_files))?;
     let mut interrupted = std::pin::pin!(tokio::signal::ctrl_c());
     let prepare = async {
-        let mut targets = Vec::new();
-        for url in &options.urls {
-            targets.push(Target::resolve(url).await?);
-        }
+        let targets = options.urls.iter().map(Target::resolve).collect::<Result<_, _>>()?;
         progress.begin("signing in", options.users);
         let tokens = mint(&options, |count| progress.at(count)).await?;
         let (watch, before) = Watch::start(&options).await?;
-        Ok::<_, LoadError>((targets, tokens, watch, before))
+        Ok::<_, Box<dyn Error>>((targets, tokens, Arc::new(watch), before))
     };
     let (targets, tokens, watch, before) = tokio::select! {
         prepared = prepare => prepared?,
-        _ = &mut interrupted => return Err(LoadError::Interrupted),
+        _ = &mut interrupted => return Err("interrupted before anything was measured".into()),
     };
     let plan = Arc::new(Plan { options, targets, run: fastrand::u32(..), epoch: Instant::now() });
+    let options = &plan.options;
     let mut run = Run::start(&plan, &tokens, before)?;
     let started = SystemTime::now();
     tokio::select! {
-        () = run.connect(&plan.options, &progress) => {}
+        () = run.connect(options, &progress) => {}
         _ = &mut interrupted => run.stop(),
     }
-    if run.results.total.welcomed == 0
-        && plan.options.scenario != Scenario::Storm
-        && plan.options.scenario != Scenario::Overwrite
-    {
-        let total = &run.results.total;
-        let reasons = total.refused.keys().chain(total.failed.keys()).cloned().collect::<Vec<_>>();
+    let total = &run.results.total;
+    if total.welcomed == 0 && !matches!(options.scenario, Scenario::Storm | Scenario::Overwrite) {
+        let reasons: Vec<_> = total.refused.keys().chain(total.failed.keys()).cloned().collect();
         run.stop();
-        return Err(LoadError::NobodyConnected(reasons.join(", ")));
+        return Err(format!("nobody could connect: {}", reasons.join(", ")).into());
     }
-    progress.begin_measuring();
-    let watch = Arc::new(watch);
-    let measured = tokio::select! {
-        measured = run.measure(&plan.options, &watch, &progress) => measured,
-        _ = &mut interrupted => run.stop_and_collect(&plan.options, &watch).await,
-    };
+    run.measure(options, &watch, &progress, interrupted).await;
     progress.end();
-    run.join();
-    let Run { mut results, interrupted, .. } = run;
-    results.finish(plan.options.scenario);
-    let figures = results.figures(&plan.options, measured);
-    let verdicts = judge(&plan.options.assertions, &figures);
-    let holds = verdicts.iter().all(|verdict| verdict.holds);
-    let report = Report {
-        options: &plan.options,
-        started,
-        measured,
-        interrupted,
-        results: &results,
-        figures,
-        verdicts,
-    };
+    let Run { threads, results, interrupted, .. } = run;
+    // A thread that panicked has said so.
+    threads.into_iter().for_each(|thread| drop(thread.join()));
+    let figures = figure::figures(&results);
+    let report = Report { options, started, interrupted, results: &results, figures };
     write_all(&report)?;
-    Ok(holds)
+    Ok(report.verdicts().all(|(_, _, holds)| holds))
 }
 
-fn write_all(report: &Report<'_>) -> Result<(), LoadError> {
-    let write = |path: &PathBuf, text: String| {
-        std::fs::write(path, text).map_err(|error| LoadError::Write { path: path.clone(), error })
-    };
-    let table = report::table::text(report);
-    match &report.options.json {
-        Some(Output::Stdout) => {
+fn write_all(report: &Report<'_>) -> Result<(), Box<dyn Error>> {
+    let write = |path, text| std::fs::write(path, text).map_err(|error| format!("{path}: {error}"));
+    let (table, json) = (report::table::text(report), report::json::text(report));
+    match report.options.json.as_deref() {
+        Some("-") => {
             write!(io::stderr(), "{table}")?;
-            writeln!(io::stdout(), "{}", report::json::text(report))?;
+            writeln!(io::stdout(), "{json}")?;
         }
-        Some(Output::File(path)) => {
+        path => {
             write!(io::stdout(), "{table}")?;
-            write(path, report::json::text(report))?;
+            path.map_or(Ok(()), |path| write(path, json))?;
         }
-        None => write!(io::stdout(), "{table}")?,
     }
-    if let Some(path) = &report.options.report {
-        write(path, report::html::text(report))?;
+    if let Some(path) = report.options.report.as_deref() {
+        write(path, report::html::text(report)?)?;
     }
     Ok(())
-}
-
-/// The limit of open files, raised as far as it goes, if it is too low.
-fn open_files(options: &LoadOptions) -> Option<u64> {
-    raise_limit().filter(|most| *most < options.users as u64 * 2 + 64)
 }
 
 /// What will be done, for a person who may want to stop it.
 fn announcement(options: &LoadOptions, too_few_files: Option<u64>) -> String {
     let LoadOptions { scenario, users, fps, frame_bytes, duration, warmup, rate, .. } = options;
     let urls: Vec<_> = options.urls.iter().map(ToString::to_string).collect();
-    let streams = options.streams.0.len();
+    let streams = options.streams.len();
     let what = match scenario {
         Scenario::Stream | Scenario::Slow | Scenario::Rolling => format!(
             "{users} users (up to {} connections), {fps} frames a second of {frame_bytes} bytes from each sender on {streams} stream{}",
@@ -208,8 +143,7 @@ fn announcement(options: &LoadOptions, too_few_files: Option<u64>) -> String {
         }
     };
     let mut text = format!(
-        "duorelay loadtest {}: {what}\n  against {}\n  for {duration:?} after a warm-up of {warmup:?}",
-        scenario.as_str(),
+        "duorelay loadtest {scenario}: {what}\n  against {}\n  for {duration:?} after a warm-up of {warmup:?}",
         urls.join(", "),
     );
     if options.placement != Placement::Same
@@ -232,34 +166,27 @@ struct Run {
     phase: signal::Sender<Phase>,
     events: mpsc::Receiver<Event>,
     results: Results,
-    begin: Option<Instant>,
     interrupted: bool,
 }
 
 impl Run {
-    fn start(plan: &Arc<Plan>, tokens: &[Arc<str>], before: Reading) -> Result<Self, LoadError> {
+    fn start(plan: &Arc<Plan>, tokens: &[Arc<str>], before: Reading) -> io::Result<Self> {
         let (phase, phases) = signal::channel(Phase::Connecting);
         let (reports, events) = mpsc::channel(64);
-        let count = plan.options.threads;
-        let mut shares: Vec<Vec<User>> = vec![Vec::new(); count];
-        for (number, token) in (0_u32..).zip(tokens) {
-            if let Some(share) = shares.get_mut(number as usize % count) {
-                share.push(User { number, token: token.clone().into() });
-            }
-        }
-        let mut threads = Vec::new();
-        for (index, users) in shares.into_iter().enumerate() {
-            threads.push(scenario::start(plan.clone(), index, users, phases.clone(), reports.clone())?);
-        }
-        let results = Results::after(before);
-        Ok(Self { threads, phase, events, results, begin: None, interrupted: false })
+        let start = |index| {
+            let share = (0_u32..).zip(tokens).skip(index).step_by(plan.options.threads);
+            let users = share.map(|(number, token)| User { number, token: token.clone().into() }).collect();
+            scenario::start(plan.clone(), index, users, phases.clone(), reports.clone())
+        };
+        let threads = (0..plan.options.threads).map(start).collect::<io::Result<_>>()?;
+        let (scenario, duration) = (plan.options.scenario, plan.options.duration);
+        let results = Results { scenario, duration, before, ..Results::default() };
+        Ok(Self { threads, phase, events, results, interrupted: false })
     }
 
-    fn take(&mut self, event: Event, options: &LoadOptions) {
-        match event {
-            Event::Before(tally) => self.results.before(&tally),
-            Event::Second(second, tally) => self.results.second(second, &tally, options),
-            Event::Ready => {}
+    fn take(&mut self, event: Event) {
+        if let Event::Counted(second, tally) = event {
+            self.results.add(second, &tally);
         }
     }
 
@@ -271,19 +198,26 @@ impl Run {
             && let Some(event) = self.events.recv().await
         {
             ready += usize::from(matches!(event, Event::Ready));
-            self.take(event, options);
+            self.take(event);
             progress.at(usize::try_from(self.results.total.welcomed).unwrap_or(0));
         }
     }
 
     /// Starts everything at once, reads what the instances say, and ends when the threads do.
-    async fn measure(&mut self, options: &LoadOptions, watch: &Arc<Watch>, progress: &Progress) -> Duration {
+    async fn measure(
+        &mut self,
+        options: &LoadOptions,
+        watch: &Arc<Watch>,
+        progress: &Progress,
+        mut interrupted: impl Future<Output = io::Result<()>> + Unpin,
+    ) {
+        progress.begin_measuring();
         let start = Instant::now() + RUN_UP;
         let begin = start + options.warmup;
-        let end = begin + options.duration;
+        let mut end = begin + options.duration;
+        let since_begin = move |at: Instant| at.saturating_duration_since(begin);
         if !self.interrupted {
             self.phase.send_replace(Phase::Running(start));
-            self.begin = Some(begin);
         }
         let mut due = Some(begin);
         let mut asking = JoinSet::new();
@@ -291,64 +225,53 @@ impl Run {
         loop {
             tokio::select! {
                 event = self.events.recv() => match event {
-                    Some(event) => self.take(event, options),
+                    Some(event) => self.take(event),
                     None => break,
                 },
                 () = sleep_until(due.unwrap_or(end)), if due.is_some() => {
                     let at = due.unwrap_or(end);
-                    ask(&mut asking, watch, begin, at);
+                    let watch = watch.clone();
+                    asking.spawn(async move {
+                        Reading { at: since_begin(at).as_secs_f64(), ..watch.read().await }
+                    });
                     due = (at < end).then(|| end.min(at + Duration::from_secs(1)));
                     if let Some(command) = rolling.take() {
                         roll(command);
                     }
                 }
                 Some(Ok(reading)) = asking.join_next() => self.results.readings.push(reading),
+                _ = &mut interrupted, if !self.interrupted => {
+                    (end, due) = (end.min(Instant::now()), None);
+                    // The connections are still open.
+                    self.read_last(watch, since_begin(end)).await;
+                    self.stop();
+                }
             }
-            progress.measuring(Instant::now().saturating_duration_since(begin), &self.results, options);
+            progress.measuring(since_begin(Instant::now()), &self.results);
         }
-        // A run that has no fixed end, or that was cut short, is read when it is over.
-        if Instant::now() < end {
-            ask(&mut asking, watch, begin, Instant::now());
+        self.results.readings.extend(asking.join_all().await);
+        // A reading that answered late may come after the next one.
+        self.results.readings.sort_by(|one, other| one.at.total_cmp(&other.at));
+        // A run that has no fixed end is read when it is over.
+        let over = end.min(Instant::now());
+        if over < end && !self.interrupted {
+            self.read_last(watch, since_begin(over)).await;
         }
-        let readings = asking.join_all().await;
-        self.results.readings.extend(readings);
-        Instant::now().min(end).saturating_duration_since(begin)
+        self.results.complete(0);
+        self.results.measured = since_begin(over);
+    }
+
+    async fn read_last(&mut self, watch: &Watch, at: Duration) {
+        if !at.is_zero() {
+            let reading = Reading { at: at.as_secs_f64(), ..watch.read_last().await };
+            self.results.readings.push(reading);
+        }
     }
 
     fn stop(&mut self) {
         self.interrupted = true;
         self.phase.send_replace(Phase::Stopping);
     }
-
-    /// Ends the threads, and takes what they have counted.
-    async fn stop_and_collect(&mut self, options: &LoadOptions, watch: &Arc<Watch>) -> Duration {
-        let now = Instant::now();
-        let measured = self.begin.map(|begin| now.saturating_duration_since(begin));
-        if let Some(begin) = self.begin.filter(|begin| *begin < now) {
-            let reading = watch.read_last().await;
-            self.results.readings.push(((now - begin).as_secs_f64(), reading));
-        }
-        self.stop();
-        while let Some(event) = self.events.recv().await {
-            self.take(event, options);
-        }
-        measured.unwrap_or_default().min(options.duration)
-    }
-
-    fn join(&mut self) {
-        for thread in self.threads.drain(..) {
-            // A thread that panicked has said so.
-            let _ = thread.join();
-        }
-    }
-}
-
-fn ask(asking: &mut JoinSet<(f64, Reading)>, watch: &Arc<Watch>, begin: Instant, at: Instant) {
-    let watch = watch.clone();
-    asking.spawn(async move {
-        let reading = watch.read().await;
-        (at.saturating_duration_since(begin).as_secs_f64(), reading)
-    });
 }
 
 /// Starts the operator's command, which runs beside the measurement.

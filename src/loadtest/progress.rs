@@ -1,13 +1,12 @@
 //! Progress bars on standard error.
 
-use std::io::{IsTerminal as _, Write as _};
-use std::sync::OnceLock;
+use std::io::IsTerminal as _;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::report::words;
-use super::result::{Results, timed};
+use super::result::{Results, positive};
 use super::settings::LoadOptions;
 
 /// One bar at a time.
@@ -15,13 +14,6 @@ use super::settings::LoadOptions;
 pub(super) struct Progress {
     bar: ProgressBar,
     duration: Duration,
-}
-
-fn style(template: &str) -> ProgressStyle {
-    static PLAIN: OnceLock<ProgressStyle> = OnceLock::new();
-    let plain = PLAIN.get_or_init(ProgressStyle::default_bar);
-    // Templates are constants, and good.
-    ProgressStyle::with_template(template).unwrap_or_else(|_| plain.clone())
 }
 
 impl Progress {
@@ -33,18 +25,18 @@ impl Progress {
         Self { bar, duration: options.duration }
     }
 
-    /// Prints lines that stay above the bar.
-    pub(super) fn say(&self, text: &str) {
-        // Where nothing can be printed, the run goes on.
-        let _ = writeln!(std::io::stderr(), "{text}");
+    fn start(&self, what: &'static str, numbers: &str, length: u64) {
+        let style = ProgressStyle::with_template(&format!("{{prefix:<12}} {{wide_bar}} {numbers}"));
+        // Templates are constants, and good.
+        self.bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        self.bar.reset();
+        self.bar.set_prefix(what);
+        self.bar.set_length(length);
     }
 
     /// A bar for `count` things.
     pub(super) fn begin(&self, what: &'static str, count: usize) {
-        self.bar.reset();
-        self.bar.set_style(style("{msg:<12} {wide_bar} {pos}/{len} {elapsed}"));
-        self.bar.set_message(what);
-        self.bar.set_length(count as u64);
+        self.start(what, "{pos}/{len} {elapsed}", count as u64);
     }
 
     /// How many there are.
@@ -54,33 +46,30 @@ impl Progress {
 
     /// A bar for the measured time.
     pub(super) fn begin_measuring(&self) {
-        self.bar.reset();
-        self.bar.set_style(style("{prefix:<12} {wide_bar} {msg}"));
-        self.bar.set_prefix("warming up");
-        self.bar.set_message("");
-        self.bar.set_length(u64::try_from(self.duration.as_millis()).unwrap_or(u64::MAX));
+        self.start("warming up", "{msg}", millis(self.duration));
     }
 
     /// How far it is, and the figures of the newest second.
-    pub(super) fn measuring(&self, since: Duration, results: &Results, options: &LoadOptions) {
+    pub(super) fn measuring(&self, since: Duration, results: &Results) {
         if self.bar.is_hidden() || since.is_zero() {
             return;
         }
         self.bar.set_prefix("measuring");
-        self.bar.set_position(u64::try_from(since.min(self.duration).as_millis()).unwrap_or(u64::MAX));
+        self.bar.set_position(millis(since.min(self.duration)));
         if let Some(second) = results.latest() {
-            let times = timed(options.scenario, second);
-            let p99 = times.quantile(0.99).map_or_else(|| "-".to_owned(), words::time);
-            let total = &results.total;
-            let count = if options.scenario.streams() { second.delivered } else { second.welcomed };
-            let dropped = total.superseded.max(0);
-            let lost = total.lost.max(0);
+            let p99 = results.timed(second).quantile(0.99).map_or_else(|| "-".to_owned(), words::time);
+            let count = if results.scenario.streams() { second.delivered } else { second.welcomed };
+            let [dropped, lost] = [results.total.superseded, results.total.lost].map(positive);
             self.bar.set_message(format!("{count}/s p99 {p99} superseded {dropped} lost {lost}"));
         }
     }
 
     /// Takes the bar away.
-    pub(super) fn end(&mut self) {
+    pub(super) fn end(&self) {
         self.bar.finish_and_clear();
     }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }

@@ -1,17 +1,19 @@
-//! From counts and readings to figures.
+//! What a run counted and read, second by second.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::settings::{Assertion, LoadOptions, Scenario, Unit};
+use serde::Serialize;
+
+use super::settings::scenario::Scenario;
+use super::source::Reading;
 use super::tally::{Tally, Times};
-use super::watch::{Reading, RedisState};
 
 /// Seconds that are kept whole until every thread has reported them.
 const OPEN: usize = 4;
 
 /// One second of the measurement.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub(super) struct Point {
     /// Since the measurement began.
     pub(super) second: u64,
@@ -36,74 +38,76 @@ pub(super) struct Point {
 /// Everything counted so far.
 #[derive(Debug, Default)]
 pub(super) struct Results {
+    pub(super) scenario: Scenario,
+    /// How long is measured.
+    pub(super) duration: Duration,
+    /// How long was measured, once the run is over.
+    pub(super) measured: Duration,
     /// The sums of all threads and seconds.
     pub(super) total: Tally,
     /// The measured seconds that are complete.
     pub(super) points: Vec<Point>,
-    open: BTreeMap<u64, Tally>,
+    pub(super) open: BTreeMap<u64, Tally>,
     /// Connections open at the same time, at most.
     pub(super) peak: i64,
     /// Latencies of the last tenth.
-    tail: Times,
-    /// Readings of the measured time: seconds since its begin.
-    pub(super) readings: Vec<(f64, Reading)>,
+    pub(super) tail: Times,
+    /// Readings of the measured time.
+    pub(super) readings: Vec<Reading>,
     /// The metrics before anything connected.
     pub(super) before: Reading,
 }
 
-fn clamp(count: i64) -> u64 {
+/// A difference of counts, which is below 0 only for a moment.
+pub(super) fn positive(count: i64) -> u64 {
     u64::try_from(count).unwrap_or(0)
 }
 
-/// What is timed in a scenario.
-pub(super) fn timed(scenario: Scenario, tally: &Tally) -> &Times {
-    match scenario {
-        Scenario::Stream | Scenario::Slow | Scenario::Rolling => &tally.latency,
-        Scenario::Idle | Scenario::Storm => &tally.handshake,
-        Scenario::Overwrite => &tally.notified,
-    }
+#[expect(clippy::cast_precision_loss, reason = "counts are below 2^52")]
+pub(super) fn count(count: u64) -> f64 {
+    count as f64
 }
 
 impl Results {
-    /// Nothing yet but a first reading.
-    pub(super) fn after(before: Reading) -> Self {
-        Self { before, ..Self::default() }
+    /// What is timed in the scenario.
+    pub(super) fn timed<'a>(&self, tally: &'a Tally) -> &'a Times {
+        match self.scenario {
+            Scenario::Stream | Scenario::Slow | Scenario::Rolling => &tally.latency,
+            Scenario::Idle | Scenario::Storm => &tally.handshake,
+            Scenario::Overwrite => &tally.notified,
+        }
     }
 
-    /// Takes what a thread counted before the measurement.
-    pub(super) fn before(&mut self, tally: &Tally) {
+    /// Takes what a thread counted in a second; none before the measurement.
+    pub(super) fn add(&mut self, second: Option<u64>, tally: &Tally) {
         self.total.add(tally);
         self.peak = self.peak.max(self.total.connected);
-    }
-
-    /// Takes what a thread counted in a second.
-    pub(super) fn second(&mut self, second: u64, tally: &Tally, options: &LoadOptions) {
-        self.before(tally);
-        if second >= tail_from(options.duration) {
+        let Some(second) = second else { return };
+        if second >= tail_from(self.duration) {
             self.tail.add(&tally.latency);
         }
         self.open.entry(second).or_default().add(tally);
-        while self.open.len() > OPEN {
-            self.complete(options.scenario);
-        }
+        self.complete(OPEN);
     }
 
-    fn complete(&mut self, scenario: Scenario) {
-        let Some((second, tally)) = self.open.pop_first() else {
-            return;
-        };
-        let times = timed(scenario, &tally);
-        self.points.push(Point {
-            second,
-            sent: tally.sent,
-            delivered: tally.delivered,
-            superseded: clamp(tally.superseded),
-            lost: clamp(tally.lost),
-            welcomed: tally.welcomed,
-            p50: times.quantile(0.5),
-            p99: times.quantile(0.99),
-            max: times.max(),
-        });
+    /// Closes the oldest seconds, until so many are open.
+    pub(super) fn complete(&mut self, open: usize) {
+        while self.open.len() > open
+            && let Some((second, tally)) = self.open.pop_first()
+        {
+            let times = self.timed(&tally);
+            self.points.push(Point {
+                second,
+                sent: tally.sent,
+                delivered: tally.delivered,
+                superseded: positive(tally.superseded),
+                lost: positive(tally.lost),
+                welcomed: tally.welcomed,
+                p50: times.quantile(0.5),
+                p99: times.quantile(0.99),
+                max: times.quantile(1.0),
+            });
+        }
     }
 
     /// The newest second that has begun, for the progress bar.
@@ -111,119 +115,34 @@ impl Results {
         self.open.last_key_value().map(|(_, tally)| tally)
     }
 
-    /// No more will come.
-    pub(super) fn finish(&mut self, scenario: Scenario) {
-        while !self.open.is_empty() {
-            self.complete(scenario);
-        }
+    /// Handshakes while a storm was measured.
+    pub(super) fn stormed(&self) -> Option<u64> {
+        (self.scenario == Scenario::Storm).then(|| self.points.iter().map(|point| point.welcomed).sum())
     }
 
-    /// Every figure that this run has; times in seconds.
-    pub(super) fn figures(&self, options: &LoadOptions, measured: Duration) -> BTreeMap<&'static str, f64> {
-        let mut figures = BTreeMap::new();
-        let mut set = |name, value: Option<f64>| {
-            if let Some(value) = value {
-                figures.insert(name, value);
-            }
-        };
-        let total = &self.total;
-        let count = |count: u64| {
-            #[expect(clippy::cast_precision_loss, reason = "counts are below 2^52")]
-            let count = count as f64;
-            count
-        };
-        let streams = options.scenario.streams();
-        let delivered = count(total.delivered);
-        let welcomed_meanwhile = count(self.points.iter().map(|point| point.welcomed).sum());
-        if streams {
-            set("p50", total.latency.quantile(0.5));
-            set("p90", total.latency.quantile(0.9));
-            set("p99", total.latency.quantile(0.99));
-            set("p999", total.latency.quantile(0.999));
-            set("max", total.latency.max());
-            set("mean", total.latency.mean());
-            set("age_end_p99", self.tail.quantile(0.99));
-            set("lag_p99", total.lag.quantile(0.99));
-            set("sent", Some(count(total.sent)));
-            set("delivered", Some(delivered));
-            set("rate", Some(delivered / measured.as_secs_f64().max(1e-9)));
-            set("superseded", Some(count(clamp(total.superseded))));
-            set("lost", Some(count(clamp(total.lost))));
-            set("vanished", Some(count(total.vanished)));
-            set("out_of_order", Some(count(total.out_of_order)));
-            set("duplicates", Some(count(total.duplicates)));
-            set("wrong_user", Some(count(total.wrong_user)));
-            set("unsent", Some(count(total.unsent)));
-            set("silence", total.silence.max());
-        }
-        set("connected", Some(count(clamp(self.peak))));
-        set("welcomed", Some(count(total.welcomed)));
-        set("refused", Some(count(total.refused.values().sum())));
-        set("failed", Some(count(total.failed.values().sum())));
-        set("reconnects", Some(count(total.reconnects)));
-        set("handshake_p50", total.handshake.quantile(0.5));
-        set("handshake_p99", total.handshake.quantile(0.99));
-        if options.scenario == Scenario::Overwrite {
-            let [none, one, both] = total.left;
-            set("told_p50", total.notified.quantile(0.5));
-            set("told_p99", total.notified.quantile(0.99));
-            set("none_left", Some(count(none)));
-            set("one_left", Some(count(one)));
-            set("both_left", Some(count(both)));
-        }
-        let cpu = self.spent(
-            self.instances()
-                .map(|instance| move |reading: &Reading| reading.instances.get(instance)?.as_ref()?.cpu),
-        );
-        let each = |whole: Option<f64>, count: f64| whole.filter(|_| count > 0.0).map(|whole| whole / count);
-        if streams {
-            let redis = |of: fn(&RedisState) -> f64| {
-                self.spent([move |reading: &Reading| reading.redis.as_ref().map(of)])
-            };
-            set("cpu_per_frame", each(cpu, delivered));
-            set("redis_cpu_per_frame", each(redis(|redis| redis.cpu), delivered));
-            let commands = redis(|redis| redis.commands);
-            set("redis_commands_per_frame", each(commands, delivered));
-        }
-        if options.scenario == Scenario::Storm {
-            set("cpu_per_handshake", each(cpu, welcomed_meanwhile));
-        }
-        // The last reading may come when the connections of a run that has ended are closed already, so the last one
-        // that still sees them counts. A process that does not report its connections has at least those opened here.
-        let grown = self.readings.iter().rev().find_map(|(_, reading)| {
-            let (rss, before) =
-                reading.sum(|instance| instance.rss).zip(self.before.sum(|instance| instance.rss))?;
-            let opened = reading
-                .sum(|instance| instance.connections)
-                .zip(self.before.sum(|instance| instance.connections))
-                .map_or_else(|| count(clamp(self.peak)), |(open, before)| open - before);
-            (opened > 0.0).then(|| (rss - before) / opened)
-        });
-        set("rss_per_connection", grown);
-        let largest = self.readings.iter().filter_map(|(_, reading)| reading.sum(|instance| instance.rss));
-        set("rss", largest.reduce(f64::max));
-        figures
-    }
-}
-
-impl Results {
-    fn instances(&self) -> std::ops::Range<usize> {
-        0..self.before.instances.len()
+    /// What a counter grew by over all readings; one that fell was restarted from 0.
+    pub(super) fn spent(&self, counter: impl Fn(&Reading) -> Option<f64>) -> Option<f64> {
+        let values: Vec<f64> = self.readings.iter().filter_map(counter).collect();
+        let grown = |pair: &[f64]| if pair[1] < pair[0] { pair[1] } else { pair[1] - pair[0] };
+        (values.len() > 1).then(|| values.windows(2).map(grown).sum())
     }
 
-    /// What counters grew by over all readings, together; one that fell was restarted from 0.
-    fn spent<F: Fn(&Reading) -> Option<f64>>(&self, counters: impl IntoIterator<Item = F>) -> Option<f64> {
-        let mut sum = None;
-        for counter in counters {
-            let values: Vec<f64> = self.readings.iter().filter_map(|(_, reading)| counter(reading)).collect();
-            for pair in values.windows(2) {
-                if let [before, after] = pair {
-                    let grown = if after < before { *after } else { after - before };
-                    *sum.get_or_insert(0.0) += grown;
-                }
-            }
-        }
-        sum
+    /// CPU of all instances.
+    pub(super) fn cpu(&self) -> Option<f64> {
+        let of = |index: usize| self.spent(|reading| reading.instances.get(index)?.as_ref()?.cpu);
+        (0..self.before.instances.len()).filter_map(of).reduce(|sum, cpu| sum + cpu)
+    }
+
+    /// The last reading may come when the connections of a run that has ended are closed already, so the last one that
+    /// still sees them counts. A process that does not report its connections has at least those opened here.
+    pub(super) fn rss_per_connection(&self) -> Option<f64> {
+        self.readings.iter().rev().find_map(|reading| {
+            let grown = reading.sum(|instance| instance.rss)? - self.before.sum(|instance| instance.rss)?;
+            let [open, before] =
+                [reading, &self.before].map(|reading| reading.sum(|instance| instance.connections));
+            let opened = open.zip(before).map_or(count(positive(self.peak)), |(open, before)| open - before);
+            (opened > 0.0).then(|| grown / opened)
+        })
     }
 }
 
@@ -233,38 +152,11 @@ fn tail_from(duration: Duration) -> u64 {
     seconds - seconds.div_ceil(10).max(1).min(seconds)
 }
 
-/// What became of a demand.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Verdict {
-    /// As it was written.
-    pub(super) demand: String,
-    /// The unit of the figure.
-    pub(super) unit: Unit,
-    /// What was measured; absent when this run has no such figure.
-    pub(super) value: Option<f64>,
-    /// A demand on a figure that was not measured is broken.
-    pub(super) holds: bool,
-}
-
-/// Judges every demand; one whose figure is missing does not hold.
-pub(super) fn judge(assertions: &[Assertion], figures: &BTreeMap<&'static str, f64>) -> Vec<Verdict> {
-    let judge = |assertion: &Assertion| {
-        let value = figures.get(assertion.figure.name).copied();
-        Verdict {
-            demand: assertion.to_string(),
-            unit: assertion.figure.unit,
-            value,
-            holds: value.is_some_and(|value| assertion.holds(value)),
-        }
-    };
-    assertions.iter().map(judge).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::loadtest::settings;
-    use crate::loadtest::source::Instance;
+    use crate::loadtest::figure::figures;
+    use crate::loadtest::source::{Instance, RedisState};
 
     #[test]
     fn the_last_tenth_is_at_least_a_second() {
@@ -273,17 +165,9 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_demand_on_what_was_not_measured_is_broken() {
-        let demands: Vec<_> =
-            ["lost=0", "told_p99<1s", "lost>0"].map(|text| Assertion::parse(text).unwrap()).into();
-        let verdicts = judge(&demands, &[("lost", 0.0)].into());
-        let short: Vec<_> = verdicts.iter().map(|verdict| (verdict.value, verdict.holds)).collect();
-        assert_eq!(short, [(Some(0.0), true), (None, false), (Some(0.0), false)]);
-    }
-
-    fn reading(cpu: f64, rss: f64, connections: f64) -> Reading {
+    fn reading(at: f64, cpu: f64, rss: f64, connections: f64) -> Reading {
         Reading {
+            at,
             instances: vec![
                 Some(Instance {
                     cpu: Some(cpu),
@@ -297,24 +181,20 @@ mod tests {
         }
     }
 
-    fn options() -> LoadOptions {
-        let given = settings::command().get_matches_from(["loadtest", "--duration", "10s"]);
-        settings::read(&given).unwrap()
-    }
-
     #[test]
     fn costs_are_those_between_the_first_and_the_last_reading() {
-        let options = options();
-        let mut results = Results::after(reading(0.0, 10e6, 0.0));
-        results.before(&Tally { connected: 100, welcomed: 100, ..Tally::default() });
+        let duration = Duration::from_secs(10);
+        let before = reading(0.0, 0.0, 10e6, 0.0);
+        let mut results = Results { before, duration, measured: duration, ..Results::default() };
+        results.add(None, &Tally { connected: 100, welcomed: 100, ..Tally::default() });
         let mut second = Tally { sent: 1000, delivered: 900, superseded: 100, ..Tally::default() };
         second.latency.record(Duration::from_millis(2));
         for at in [0, 1, 9] {
-            results.second(at, &second, &options);
+            results.add(Some(at), &second);
         }
-        results.readings = vec![(0.0, reading(1.0, 11e6, 100.0)), (10.0, reading(2.35, 12e6, 100.0))];
-        results.finish(options.scenario);
-        let figures = results.figures(&options, options.duration);
+        results.readings = vec![reading(0.0, 1.0, 11e6, 100.0), reading(10.0, 2.35, 12e6, 100.0)];
+        results.complete(0);
+        let figures = figures(&results);
         let near = |name, wanted: f64| {
             let value: f64 = figures[name];
             assert!((value - wanted).abs() < wanted.abs() * 1e-3 + 1e-12, "{name}: {value} {wanted}");
@@ -337,17 +217,14 @@ mod tests {
 
     #[test]
     fn a_restarted_instance_counts_from_zero() {
-        let mut results = Results::after(reading(0.0, 0.0, 0.0));
-        results.readings = [5.0, 6.0, 0.5, 1.5].map(|cpu| (cpu, reading(cpu, 0.0, 0.0))).into();
-        let cpu = results.spent([|reading: &Reading| reading.instances[0].as_ref()?.cpu]);
-        assert_eq!(cpu, Some(2.5));
+        let readings = [5.0, 6.0, 0.5, 1.5].map(|cpu| reading(cpu, cpu, 0.0, 0.0)).into();
+        let results = Results { before: reading(0.0, 0.0, 0.0, 0.0), readings, ..Results::default() };
+        assert_eq!(results.cpu(), Some(5.0));
     }
 
     #[test]
     fn without_metrics_there_are_no_costs() {
-        let options = options();
-        let results = Results::default();
-        let figures = results.figures(&options, Duration::ZERO);
+        let figures = figures(&Results::default());
         for name in ["cpu_per_frame", "rss", "rss_per_connection", "p50"] {
             assert!(!figures.contains_key(name), "{name}");
         }

@@ -1,28 +1,21 @@
 //! One thread of the generator: its share of the users, and what it counts.
 
 use std::cell::{Cell, RefCell};
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::connect::{Attempt, Failure, Target, connect};
+use super::connect::{Connected, Failure, Target, User, connect};
 use super::dialect::Caller;
-use super::settings::{Link, LoadOptions};
+use super::result::count;
+use super::settings::LoadOptions;
 use super::socket::Socket;
 use super::tally::Tally;
-use crate::relay::ids::Device;
-use crate::relay::private::Private;
 
-/// One user, signed in.
-#[derive(Debug, Clone)]
-pub(super) struct User {
-    /// Its place among all users.
-    pub(super) number: u32,
-    pub(super) token: Private<Arc<str>>,
-}
+/// How long a goodbye may take.
+const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 
 /// Where a run stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,16 +31,13 @@ pub(super) enum Phase {
 /// What a thread reports to the main thread.
 #[derive(Debug)]
 pub(super) enum Event {
-    /// Counted so far, before the measurement began.
-    Before(Box<Tally>),
-    /// Counted in this second of the measurement.
-    Second(u64, Box<Tally>),
+    /// Counted in this second of the measurement, or before it began.
+    Counted(Option<u64>, Box<Tally>),
     /// All of this thread's users are connected, as far as they can be.
     Ready,
 }
 
 /// What all threads have in common.
-#[derive(Debug)]
 pub(super) struct Plan {
     pub(super) options: LoadOptions,
     pub(super) targets: Vec<Target>,
@@ -58,7 +48,6 @@ pub(super) struct Plan {
 }
 
 /// One thread's users and its counters.
-#[derive(Debug)]
 pub(super) struct Shard {
     /// What all have in common.
     pub(super) plan: Arc<Plan>,
@@ -69,32 +58,18 @@ pub(super) struct Shard {
     pub(super) tally: RefCell<Tally>,
     /// True once connections are closed on purpose.
     pub(super) ending: Cell<bool>,
-    phase: watch::Receiver<Phase>,
-    events: mpsc::Sender<Event>,
+    pub(super) phase: watch::Receiver<Phase>,
+    pub(super) events: mpsc::Sender<Event>,
 }
 
 impl Shard {
-    /// A share in which nobody is connected yet.
-    pub(super) fn new(
-        plan: Arc<Plan>,
-        index: usize,
-        users: Vec<User>,
-        phase: watch::Receiver<Phase>,
-        events: mpsc::Sender<Event>,
-    ) -> Self {
-        let (tally, ending) = (RefCell::default(), Cell::new(false));
-        Self { plan, index, users, tally, ending, phase, events }
-    }
-
     pub(super) fn options(&self) -> &LoadOptions {
         &self.plan.options
     }
 
     /// This thread's share of a rate.
     pub(super) fn share(&self, per_second: usize) -> f64 {
-        #[expect(clippy::cast_precision_loss, reason = "rates are small")]
-        let share = per_second as f64 / self.options().threads as f64;
-        share
+        count(per_second as u64) / count(self.options().threads as u64)
     }
 
     /// Reports that all are connected, and waits for the common start; `None` when the run stops before.
@@ -110,11 +85,14 @@ impl Shard {
         }
     }
 
-    /// Waits for the run to be stopped.
-    pub(super) async fn stopped(&self) {
+    /// Does the work, or as much of it as there is time for until the run is stopped.
+    pub(super) async fn until_stopped<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         let mut phase = self.phase.clone();
-        // A coordinator that is gone stops it, too.
-        let _ = phase.wait_for(|phase| *phase == Phase::Stopping).await;
+        tokio::select! {
+            done = work => Some(done),
+            // A coordinator that is gone stops it, too.
+            _ = phase.wait_for(|phase| *phase == Phase::Stopping) => None,
+        }
     }
 
     /// When the measurement begins and when it ends, once that is known.
@@ -135,46 +113,30 @@ impl Shard {
     }
 
     pub(super) async fn report_every_second(&self) {
-        let mut last = None;
+        const PAUSE: Duration = Duration::from_millis(200);
+        let mut second = None;
         loop {
             let now = Instant::now();
-            let second = self.second(now).or(last);
-            last = second;
-            let next = match (second, self.window()) {
-                (Some(second), Some((begin, _))) => begin + Duration::from_secs(second + 1),
-                (_, Some((begin, _))) => begin.min(now + Duration::from_millis(200)),
-                _ => now + Duration::from_millis(200),
+            second = self.second(now).or(second);
+            let begin = self.window().map_or(now + PAUSE, |(begin, _)| begin);
+            let next = match now.checked_duration_since(begin) {
+                Some(since) => begin + Duration::from_secs(since.as_secs() + 1),
+                None => begin.min(now + PAUSE),
             };
-            sleep_until(next.max(now + Duration::from_millis(1))).await;
+            sleep_until(next).await;
             self.report(second).await;
         }
     }
 
     pub(super) async fn report(&self, second: Option<u64>) {
-        let tally = Box::new(self.tally.take());
-        let event = match second {
-            Some(second) => Event::Second(second, tally),
-            None => Event::Before(tally),
-        };
         // The receiver is gone only when the whole run is.
-        let _ = self.events.send(event).await;
+        let _ = self.events.send(Event::Counted(second, Box::new(self.tally.take()))).await;
     }
 
     /// One handshake; counts what comes of it, its duration from `due`.
-    pub(super) async fn connect(&self, who: Who<'_>, place: usize, due: Instant) -> Result<Socket, Failure> {
+    pub(super) async fn connect(&self, caller: Caller<'_>, place: usize, due: Instant) -> Connected {
         let targets = &self.plan.targets;
-        let sources = &self.options().sources;
-        let turn = who.user.number as usize * 2 + usize::from(who.device == Device::Mobile);
-        let source: Option<IpAddr> = sources.get(turn % sources.len().max(1)).copied();
-        let attempt = Attempt {
-            caller: Caller { device: who.device, client: who.client, token: &who.user.token },
-            dialect: self.options().dialect,
-            source,
-            link: who.link,
-            reports: self.options().reports,
-            turn,
-        };
-        let result = connect(&targets[place % targets.len()], &attempt).await;
+        let result = connect(&targets[place % targets.len()], self.options(), caller).await;
         let mut tally = self.tally.borrow_mut();
         match &result {
             Ok(_) => {
@@ -183,7 +145,7 @@ impl Shard {
                 tally.handshake.record(Instant::now().saturating_duration_since(due));
             }
             Err(Failure::Refused { code, .. }) => *tally.refused.entry(code.clone()).or_default() += 1,
-            Err(Failure::Failed(why)) => *tally.failed.entry(why.clone()).or_default() += 1,
+            Err(Failure::Failed(why)) => tally.fail(why.clone()),
         }
         result
     }
@@ -191,29 +153,38 @@ impl Shard {
     /// Connects, and comes back after refusals when they say so, until `limit` is over.
     pub(super) async fn connect_patiently(
         &self,
-        who: Who<'_>,
+        caller: Caller<'_>,
         place: usize,
         limit: Duration,
     ) -> Option<Socket> {
         let attempts = async {
-            for turn in 0.. {
-                let place = if self.window().is_some() { place + turn } else { place };
-                let pause = match self.connect(who, place, Instant::now()).await {
-                    Ok(socket) => return Some(socket),
+            let mut turn = 0;
+            loop {
+                // While streams run, there may be another instance: silence counts.
+                let running = self.window().is_some();
+                let place = if running { place + turn } else { place };
+                let pause = match self.connect(caller, place, Instant::now()).await {
+                    Ok(socket) => return socket,
                     Err(Failure::Refused { retry_after, .. }) => {
                         retry_after.unwrap_or(Duration::from_millis(500))
                     }
                     Err(Failure::Failed(_)) => Duration::from_millis(100),
                 };
                 let jitter = pause.mul_f64(fastrand::f64() / 2.0);
-                // While streams run, there may be another instance: silence counts.
-                let pause =
-                    if self.window().is_some() { pause.min(Duration::from_millis(50)) } else { pause };
-                tokio::time::sleep(pause + jitter).await;
+                let most = if running { Duration::from_millis(50) } else { Duration::MAX };
+                tokio::time::sleep(pause.min(most) + jitter).await;
+                turn += 1;
             }
-            None
         };
-        timeout(limit, attempts).await.ok().flatten()
+        timeout(limit, attempts).await.ok()
+    }
+
+    /// Closes a socket, and reads it to its end.
+    pub(super) async fn goodbye(&self, socket: &Socket) {
+        socket.close();
+        let ending = async { while socket.receive().await.is_ok() {} };
+        let _ = timeout(CLOSE_LIMIT, ending).await;
+        self.ended(None);
     }
 
     /// Counts a connection's end; `code` when the relay ended it.
@@ -224,15 +195,4 @@ impl Shard {
             *tally.closes.entry(code).or_default() += 1;
         }
     }
-}
-
-/// What one handshake of a user needs.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Who<'a> {
-    pub(super) user: &'a User,
-    pub(super) device: Device,
-    /// The query's `client`.
-    pub(super) client: &'a str,
-    /// Only for receivers behind a thin link.
-    pub(super) link: Option<Link>,
 }

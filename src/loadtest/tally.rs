@@ -15,25 +15,19 @@ impl Times {
     /// Counts one; longer ones than 10 minutes count as 10 minutes.
     pub(super) fn record(&mut self, time: Duration) {
         let us = u64::try_from((time.as_nanos() + 500) / 1000).unwrap_or(u64::MAX);
-        if let Some(histogram) = self.histogram() {
-            histogram.saturating_record(us);
-        }
-    }
-
-    fn histogram(&mut self) -> Option<&mut Histogram<u64>> {
         if self.0.is_none() {
             self.0 = Histogram::new_with_bounds(1, Self::LONGEST_US, 3).ok().map(Box::new);
         }
-        self.0.as_deref_mut()
+        self.0.iter_mut().for_each(|histogram| histogram.saturating_record(us));
     }
 
     /// Adds another one's counts.
     pub(super) fn add(&mut self, other: &Self) {
-        if let Some(other) = &other.0
-            && let Some(histogram) = self.histogram()
-        {
+        match (&mut self.0, &other.0) {
             // Bounds are the same everywhere, so that nothing is out of range.
-            let _ = histogram.add(&**other);
+            (Some(histogram), Some(other)) => histogram.add(&**other).unwrap_or_default(),
+            (None, Some(_)) => self.0.clone_from(&other.0),
+            (_, None) => {}
         }
     }
 
@@ -44,112 +38,100 @@ impl Times {
 
     /// Seconds that this share (0 to 1) of the durations does not exceed; `None` without any.
     pub(super) fn quantile(&self, share: f64) -> Option<f64> {
-        let histogram = self.0.as_ref().filter(|histogram| !histogram.is_empty())?;
+        let histogram = self.0.as_ref()?;
         let us = histogram.value_at_quantile(share);
         Some(Duration::from_micros(us.min(histogram.max())).as_secs_f64())
     }
 
-    /// The longest, in seconds.
-    pub(super) fn max(&self) -> Option<f64> {
-        self.quantile(1.0)
-    }
-
     /// The mean in seconds; none without a measurement.
     pub(super) fn mean(&self) -> Option<f64> {
-        let histogram = self.0.as_ref().filter(|histogram| !histogram.is_empty())?;
-        Some(histogram.mean() / 1e6)
-    }
-}
-
-/// Adds another one's counts.
-trait Add {
-    fn add(&mut self, other: &Self);
-}
-
-macro_rules! add_numbers {
-    ($($number:ty),*) => {
-        $(impl Add for $number {
-            fn add(&mut self, other: &Self) {
-                *self += other;
-            }
-        })*
-    };
-}
-
-add_numbers!(u64, i64);
-
-impl<K: Ord + Clone> Add for BTreeMap<K, u64> {
-    fn add(&mut self, other: &Self) {
-        other.iter().for_each(|(key, count)| *self.entry(key.clone()).or_default() += count);
-    }
-}
-
-impl Add for [u64; 3] {
-    fn add(&mut self, other: &Self) {
-        self.iter_mut().zip(other).for_each(|(count, other)| *count += other);
+        Some(self.0.as_ref()?.mean() / 1e6)
     }
 }
 
 macro_rules! tally {
-    ($($(#[$doc:meta])* $field:ident: $type:ty;)*) => {
+    (
+        numbers { $($(#[$doc:meta])* $number:ident: $type:ty;)* }
+        maps { $($(#[$map_doc:meta])* $map:ident: $key:ty;)* }
+        times { $($(#[$times_doc:meta])* $times:ident;)* }
+    ) => {
         /// What one thread counted in one second, or everything added up.
         #[derive(Debug, Clone, Default)]
-        pub(super) struct Tally { $($(#[$doc])* pub(super) $field: $type,)* }
+        pub(super) struct Tally {
+            $($(#[$doc])* pub(super) $number: $type,)*
+            $($(#[$map_doc])* pub(super) $map: BTreeMap<$key, u64>,)*
+            $($(#[$times_doc])* pub(super) $times: Times,)*
+        }
 
         impl Tally {
             /// Adds another one's counts.
             pub(super) fn add(&mut self, other: &Self) {
-                $(self.$field.add(&other.$field);)*
+                $(self.$number += other.$number;)*
+                $(other.$map.iter().for_each(|(key, count)| *self.$map.entry(key.clone()).or_default() += count);)*
+                $(self.$times.add(&other.$times);)*
             }
         }
     };
 }
 
 tally! {
-    /// Measured frames handed to a socket.
-    sent: u64;
-    /// Measured frames that arrived, each once.
-    delivered: u64;
-    /// Frames due while there was no connection.
-    unsent: u64;
-    /// Volatile frames that were skipped; below 0 in a second in which skipped ones arrive.
-    superseded: i64;
-    /// Reliable frames that were skipped or never came.
-    lost: i64;
-    /// Volatile frames that never came, and no newer one either.
-    vanished: u64;
-    /// Frames that arrived after a newer one.
-    out_of_order: u64;
-    /// Frames that arrived again.
-    duplicates: u64;
-    /// Frames that were not meant for who got them.
-    wrong_user: u64;
-    /// Connections that were opened less those that ended.
-    connected: i64;
-    /// Handshakes that were welcomed.
-    welcomed: u64;
-    /// Connections that moved or came back.
-    reconnects: u64;
-    /// Handshakes that were answered with something else, by code or status.
-    refused: BTreeMap<String, u64>;
-    /// Handshakes that got no answer, by reason.
-    failed: BTreeMap<String, u64>;
-    /// Connections that the relay closed, by close code; 1006 for one that broke off.
-    closes: BTreeMap<u16, u64>;
-    /// `error` messages of the relay, by code.
-    errors: BTreeMap<String, u64>;
-    /// From due to arrived.
-    latency: Times;
-    /// From due to sent.
-    lag: Times;
-    /// From due to welcomed.
-    handshake: Times;
-    /// From the new socket's handshake to the old one's `overwritten`.
-    notified: Times;
-    /// Each receiver's longest time without a frame.
-    silence: Times;
-    /// Simultaneous takeovers that left none, one, both.
-    left: [u64; 3];
+    numbers {
+        /// Measured frames handed to a socket.
+        sent: u64;
+        /// Measured frames that arrived, each once.
+        delivered: u64;
+        /// Frames due while there was no connection.
+        unsent: u64;
+        /// Volatile frames that were skipped; below 0 in a second in which skipped ones arrive.
+        superseded: i64;
+        /// Reliable frames that were skipped or never came.
+        lost: i64;
+        /// Volatile frames that never came, and no newer one either.
+        vanished: u64;
+        /// Frames that arrived after a newer one.
+        out_of_order: u64;
+        /// Frames that arrived again.
+        duplicates: u64;
+        /// Frames that were not meant for who got them.
+        wrong_user: u64;
+        /// Connections that were opened less those that ended.
+        connected: i64;
+        /// Handshakes that were welcomed.
+        welcomed: u64;
+        /// Connections that moved or came back.
+        reconnects: u64;
+    }
+    maps {
+        /// Handshakes that were answered with something else, by code or status.
+        refused: String;
+        /// Handshakes that got no answer, by reason.
+        failed: String;
+        /// Connections that the relay closed, by close code; 1006 for one that broke off.
+        closes: u16;
+        /// `error` messages of the relay, by code.
+        errors: String;
+        /// Simultaneous takeovers, by how many sockets they left.
+        left: usize;
+    }
+    times {
+        /// From due to arrived.
+        latency;
+        /// From due to sent.
+        lag;
+        /// From due to welcomed.
+        handshake;
+        /// From the new socket's handshake to the old one's `overwritten`.
+        notified;
+        /// Each receiver's longest time without a frame.
+        silence;
+    }
+}
+
+impl Tally {
+    /// Counts a handshake without an answer, or whatever else went wrong.
+    pub(super) fn fail(&mut self, why: impl Into<String>) {
+        *self.failed.entry(why.into()).or_default() += 1;
+    }
 }
 
 #[cfg(test)]
@@ -163,7 +145,7 @@ mod tests {
     #[test]
     fn quantiles_are_those_of_all_parts_together() {
         let mut sum = Times::default();
-        assert_eq!((sum.quantile(0.5), sum.max(), sum.mean(), sum.count()), (None, None, None, 0));
+        assert_eq!((sum.quantile(0.5), sum.quantile(1.0), sum.mean(), sum.count()), (None, None, None, 0));
         for half in [1..=50_u64, 51..=100] {
             let mut part = Times::default();
             half.for_each(|time| part.record(ms(time)));
@@ -174,7 +156,7 @@ mod tests {
         };
         near(sum.quantile(0.5), 0.05);
         near(sum.quantile(0.99), 0.099);
-        near(sum.max(), 0.1);
+        near(sum.quantile(1.0), 0.1);
         near(sum.mean(), 0.0505);
         assert_eq!(sum.count(), 100);
     }
@@ -185,7 +167,7 @@ mod tests {
         times.record(Duration::ZERO);
         times.record(Duration::from_secs(100_000));
         assert_eq!(times.count(), 2);
-        assert!(times.max().unwrap() >= 600.0);
+        assert!(times.quantile(1.0).unwrap() >= 600.0);
     }
 
     #[test]
@@ -207,7 +189,7 @@ mod tests {
             failed: [("timeout".to_owned(), 13)].into(),
             closes: [(4001, 14)].into(),
             errors: [("bad_json".to_owned(), 15)].into(),
-            left: [16, 17, 18],
+            left: [(0, 16), (1, 17), (2, 18)].into(),
             ..Tally::default()
         };
         for times in [
@@ -228,7 +210,7 @@ mod tests {
             (sum.refused["full"], sum.failed["timeout"], sum.closes[&4001], sum.errors["bad_json"]),
             (24, 26, 28, 30)
         );
-        assert_eq!((sum.left, sum.vanished), ([32, 34, 36], 38));
+        assert_eq!((sum.left, sum.vanished), ([(0, 32), (1, 34), (2, 36)].into(), 38));
         for times in [&sum.latency, &sum.lag, &sum.handshake, &sum.notified, &sum.silence] {
             assert_eq!(times.count(), 2);
         }

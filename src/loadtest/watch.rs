@@ -1,19 +1,19 @@
 //! What the instances and Redis say of themselves while they are measured.
 
+use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
 use fred::clients::Client;
 use fred::interfaces::ClientLike as _;
-use fred::types::config::{Config, Server};
+use fred::types::config::Config;
 use fred::types::{Builder, ClusterHash, CustomCommand};
 use secrecy::ExposeSecret as _;
 use tokio::time::timeout;
 use url::Url;
 
-use super::LoadError;
 use super::settings::LoadOptions;
-use super::source::{Instance, Source};
+use super::source::{Instance, Reading, RedisState, Source};
 
 /// How long one reading may take.
 const LIMIT: Duration = Duration::from_millis(900);
@@ -26,16 +26,9 @@ impl Instance {
     fn parse(text: &str) -> Self {
         let mut instance = Self::default();
         for line in text.lines().filter(|line| !line.starts_with('#')) {
-            let name_end = line.find(['{', ' ']).unwrap_or(line.len());
-            let (name, rest) = line.split_at(name_end);
-            let (labels, value) = match rest.strip_prefix('{').and_then(|rest| rest.rsplit_once('}')) {
-                Some((labels, value)) => (labels, value),
-                None => ("", rest),
-            };
-            let Some(value) = value.split_whitespace().next().and_then(|text| text.parse::<f64>().ok())
-            else {
-                continue;
-            };
+            let (name, rest) = line.split_at(line.find(['{', ' ']).unwrap_or(line.len()));
+            let (labels, value) = rest.rsplit_once('}').unwrap_or(("", rest));
+            let Some(Ok(value)) = value.split_whitespace().next().map(str::parse::<f64>) else { continue };
             match name {
                 "process_cpu_seconds_total" => instance.cpu = Some(value),
                 "process_resident_memory_bytes" => instance.rss = Some(value),
@@ -51,26 +44,11 @@ impl Instance {
     }
 }
 
-/// Redis at one moment; of a cluster, all nodes together.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub(super) struct RedisState {
-    /// CPU since its start, in seconds.
-    pub(super) cpu: f64,
-    /// Commands since its start.
-    pub(super) commands: f64,
-    /// Memory in use, in bytes.
-    pub(super) memory: f64,
-}
-
 impl RedisState {
     fn add(&mut self, info: &str) {
         for line in info.lines() {
-            let Some((name, value)) = line.trim().split_once(':') else {
-                continue;
-            };
-            let Ok(value) = value.parse::<f64>() else {
-                continue;
-            };
+            let (name, value) = line.trim().split_once(':').unwrap_or_default();
+            let Ok(value) = value.parse::<f64>() else { continue };
             match name {
                 "used_cpu_user" | "used_cpu_sys" => self.cpu += value,
                 "total_commands_processed" => self.commands += value,
@@ -78,25 +56,6 @@ impl RedisState {
                 _ => {}
             }
         }
-    }
-}
-
-/// Everything at one moment; what did not answer in time is absent.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Reading {
-    /// In the order of [`LoadOptions::watched`].
-    pub(super) instances: Vec<Option<Instance>>,
-    /// The Redis of `--redis-url`, if there is one.
-    pub(super) redis: Option<RedisState>,
-}
-
-impl Reading {
-    /// The sum over the instances, if all answered.
-    pub(super) fn sum(&self, of: impl Fn(&Instance) -> Option<f64>) -> Option<f64> {
-        if self.instances.is_empty() {
-            return None;
-        }
-        self.instances.iter().map(|instance| instance.as_ref().and_then(&of)).sum()
     }
 }
 
@@ -113,43 +72,30 @@ impl Watch {
     /// Connects to Redis; fails when that or the first reading does, since figures would be missing later.
     ///
     /// # Errors
-    /// [`LoadError::Watch`]
-    pub(super) async fn start(options: &LoadOptions) -> Result<(Self, Reading), LoadError> {
-        let failed = |who: String, problem: String| LoadError::Watch { who, problem };
-        let http = reqwest::Client::builder()
-            .timeout(LIMIT)
-            .build()
-            .map_err(|error| failed("--metrics".to_owned(), error.to_string()))?;
+    /// What gave no figures, and why.
+    pub(super) async fn start(options: &LoadOptions) -> Result<(Self, Reading), Box<dyn Error>> {
+        let http = reqwest::Client::builder().timeout(LIMIT).build()?;
         let redis = match &options.redis {
             None => None,
             Some(url) => {
-                let problem =
-                    |error: fred::error::Error| failed("--redis-url".to_owned(), error.details().to_owned());
+                let problem = |error: fred::error::Error| format!("--redis-url: {}", error.details());
                 let config = Config::from_url(url.expose_secret()).map_err(problem)?;
                 let clustered = config.server.is_clustered();
-                let client = Builder::from_config(config)
-                    .with_connection_config(|connection| {
-                        connection.connection_timeout = Duration::from_secs(5)
-                    })
-                    .build()
-                    .map_err(problem)?;
-                timeout(Duration::from_secs(5), client.init())
-                    .await
-                    .map_err(|_| failed("--redis-url".to_owned(), "no answer in 5 s".to_owned()))?
-                    .map_err(problem)?;
+                let client = Builder::from_config(config).build().map_err(problem)?;
+                let connected = timeout(Duration::from_secs(5), client.init()).await;
+                connected.map_err(|_| "--redis-url: no answer in 5 s")?.map_err(problem)?;
                 Some((client, clustered))
             }
         };
         let (metrics, sources) = (options.metrics.clone(), options.sources_of_figures.clone());
         let watch = Self { http, metrics, sources, redis };
         let first = watch.read().await;
-        for (name, instance) in options.watched().into_iter().zip(&first.instances) {
-            if instance.is_none() {
-                return Err(failed(name, "no figures there (--metrics)".to_owned()));
-            }
+        let mut watched = options.watched().into_iter().zip(&first.instances);
+        if let Some((name, _)) = watched.find(|(_, instance)| instance.is_none()) {
+            return Err(format!("{name}: no figures there (--metrics)").into());
         }
         if watch.redis.is_some() && first.redis.is_none() {
-            return Err(failed("--redis-url".to_owned(), "no answer to INFO".to_owned()));
+            return Err("--redis-url: no answer to INFO".into());
         }
         Ok((watch, first))
     }
@@ -159,19 +105,20 @@ impl Watch {
         let asking = futures_util::future::join_all(self.metrics.iter().map(|url| self.ask(url)));
         let (mut instances, redis) = tokio::join!(asking, self.ask_redis());
         instances.extend(self.sources.iter().map(|source| source.read()));
-        Reading { instances, redis }
+        Reading { at: 0.0, instances, redis }
     }
 
     /// The reading at the end of a run. A busy machine may miss [`LIMIT`] once, so whatever has not answered is asked
     /// again; an instance that has ended refuses at once.
     pub(super) async fn read_last(&self) -> Reading {
         let mut reading = self.read().await;
+        let is_whole = |reading: &Reading| {
+            (self.redis.is_none() || reading.redis.is_some()) && reading.instances.iter().all(Option::is_some)
+        };
         for _ in 1..LAST_TRIES {
-            let has_redis = self.redis.is_none() || reading.redis.is_some();
-            if has_redis && reading.instances.iter().all(Option::is_some) {
-                break;
+            if !is_whole(&reading) {
+                reading = self.read().await;
             }
-            reading = self.read().await;
         }
         reading
     }
@@ -183,27 +130,21 @@ impl Watch {
 
     async fn ask_redis(&self) -> Option<RedisState> {
         let (client, clustered) = self.redis.as_ref()?;
+        let command = CustomCommand::new_static("INFO", ClusterHash::Random, false);
         let asking = async {
             let mut state = RedisState::default();
-            if *clustered {
-                for server in client.active_connections() {
-                    state.add(&info(client, Some(server)).await?);
-                }
-            } else {
-                state.add(&info(client, None).await?);
+            let nodes = if *clustered { client.active_connections() } else { Vec::new() };
+            for node in &nodes {
+                let info: String =
+                    client.with_cluster_node(node).custom(command.clone(), vec!["everything"]).await.ok()?;
+                state.add(&info);
+            }
+            if !clustered {
+                state.add(&client.custom::<String, _>(command, vec!["everything"]).await.ok()?);
             }
             Some(state)
         };
         timeout(LIMIT, asking).await.ok()?
-    }
-}
-
-async fn info(client: &Client, node: Option<Server>) -> Option<String> {
-    let command = CustomCommand::new_static("INFO", ClusterHash::Random, false);
-    let sections = vec!["everything"];
-    match node {
-        Some(node) => client.with_cluster_node(node).custom(command, sections).await.ok(),
-        None => client.custom(command, sections).await.ok(),
     }
 }
 
@@ -260,7 +201,7 @@ mod tests {
     #[test]
     fn a_sum_needs_all_instances() {
         let one = Instance { rss: Some(5.0), ..Instance::default() };
-        let reading = |instances| Reading { instances, redis: None };
+        let reading = |instances| Reading { instances, ..Reading::default() };
         assert_eq!(reading(vec![]).sum(|instance| instance.rss), None);
         assert_eq!(reading(vec![Some(one.clone()), None]).sum(|instance| instance.rss), None);
         assert_eq!(reading(vec![Some(one.clone()), Some(one)]).sum(|instance| instance.rss), Some(10.0));

@@ -220,7 +220,8 @@ fn handshake(head: &[u8]) -> Option<(String, BytesMut)> {
     let accept = tungstenite::handshake::derive_accept_key(key.as_bytes());
     let mut answer =
         BytesMut::from("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n");
-    answer.put_slice(format!("Sec-WebSocket-Accept: {accept}\r\n\r\n").as_bytes());
+    answer.put_slice(format!("Sec-WebSocket-Accept: {accept}\r\n").as_bytes());
+    answer.put_slice(b"Sec-WebSocket-Protocol: duorelay.v1\r\n\r\n");
     let welcome = br#"{"type":"welcome"}"#;
     header(&mut answer, 1, welcome.len());
     answer.put_slice(welcome);

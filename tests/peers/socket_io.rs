@@ -19,8 +19,8 @@ const fn text(text: &'static str) -> Message {
 }
 
 impl Dialect for SocketIo {
-    fn handshake(&self, path: &str, _: &Caller<'_>) -> (String, String) {
-        (format!("{path}?EIO=4&transport=websocket"), String::new())
+    fn handshake(&self, _: &Caller<'_>) -> (String, Vec<(&'static str, String)>) {
+        ("EIO=4&transport=websocket".to_owned(), Vec::new())
     }
 
     fn sign_in(&self, caller: &Caller<'_>) -> Option<Message> {
@@ -49,7 +49,7 @@ impl Dialect for SocketIo {
             r#"42["overwritten"]"# => Heard::Overwritten,
             r#"42["pong"]"# => Heard::Pong,
             _ if packet.starts_with('0') => Heard::Open,
-            _ if packet.starts_with("40") => Heard::Welcome { received: false },
+            _ if packet.starts_with("40") => Heard::Welcome { features: Vec::new() },
             _ => match packet.strip_prefix("44").map(serde_json::from_str::<Refusal>) {
                 Some(Ok(refusal)) => Heard::Refused(refusal.message),
                 Some(Err(_)) => Heard::Refused("refused".to_owned()),
@@ -67,7 +67,7 @@ mod tests {
     fn socket_ios_packets_are_distinguished() {
         let heard = |text| SocketIo.read(text);
         assert_eq!(heard(r#"0{"sid":"a","upgrades":[],"pingInterval":25000}"#), Heard::Open);
-        assert_eq!(heard(r#"40{"sid":"b"}"#), Heard::Welcome { received: false });
+        assert_eq!(heard(r#"40{"sid":"b"}"#), Heard::Welcome { features: Vec::new() });
         assert_eq!(heard(r#"44{"message":"jwt expired"}"#), Heard::Refused("jwt expired".to_owned()));
         assert_eq!(heard("44"), Heard::Refused("refused".to_owned()));
         assert_eq!(heard("2"), Heard::Heartbeat(text("3")));

@@ -1,190 +1,128 @@
-//! Line charts as inline SVG.
+//! Line charts, in the coordinates in which the page draws them.
 
-use std::fmt::Write as _;
+use serde::Serialize;
 
-/// Values over x; a gap where there is none.
-#[derive(Debug)]
-pub(super) struct Series {
-    pub(super) name: String,
-    /// `(x, y)`, in order.
-    pub(super) points: Vec<(f64, Option<f64>)>,
-}
+/// The width and the height of what the axes enclose.
+const SIZE: (f64, f64) = (636.0, 200.0);
 
-/// How a value is placed on its axis.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Scale {
-    /// A linear axis from 0.
-    Linear,
-    /// By powers of ten.
-    Log,
-}
+/// One line: its name, and its values over x in order, with gaps.
+pub(super) type Line = (String, Vec<(f64, Option<f64>)>);
 
-/// A line chart as SVG, with a legend.
-pub(super) struct Chart<'a> {
+/// What a chart shows, and how.
+pub(super) struct Plot<'a> {
     pub(super) title: &'a str,
     /// A sentence below the title.
     pub(super) note: &'a str,
     /// At most six, because there are six colours.
-    pub(super) series: Vec<Series>,
-    pub(super) scale: Scale,
+    pub(super) lines: Vec<Line>,
+    /// The y axis goes by powers of ten; else it starts at 0.
+    pub(super) log: bool,
     /// Of x: where, and what is written there.
     pub(super) ticks: Vec<(f64, String)>,
     /// How x is written in a tooltip.
     pub(super) at: &'a dyn Fn(f64) -> String,
     /// How y is written.
-    pub(super) value: &'a dyn Fn(f64) -> String,
+    pub(super) value: fn(f64) -> String,
 }
 
-const WIDTH: f64 = 720.0;
-const HEIGHT: f64 = 240.0;
-const LEFT: f64 = 70.0;
-const RIGHT: f64 = 14.0;
-const TOP: f64 = 12.0;
-const BOTTOM: f64 = 28.0;
+/// A chart for the page's template.
+#[derive(Debug, Serialize)]
+pub(super) struct Chart {
+    title: String,
+    note: String,
+    /// Names, and what SVG's `d` draws.
+    lines: Vec<(String, String)>,
+    /// Of the y axis: where, and what is written there.
+    grid: Vec<(f64, String)>,
+    ticks: Vec<(f64, String)>,
+    /// For each x of the first line: from where, how wide, and all values there.
+    columns: Vec<(f64, f64, String)>,
+}
 
-impl Chart<'_> {
-    /// The chart with its legend; nothing when there are no values.
-    pub(super) fn svg(&self) -> String {
-        let values = || self.series.iter().flat_map(|series| &series.points).filter_map(|(_, y)| *y);
-        let (Some(most), Some(least)) = (values().reduce(f64::max), values().reduce(f64::min)) else {
-            return String::new();
-        };
-        let mut html = String::new();
-        // Writing to a string cannot fail.
-        let _ = self.write(&mut html, &Axis::over(self.scale, least, most));
-        html
-    }
-
-    fn write(&self, html: &mut String, axis: &Axis) -> std::fmt::Result {
-        let xs = || self.series.iter().flat_map(|series| &series.points).map(|(x, _)| *x);
-        let first = xs().reduce(f64::min).unwrap_or(0.0);
-        let last = xs().reduce(f64::max).unwrap_or(1.0);
-        let x = |at: f64| LEFT + (at - first) / (last - first).max(1e-9) * (WIDTH - LEFT - RIGHT);
-        let y = |value: f64| HEIGHT - BOTTOM - axis.share(value) * (HEIGHT - TOP - BOTTOM);
-        write!(
-            html,
-            "<figure><figcaption><b>{}</b> <span>{}</span><ul>",
-            escape(self.title),
-            escape(self.note)
-        )?;
-        for (index, series) in self.series.iter().enumerate() {
-            write!(html, "<li class=s{index}>{}</li>", escape(&series.name))?;
-        }
-        write!(
-            html,
-            "</ul></figcaption><svg viewBox='0 0 {WIDTH} {HEIGHT}' role=img aria-label='{}'>",
-            escape(self.title)
-        )?;
-        for value in &axis.ticks {
-            let y = y(*value);
-            write!(html, "<path class=grid d='M{LEFT} {y:.1}H{}'/>", WIDTH - RIGHT)?;
-            write!(
-                html,
-                "<text x={} y={:.1} text-anchor=end>{}</text>",
-                LEFT - 8.0,
-                y + 4.0,
-                escape(&(self.value)(*value))
-            )?;
-        }
-        for (at, text) in self.ticks.iter().filter(|(at, _)| (first..=last).contains(at)) {
-            write!(
-                html,
-                "<text x={:.1} y={} text-anchor=middle>{}</text>",
-                x(*at),
-                HEIGHT - 8.0,
-                escape(text)
-            )?;
-        }
-        for (index, series) in self.series.iter().enumerate() {
+impl Plot<'_> {
+    /// The chart; nothing when there are no values.
+    pub(super) fn draw(self) -> Option<Chart> {
+        let points = || self.lines.iter().flat_map(|(_, points)| points);
+        let values = || points().filter_map(|(_, y)| *y);
+        let axis = Axis::over(self.log, values().reduce(f64::min)?, values().reduce(f64::max)?);
+        let xs = || points().map(|(x, _)| *x);
+        let (first, last) = (xs().reduce(f64::min)?, xs().reduce(f64::max)?);
+        let x = |at: f64| tenth((at - first) / (last - first).max(1e-9) * SIZE.0);
+        let y = |value: f64| tenth(SIZE.1 - axis.share(value) * SIZE.1);
+        let path = |points: &[(f64, Option<f64>)]| {
             let mut path = String::new();
-            let mut pen_down = false;
-            for (at, value) in &series.points {
+            let mut pen = 'M';
+            for (at, value) in points {
                 if let Some(value) = value {
-                    write!(path, "{}{:.1} {:.1}", if pen_down { 'L' } else { 'M' }, x(*at), y(*value))?;
+                    path += &format!("{pen}{} {}", x(*at), y(*value));
                 }
-                pen_down = value.is_some();
+                pen = if value.is_some() { 'L' } else { 'M' };
             }
             // A single point has no line: its round cap shows it.
-            if series.points.len() == 1 {
-                path.push_str("h0");
-            }
-            write!(html, "<path class='line s{index}' d='{path}'/>")?;
-        }
-        self.write_tooltips(html, x)?;
-        html.push_str("</svg></figure>");
-        Ok(())
-    }
-
-    /// A column for each x of the first series, which shows all values there.
-    fn write_tooltips(&self, html: &mut String, x: impl Fn(f64) -> f64) -> std::fmt::Result {
-        let Some(series) = self.series.first() else {
-            return Ok(());
+            if points.len() == 1 { path + "h0" } else { path }
         };
-        let xs: Vec<f64> = series.points.iter().map(|(at, _)| *at).collect();
-        for (index, at) in xs.iter().enumerate() {
-            let middle =
-                |other: Option<&f64>, edge: f64| other.map_or(edge, |other| f64::midpoint(x(*at), x(*other)));
-            let left = middle(index.checked_sub(1).and_then(|before| xs.get(before)), LEFT);
-            let right = middle(xs.get(index + 1), WIDTH - RIGHT);
-            write!(
-                html,
-                "<rect class=hit x={left:.1} y={TOP} width={:.1} height={}><title>{}",
-                (right - left).max(0.5),
-                HEIGHT - TOP - BOTTOM,
-                escape(&(self.at)(*at))
-            )?;
-            for series in &self.series {
-                if let Some((_, Some(value))) = series.points.get(index) {
-                    write!(html, "\n{} {}", escape(&series.name), escape(&(self.value)(*value)))?;
+        let column = |(index, (at, _)): (usize, &(f64, _))| {
+            let points = &self.lines[0].1;
+            let middle = |other: usize, edge: f64| {
+                points.get(other).map_or(edge, |(other, _)| tenth(f64::midpoint(x(*at), x(*other))))
+            };
+            let (left, right) = (middle(index.wrapping_sub(1), 0.0), middle(index + 1, SIZE.0));
+            let mut text = (self.at)(*at);
+            for (name, points) in &self.lines {
+                if let Some((_, Some(value))) = points.get(index) {
+                    text += &format!("\n{name} {}", (self.value)(*value));
                 }
             }
-            html.push_str("</title></rect>");
-        }
-        Ok(())
+            (left, tenth((right - left).max(0.5)), text)
+        };
+        let seen = |(at, _): &&(f64, String)| (first..=last).contains(at);
+        Some(Chart {
+            title: self.title.to_owned(),
+            note: self.note.to_owned(),
+            lines: self.lines.iter().map(|(name, points)| (name.clone(), path(points))).collect(),
+            grid: axis.ticks().map(|value| (y(value), (self.value)(value))).collect(),
+            ticks: self.ticks.iter().filter(seen).map(|(at, text)| (x(*at), text.clone())).collect(),
+            columns: self.lines[0].1.iter().enumerate().map(column).collect(),
+        })
     }
 }
 
-/// The y axis: its scale and its end.
+fn tenth(number: f64) -> f64 {
+    (number * 10.0).round() / 10.0
+}
+
+/// The y axis, which starts at `from` and has a line at each of its `steps`.
+#[derive(Debug)]
 struct Axis {
-    scale: Scale,
+    log: bool,
     from: f64,
-    to: f64,
-    ticks: Vec<f64>,
+    step: f64,
+    steps: u32,
 }
 
 impl Axis {
-    fn over(scale: Scale, least: f64, most: f64) -> Self {
-        match scale {
-            Scale::Linear => {
-                let step = round_step(most.max(1e-12) / 4.0);
-                let steps = (most / step).ceil().max(1.0);
-                let ticks = (0..=8)
-                    .map(|index| f64::from(index) * step)
-                    .take_while(|tick| *tick <= steps * step * 1.001)
-                    .collect();
-                Self { scale, from: 0.0, to: steps * step, ticks }
-            }
-            Scale::Log => {
-                let from = least.max(1e-9).log10().floor();
-                let to = most.max(1e-9).log10().ceil().max(from + 1.0);
-                let mut ticks = Vec::new();
-                let mut at = from;
-                while at <= to {
-                    ticks.push(10_f64.powf(at));
-                    at += 1.0;
-                }
-                Self { scale, from, to, ticks }
-            }
-        }
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a few lines")]
+    fn over(log: bool, least: f64, most: f64) -> Self {
+        let scale = |value: f64| value.max(1e-9).log10();
+        let (from, step, steps) = if log {
+            let from = scale(least).floor();
+            (from, 1.0, scale(most).ceil() - from)
+        } else {
+            let step = round_step(most.max(1e-12) / 4.0);
+            (0.0, step, (most / step).ceil())
+        };
+        Self { log, from, step, steps: steps.max(1.0) as u32 }
     }
 
     /// 0 at the bottom, 1 at the top.
     fn share(&self, value: f64) -> f64 {
-        let at = match self.scale {
-            Scale::Linear => value,
-            Scale::Log => value.max(1e-9).log10(),
-        };
-        ((at - self.from) / (self.to - self.from)).clamp(0.0, 1.0)
+        let value = if self.log { value.max(1e-9).log10() } else { value };
+        ((value - self.from) / (self.step * f64::from(self.steps))).clamp(0.0, 1.0)
+    }
+
+    fn ticks(&self) -> impl Iterator<Item = f64> {
+        let at = |index| self.from + f64::from(index) * self.step;
+        (0..=self.steps).map(move |index| if self.log { 10_f64.powf(at(index)) } else { at(index) })
     }
 }
 
@@ -193,15 +131,6 @@ fn round_step(step: f64) -> f64 {
     let power = 10_f64.powf(step.log10().floor());
     let factor = [1.0, 2.0, 5.0].into_iter().find(|factor| step <= factor * power * 1.0001);
     factor.unwrap_or(10.0) * power
-}
-
-/// Text for HTML, attributes in single quotes included.
-pub(super) fn escape(text: &str) -> String {
-    text.replace('&', "&amp;")
-        .replace('<', "&lt;")
-        .replace('>', "&gt;")
-        .replace('\'', "&#39;")
-        .replace('"', "&quot;")
 }
 
 #[cfg(test)]
@@ -213,38 +142,32 @@ mod tests {
         for (most, to, ticks) in
             [(10.0, 10.0, 3), (100.0, 100.0, 3), (7.0, 8.0, 5), (0.0, 5e-13, 2), (1234.0, 1500.0, 4)]
         {
-            let axis = Axis::over(Scale::Linear, 0.0, most);
-            assert!(
-                (axis.to - to).abs() < to * 1e-6 && axis.ticks.len() == ticks,
-                "{most}: {} {:?}",
-                axis.to,
-                axis.ticks
-            );
+            let axis = Axis::over(false, 0.0, most);
+            let last = axis.ticks().last().unwrap();
+            assert!((last - to).abs() < to * 1e-6 && axis.ticks().count() == ticks, "{most}: {axis:?}");
             assert!(axis.share(most) <= 1.0);
         }
-        let axis = Axis::over(Scale::Log, 0.000_3, 0.02);
-        assert_eq!((axis.from, axis.to, axis.ticks.len()), (-4.0, -1.0, 4));
+        let axis = Axis::over(true, 0.000_3, 0.02);
+        assert_eq!((axis.from, axis.steps, axis.ticks().count()), (-4.0, 3, 4));
         assert!((axis.share(0.01) - 2.0 / 3.0).abs() < 1e-9);
     }
 
     #[test]
-    fn a_gap_lifts_the_pen_and_text_is_escaped() {
-        let chart = Chart {
-            title: "<b>",
+    fn a_gap_lifts_the_pen() {
+        let points = vec![(0.0, Some(1.0)), (1.0, None), (2.0, Some(2.0)), (3.0, Some(1.0))];
+        let plot = |lines| Plot {
+            title: "t",
             note: "",
-            series: vec![Series {
-                name: "a&b".to_owned(),
-                points: vec![(0.0, Some(1.0)), (1.0, None), (2.0, Some(2.0)), (3.0, Some(1.0))],
-            }],
-            scale: Scale::Linear,
-            ticks: vec![],
+            lines,
+            log: false,
+            ticks: vec![(0.0, "0 s".to_owned()), (4.0, "4 s".to_owned())],
             at: &|at| at.to_string(),
-            value: &|value| value.to_string(),
+            value: |value| value.to_string(),
         };
-        let svg = chart.svg();
-        let line = svg.split("class='line s0' d='").nth(1).unwrap().split('\'').next().unwrap();
-        assert_eq!((line.matches('M').count(), line.matches('L').count()), (2, 1), "{line}");
-        assert!(svg.contains("&lt;b&gt;") && svg.contains("a&amp;b") && !svg.contains("<b><b>"));
-        assert_eq!(Chart { series: vec![], ..chart }.svg(), "");
+        let chart = plot(vec![("a".to_owned(), points)]).draw().unwrap();
+        assert_eq!(chart.lines[0].1, "M0 100M424 0L636 100");
+        assert_eq!(chart.ticks, [(0.0, "0 s".to_owned())]);
+        assert_eq!(chart.columns[3], (530.0, 106.0, "3\na 1".to_owned()));
+        assert!(plot(vec![]).draw().is_none());
     }
 }

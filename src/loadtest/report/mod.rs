@@ -7,9 +7,10 @@ pub(super) mod table;
 pub(super) mod words;
 
 use std::collections::BTreeMap;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use super::result::{Results, Verdict};
+use super::figure::FIGURES;
+use super::result::Results;
 use super::settings::LoadOptions;
 
 /// A run that is over.
@@ -19,48 +20,50 @@ pub(super) struct Report<'a> {
     pub(super) options: &'a LoadOptions,
     /// When the first connection was opened.
     pub(super) started: SystemTime,
-    /// How long was measured.
-    pub(super) measured: Duration,
     /// By Ctrl-C: everything is what it was until then.
     pub(super) interrupted: bool,
     pub(super) results: &'a Results,
     /// Times in seconds, sizes in bytes.
     pub(super) figures: BTreeMap<&'static str, f64>,
-    /// What became of the demands.
-    pub(super) verdicts: Vec<Verdict>,
-}
-
-impl Verdict {
-    /// The measured value with its unit, or that there is none.
-    fn value_in_words(&self) -> String {
-        match self.value {
-            Some(value) => words::figure(self.unit, value),
-            None => "not measured in this run".to_owned(),
-        }
-    }
 }
 
 impl Report<'_> {
+    /// Each figure of this run: its name, its value and its meaning.
+    fn figures_in_words(&self) -> impl Iterator<Item = (&str, String, &str)> {
+        FIGURES.iter().filter_map(|figure| {
+            let value = words::figure(figure.unit, *self.figures.get(figure.name)?);
+            Some((figure.name, value, figure.meaning))
+        })
+    }
+
+    /// Each demand as it was written, the measured value in words, and whether it holds.
+    pub(super) fn verdicts(&self) -> impl Iterator<Item = (String, String, bool)> {
+        self.options.assertions.iter().map(|demand| {
+            let value = self.figures.get(demand.figure.name).copied();
+            let unit = demand.figure.unit;
+            let words = value
+                .map_or_else(|| "not measured in this run".to_owned(), |value| words::figure(unit, value));
+            (demand.to_string(), words, demand.holds(value))
+        })
+    }
+
     /// What happened beside the figures, and how often.
     fn events(&self) -> Vec<(String, u64)> {
         let total = &self.results.total;
-        let mut events = Vec::new();
-        for (kind, counts) in
-            [("refused", &total.refused), ("failed", &total.failed), ("error", &total.errors)]
-        {
-            events.extend(counts.iter().map(|(what, count)| (format!("{kind}: {what}"), *count)));
-        }
-        events.extend(
-            total.closes.iter().map(|(code, count)| (format!("closed by the relay: {code}"), *count)),
-        );
-        events
+        let kinds = [("refused", &total.refused), ("failed", &total.failed), ("error", &total.errors)];
+        let named = kinds.into_iter().flat_map(|(kind, counts)| {
+            counts.iter().map(move |(what, count)| (format!("{kind}: {what}"), *count))
+        });
+        let closes =
+            total.closes.iter().map(|(code, count)| (format!("closed by the relay: {code}"), *count));
+        named.chain(closes).collect()
     }
 
     /// What an operator should look at, in words.
     pub(super) fn hints(&self) -> Vec<String> {
         let mut hints = Vec::new();
         let total = &self.results.total;
-        if total.refused.contains_key("too_many_attempts") {
+        if ["too_many_attempts", "status 429"].iter().any(|code| total.refused.contains_key(*code)) {
             hints.push(
                 "handshakes were limited (429): start the instances with --handshakes-per-second-per-ip 0, or use --source"
                     .to_owned(),

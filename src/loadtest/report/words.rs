@@ -1,6 +1,6 @@
 //! Figures as people read them.
 
-use super::super::settings::Unit;
+use super::super::figure::Unit;
 
 /// Three digits and a unit: `412 us`, `1.27 ms`, `12.0 s`.
 pub(in super::super) fn time(seconds: f64) -> String {
@@ -41,15 +41,9 @@ pub(super) fn count(count: f64) -> String {
     if count.fract() != 0.0 && count.abs() < 1000.0 {
         return format!("{count:.2}");
     }
-    let plain = format!("{:.0}", count.abs());
-    let mut text = String::new();
-    for (index, digit) in plain.chars().enumerate() {
-        if index > 0 && (plain.len() - index) % 3 == 0 {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    if count < 0.0 { format!("-{text}") } else { text }
+    let digits = format!("{:.0}", count.abs());
+    let groups: Vec<_> = digits.as_bytes().rchunks(3).rev().map(String::from_utf8_lossy).collect();
+    format!("{}{}", if count < 0.0 { "-" } else { "" }, groups.join(","))
 }
 
 /// Writes a value by its unit.

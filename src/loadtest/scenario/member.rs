@@ -10,10 +10,10 @@ use tokio::sync::Notify;
 use tokio::task::spawn_local;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use super::super::dialect::Heard;
+use super::super::connect::User;
+use super::super::dialect::{Caller, Heard};
 use super::super::frame::{Arrival, Flow, Frame};
-use super::super::settings::{Link, Scenario};
-use super::super::shard::{Shard, User, Who};
+use super::super::shard::Shard;
 use super::super::socket::Socket;
 use crate::relay::ids::Device;
 
@@ -27,7 +27,6 @@ const BARRIER_LIMIT: Duration = Duration::from_secs(1);
 const HELD: usize = 4096;
 
 /// One device of one user.
-#[derive(Debug)]
 pub(super) struct Member {
     shard: Rc<Shard>,
     user: User,
@@ -35,7 +34,6 @@ pub(super) struct Member {
     /// Its own name across connections.
     client: String,
     place: Cell<usize>,
-    link: Option<Link>,
     socket: RefCell<Option<Rc<Socket>>>,
     /// True from the ping before the next socket until its welcome: reliable frames wait.
     moving: Cell<bool>,
@@ -52,20 +50,14 @@ impl Member {
     /// A member without a socket.
     pub(super) fn new(shard: &Rc<Shard>, user: &User, device: Device) -> Self {
         let options = shard.options();
-        let [desktop, mobile] = options.places(user.number as usize);
-        let place = match device {
-            Device::Desktop => desktop,
-            Device::Mobile => mobile,
-        };
-        let slow = options.scenario == Scenario::Slow && device == Device::Mobile;
-        let flows = options.streams.0.iter().map(|id| (*id, Flow::default())).collect();
+        let place = options.place(user.number as usize, device);
+        let flows = options.streams.iter().map(|id| (*id, Flow::default())).collect();
         Self {
             shard: shard.clone(),
             user: user.clone(),
             device,
             client: format!("load-{}-{device}", user.number),
             place: Cell::new(place),
-            link: slow.then_some(options.link),
             socket: RefCell::default(),
             moving: Cell::new(false),
             ponged: Notify::new(),
@@ -81,18 +73,15 @@ impl Member {
         self.socket.borrow().clone()
     }
 
-    fn who(&self) -> Who<'_> {
-        Who { user: &self.user, device: self.device, client: &self.client, link: self.link }
+    fn caller(&self) -> Caller<'_> {
+        self.user.calls(self.device, &self.client)
     }
 
     /// Connects for the first time; false when that takes too long.
     pub(super) async fn connect(&self) -> bool {
-        let Some(socket) = self.shard.connect_patiently(self.who(), self.place.get(), FIRST_LIMIT).await
-        else {
-            return false;
-        };
-        self.socket.replace(Some(Rc::new(socket)));
-        true
+        let socket = self.shard.connect_patiently(self.caller(), self.place.get(), FIRST_LIMIT).await;
+        self.socket.replace(socket.map(Rc::new));
+        self.socket.borrow().is_some()
     }
 
     /// Sends one frame on every stream.
@@ -151,7 +140,7 @@ impl Member {
             return;
         };
         // Reliable frames wait while a sender moves, which is no silence as long as there are volatile ones.
-        if (frame.stream >= 0x80) == (plan.options.streams.0.first() >= Some(&0x80)) {
+        if (frame.stream >= 0x80) == (plan.options.streams.first() >= Some(&0x80)) {
             self.heard(now);
         }
         let measured = flow.is_measured(frame.sequence);
@@ -189,8 +178,9 @@ impl Member {
         self.flows.borrow().iter().map(|(_, flow)| flow.outstanding()).sum()
     }
 
-    /// Counts what is known only at the end: `listens` when something was sent to it.
-    pub(super) fn finish(&self, listens: bool) {
+    /// Counts what is known only at the end.
+    pub(super) fn finish(&self) {
+        let listens = self.shard.options().sends(self.device.other());
         if listens {
             self.heard(Instant::now());
         }
@@ -209,9 +199,7 @@ impl Member {
 
     /// Sends a close frame, without waiting.
     pub(super) fn close(&self) {
-        if let Some(socket) = &*self.socket.borrow() {
-            socket.close();
-        }
+        self.socket.borrow().iter().for_each(|socket| socket.close());
     }
 
     /// Reads, moves when the relay asks for it and comes back after a break, until the run ends.
@@ -251,7 +239,8 @@ impl Member {
         self.moving.set(true);
         let limit = deadline.saturating_duration_since(Instant::now());
         let place = self.place.get() + 1;
-        let next = self.shard.connect_patiently(self.who(), place, limit.max(Duration::from_secs(1))).await;
+        let next =
+            self.shard.connect_patiently(self.caller(), place, limit.max(Duration::from_secs(1))).await;
         self.moving.set(false);
         let next = next.map(Rc::new);
         if let Some(socket) = &next {
@@ -277,13 +266,13 @@ impl Member {
                         deadline: now + Duration::from_millis(deadline_ms),
                     };
                 }
-                Ok(Heard::Error(code)) => {
+                Ok(Heard::Error { code }) => {
                     *self.shard.tally.borrow_mut().errors.entry(code).or_default() += 1;
                 }
                 Ok(Heard::Pong) => self.ponged.notify_waiters(),
                 Ok(_) => {}
                 Err(ended) => {
-                    self.shard.ended((!self.shard.ending.get()).then_some(ended.code));
+                    self.shard.ended((!self.shard.ending.get()).then_some(ended.0));
                     return Next::Ended;
                 }
             }

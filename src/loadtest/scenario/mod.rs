@@ -5,6 +5,7 @@ mod overwrite;
 mod storm;
 mod stream;
 
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -14,8 +15,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::LocalSet;
 use tokio::time::Instant;
 
+use super::connect::User;
 use super::settings::Scenario;
-use super::shard::{Event, Phase, Plan, Shard, User};
+use super::shard::{Event, Phase, Plan, Shard};
 
 /// Starts a thread that plays these users; its end is the end of `events`.
 ///
@@ -30,7 +32,8 @@ pub(super) fn start(
 ) -> io::Result<JoinHandle<()>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     std::thread::Builder::new().name(format!("load-{index}")).spawn(move || {
-        let shard = Rc::new(Shard::new(plan, index, users, phase, events));
+        let (tally, ending) = (RefCell::default(), Cell::new(false));
+        let shard = Rc::new(Shard { plan, index, users, tally, ending, phase, events });
         LocalSet::new().block_on(&runtime, async {
             let reporting = shard.clone();
             let reporting = tokio::task::spawn_local(async move { reporting.report_every_second().await });

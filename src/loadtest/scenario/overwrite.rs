@@ -8,8 +8,9 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::super::alarm::{Alarm, Beat};
+use super::super::connect::User;
 use super::super::dialect::Heard;
-use super::super::shard::{Shard, User, Who};
+use super::super::shard::Shard;
 use super::super::socket::Socket;
 use crate::relay::ids::Device;
 
@@ -30,10 +31,7 @@ pub(super) async fn run(shard: &Rc<Shard>) {
             while takeovers.join_next().await.is_some() {}
         }
     };
-    tokio::select! {
-        () = done => {}
-        () = shard.stopped() => {}
-    }
+    shard.until_stopped(done).await;
 }
 
 async fn pace(shard: &Rc<Shard>, takeovers: &mut JoinSet<()>, start: Instant) -> io::Result<()> {
@@ -47,10 +45,9 @@ async fn pace(shard: &Rc<Shard>, takeovers: &mut JoinSet<()>, start: Instant) ->
 }
 
 async fn take_over(shard: Rc<Shard>, user: User) {
-    let [here, there] = shard.options().places(user.number as usize);
+    let [here, there] = Device::ALL.map(|device| shard.options().place(user.number as usize, device));
     let connect = async |client: &str, place, due| {
-        let who = Who { user: &user, device: Device::Desktop, client, link: None };
-        shard.connect(who, place, due).await.ok()
+        shard.connect(user.calls(Device::Desktop, client), place, due).await.ok()
     };
     let Some(old) = connect("a", here, Instant::now()).await else {
         return;
@@ -60,15 +57,11 @@ async fn take_over(shard: Rc<Shard>, user: User) {
     shard.ended(None);
     match notified {
         Some(at) => shard.tally.borrow_mut().notified.record(at.saturating_duration_since(due)),
-        None if new.is_some() => {
-            *shard.tally.borrow_mut().failed.entry("never notified of a takeover".to_owned()).or_default() +=
-                1;
-        }
+        None if new.is_some() => shard.tally.borrow_mut().fail("never notified of a takeover"),
         None => {}
     }
     if let Some(new) = new {
-        goodbye(&new).await;
-        shard.ended(None);
+        shard.goodbye(&new).await;
     }
     race(&shard, &user, here, there).await;
 }
@@ -78,8 +71,7 @@ async fn race(shard: &Shard, user: &User, here: usize, there: usize) {
     let due = Instant::now();
     let deadline = due + ANSWER_LIMIT + SETTLE;
     let contender = async |client: &'static str, place| {
-        let who = Who { user, device: Device::Desktop, client, link: None };
-        let Ok(socket) = shard.connect(who, place, due).await else {
+        let Ok(socket) = shard.connect(user.calls(Device::Desktop, client), place, due).await else {
             return None;
         };
         let notified = notified(&socket, SETTLE).await;
@@ -92,28 +84,21 @@ async fn race(shard: &Shard, user: &User, here: usize, there: usize) {
     let contenders: [_; 2] = tokio::join!(contender("c", here), contender("d", there)).into();
     if contenders.iter().all(Option::is_some) {
         let left = contenders.iter().flatten().filter(|(_, alive)| *alive).count();
-        let mut tally = shard.tally.borrow_mut();
-        if let Some(count) = tally.left.get_mut(left) {
-            *count += 1;
-        }
+        *shard.tally.borrow_mut().left.entry(left).or_default() += 1;
     }
     for (socket, alive) in contenders.iter().flatten() {
         if *alive {
-            goodbye(socket).await;
+            shard.goodbye(socket).await;
+        } else {
+            shard.ended(None);
         }
-        shard.ended(None);
     }
 }
 
 /// When the socket heard that it was overwritten, or was closed, within `limit`.
 async fn notified(socket: &Socket, limit: Duration) -> Option<Instant> {
     let hearing = async {
-        loop {
-            match socket.receive().await {
-                Ok(Heard::Overwritten) | Err(_) => break,
-                Ok(_) => {}
-            }
-        }
+        while !matches!(socket.receive().await, Ok(Heard::Overwritten) | Err(_)) {}
         Instant::now()
     };
     timeout(limit, hearing).await.ok()
@@ -131,10 +116,4 @@ async fn answers(socket: &Socket) -> bool {
             Ok(_) => {}
         }
     }
-}
-
-async fn goodbye(socket: &Socket) {
-    socket.close();
-    let ending = async { while socket.receive().await.is_ok() {} };
-    let _ = timeout(Duration::from_secs(1), ending).await;
 }

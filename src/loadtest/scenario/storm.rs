@@ -5,15 +5,16 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 use super::super::alarm::{Alarm, Beat};
-use super::super::shard::{Shard, User, Who};
+use super::super::connect::User;
+use super::super::shard::Shard;
 use crate::relay::ids::Device;
 
 /// Handshakes under way at once; one that would be more is counted as failed.
 const UNDER_WAY: usize = 4096;
-/// How long a goodbye may take.
+/// How long the last goodbyes may take.
 const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 
 /// Opens connections by the clock, and closes each when it is welcomed.
@@ -23,11 +24,8 @@ pub(super) async fn run(shard: &Rc<Shard>) {
     };
     let end = start + shard.options().warmup + shard.options().duration;
     let mut attempts = JoinSet::new();
-    tokio::select! {
-        // Without a timer there is no clock to connect by.
-        _ = pace(shard, &mut attempts, start, end) => {}
-        () = shard.stopped() => {}
-    }
+    // Without a timer there is no clock to connect by.
+    let _ = shard.until_stopped(pace(shard, &mut attempts, start, end)).await;
     let deadline = Instant::now() + CLOSE_LIMIT;
     while let Ok(Some(_)) = timeout_at(deadline, attempts.join_next()).await {}
 }
@@ -45,8 +43,7 @@ async fn pace(shard: &Rc<Shard>, attempts: &mut JoinSet<()>, start: Instant, end
             alarm.until(due).await?;
             while attempts.try_join_next().is_some() {}
             if attempts.len() >= UNDER_WAY {
-                let why = "too many under way".to_owned();
-                *shard.tally.borrow_mut().failed.entry(why).or_default() += 1;
+                shard.tally.borrow_mut().fail("too many under way");
                 continue;
             }
             attempts.spawn_local(come_and_go(shard.clone(), user.clone(), device, due));
@@ -57,18 +54,9 @@ async fn pace(shard: &Rc<Shard>, attempts: &mut JoinSet<()>, start: Instant, end
 
 async fn come_and_go(shard: Rc<Shard>, user: User, device: Device, due: Instant) {
     let client = format!("load-{}", user.number);
-    let [desktop, mobile] = shard.options().places(user.number as usize);
-    let place = match device {
-        Device::Desktop => desktop,
-        Device::Mobile => mobile,
-    };
-    let who = Who { user: &user, device, client: &client, link: None };
+    let place = shard.options().place(user.number as usize, device);
     // What comes of it is counted there.
-    let Ok(socket) = shard.connect(who, place, due).await else {
-        return;
-    };
-    socket.close();
-    let goodbye = async { while socket.receive().await.is_ok() {} };
-    let _ = timeout(CLOSE_LIMIT, goodbye).await;
-    shard.ended(None);
+    if let Ok(socket) = shard.connect(user.calls(device, &client), place, due).await {
+        shard.goodbye(&socket).await;
+    }
 }

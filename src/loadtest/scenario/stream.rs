@@ -9,7 +9,8 @@ use tokio::task::{JoinSet, yield_now};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::super::alarm::{Alarm, Beat};
-use super::super::settings::{Direction, Scenario};
+use super::super::result::count;
+use super::super::settings::Scenario;
 use super::super::shard::Shard;
 use super::member::Member;
 use crate::relay::ids::Device;
@@ -26,30 +27,25 @@ pub(super) async fn run(shard: &Rc<Shard>) {
         pairs.push(Device::ALL.map(|device| Rc::new(Member::new(shard, user, device))));
     }
     let mut lives = JoinSet::new();
-    let connected = tokio::select! {
-        connected = connect_all(shard, &pairs, &mut lives) => connected,
-        () = shard.stopped() => return,
-    };
-    if let Err(error) = connected {
-        *shard.tally.borrow_mut().failed.entry(error.to_string()).or_default() += 1;
+    match shard.until_stopped(connect_all(shard, &pairs, &mut lives)).await {
+        Some(Ok(())) => {}
+        Some(Err(error)) => shard.tally.borrow_mut().fail(error.to_string()),
+        None => return,
     }
     let Some(start) = shard.ready().await else {
         return;
     };
     let end = start + shard.options().warmup + shard.options().duration;
-    let senders = senders(shard, &pairs);
-    tokio::select! {
-        // Without a timer there is no clock to send by.
-        _ = pace(shard, &senders, start, end) => {}
-        () = shard.stopped() => {}
+    let options = shard.options();
+    // In the order of their turns: a user's two devices half an interval apart.
+    let mut senders = Vec::new();
+    for device in Device::ALL.into_iter().filter(|device| options.sends(*device)) {
+        senders.extend(pairs.iter().map(|pair| pair[device as usize].clone()));
     }
+    // Without a timer there is no clock to send by.
+    let _ = shard.until_stopped(pace(shard, &senders, start, end)).await;
     settle(shard, &senders).await;
-    for [desktop, mobile] in &pairs {
-        let direction = shard.options().direction;
-        let streams = shard.options().scenario.streams();
-        desktop.finish(streams && direction != Direction::ToMobile);
-        mobile.finish(streams && direction != Direction::ToDesktop);
-    }
+    pairs.iter().flatten().for_each(|member| member.finish());
     shard.ending.set(true);
     pairs.iter().flatten().for_each(|member| member.close());
     let deadline = Instant::now() + CLOSE_LIMIT;
@@ -84,20 +80,6 @@ async fn connect_all(
     Ok(())
 }
 
-/// In the order of their turns: a user's two devices half an interval apart.
-fn senders(shard: &Shard, pairs: &[[Rc<Member>; 2]]) -> Vec<Rc<Member>> {
-    if shard.options().scenario == Scenario::Idle {
-        return Vec::new();
-    }
-    let desktops = pairs.iter().map(|[desktop, _]| desktop.clone());
-    let mobiles = pairs.iter().map(|[_, mobile]| mobile.clone());
-    match shard.options().direction {
-        Direction::Both => desktops.chain(mobiles).collect(),
-        Direction::ToMobile => desktops.collect(),
-        Direction::ToDesktop => mobiles.collect(),
-    }
-}
-
 /// Sends by the clock: one timer, whose beats go round the senders.
 async fn pace(shard: &Shard, senders: &[Rc<Member>], start: Instant, end: Instant) -> io::Result<()> {
     let mut alarm = Alarm::new()?;
@@ -107,30 +89,26 @@ async fn pace(shard: &Shard, senders: &[Rc<Member>], start: Instant, end: Instan
     }
     let options = shard.options();
     let measured_from = start + options.warmup;
-    #[expect(clippy::cast_precision_loss, reason = "users and threads are few")]
-    let (count, offset) = (senders.len() as f64, shard.index as f64 / options.threads as f64);
+    let per_second = options.fps * count(senders.len() as u64);
     // Threads take their turns between each other's.
-    let offset = Duration::from_secs_f64(offset / options.fps / count);
+    let offset = count(shard.index as u64) / count(options.threads as u64) / per_second;
+    let mut beat = Beat::new(start + Duration::from_secs_f64(offset), per_second);
     let mut late = 0;
-    for round in 0_u32.. {
-        for (turn, sender) in senders.iter().enumerate() {
-            #[expect(clippy::cast_precision_loss, reason = "senders are few")]
-            let beats = f64::from(round) + turn as f64 / count;
-            let due = start + offset + Duration::from_secs_f64(beats / options.fps);
-            if due >= end {
-                return Ok(());
-            }
-            if Instant::now() < due {
-                late = 0;
-                alarm.until(due).await?;
-            } else {
-                late += 1;
-                if late % BATCH == 0 {
-                    yield_now().await;
-                }
-            }
-            sender.send(due, due >= measured_from);
+    for sender in senders.iter().cycle() {
+        let due = beat.next();
+        if due >= end {
+            break;
         }
+        if Instant::now() < due {
+            late = 0;
+            alarm.until(due).await?;
+        } else {
+            late += 1;
+            if late % BATCH == 0 {
+                yield_now().await;
+            }
+        }
+        sender.send(due, due >= measured_from);
     }
     Ok(())
 }

@@ -1,121 +1,29 @@
 //! What `--assert` demands of a run: `p99<20ms,lost=0`.
 
+use std::cmp::Ordering;
 use std::fmt;
 
-/// How a figure is counted and written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Unit {
-    /// Seconds; written with `ns`, `us`, `ms` or `s`.
-    Time,
-    /// Bytes; written plainly or with `KB`, `MB`, `KiB` or `MiB`.
-    Bytes,
-    /// A plain number, without a unit.
-    Count,
-}
+use super::super::figure::{FIGURES, Figure, Unit};
 
-/// One figure of a report.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Figure {
-    /// Its name in `--assert` and `--json`.
-    pub name: &'static str,
-    /// How it is counted.
-    pub unit: Unit,
-    /// The sentence of `--help`.
-    pub meaning: &'static str,
-}
+type Comparison = fn(Ordering) -> bool;
 
-const fn figure(name: &'static str, unit: Unit, meaning: &'static str) -> Figure {
-    Figure { name, unit, meaning }
-}
-
-/// Every figure that a run may have.
-pub const FIGURES: &[Figure] = &[
-    figure("p50", Unit::Time, "latency, median"),
-    figure("p90", Unit::Time, "latency, 90th percentile"),
-    figure("p99", Unit::Time, "latency, 99th percentile"),
-    figure("p999", Unit::Time, "latency, 99.9th percentile"),
-    figure("max", Unit::Time, "latency, largest"),
-    figure("mean", Unit::Time, "latency, mean"),
-    figure("age_end_p99", Unit::Time, "age of frames on arrival, p99 of the last tenth"),
-    figure("lag_p99", Unit::Time, "how late this generator sent, p99"),
-    figure("sent", Unit::Count, "frames sent"),
-    figure("delivered", Unit::Count, "frames that arrived"),
-    figure("rate", Unit::Count, "frames that arrived, a second"),
-    figure("superseded", Unit::Count, "volatile frames that a newer one replaced"),
-    figure("lost", Unit::Count, "reliable frames that never arrived"),
-    figure("vanished", Unit::Count, "last volatile frames that never arrived, nor a newer one"),
-    figure("out_of_order", Unit::Count, "frames that arrived after a newer one"),
-    figure("duplicates", Unit::Count, "frames that arrived twice"),
-    figure("wrong_user", Unit::Count, "frames that reached someone else"),
-    figure("unsent", Unit::Count, "frames due while their sender had no connection"),
-    figure(
-        "silence",
-        Unit::Time,
-        "longest time in which a receiver heard no frame (of the volatile ones, if any)",
-    ),
-    figure("connected", Unit::Count, "connections open at the same time, at most"),
-    figure("welcomed", Unit::Count, "handshakes that were welcomed"),
-    figure("refused", Unit::Count, "handshakes that were refused"),
-    figure("failed", Unit::Count, "handshakes that failed otherwise"),
-    figure("reconnects", Unit::Count, "connections that moved or came back"),
-    figure("handshake_p50", Unit::Time, "from the due time of a handshake to its welcome, median"),
-    figure("handshake_p99", Unit::Time, "the same, 99th percentile"),
-    figure("told_p50", Unit::Time, "from a takeover's handshake until the old socket was notified, median"),
-    figure("told_p99", Unit::Time, "the same, 99th percentile"),
-    figure("none_left", Unit::Count, "simultaneous takeovers that left nobody"),
-    figure("one_left", Unit::Count, "simultaneous takeovers that left exactly one"),
-    figure("both_left", Unit::Count, "simultaneous takeovers that left both"),
-    figure("cpu_per_frame", Unit::Time, "the instances' CPU for each delivered frame"),
-    figure("cpu_per_handshake", Unit::Time, "the instances' CPU for each handshake (storm)"),
-    figure("redis_cpu_per_frame", Unit::Time, "Redis's CPU for each delivered frame"),
-    figure("redis_commands_per_frame", Unit::Count, "Redis commands for each delivered frame"),
-    figure("rss_per_connection", Unit::Bytes, "what the instances' memory grew by for each connection"),
-    figure("rss", Unit::Bytes, "the instances' largest memory, together"),
+/// Longer ones first, so that `<=` is not read as `<`.
+const COMPARISONS: [(&str, Comparison); 7] = [
+    ("<=", Ordering::is_le),
+    (">=", Ordering::is_ge),
+    ("!=", Ordering::is_ne),
+    ("==", Ordering::is_eq),
+    ("<", Ordering::is_lt),
+    (">", Ordering::is_gt),
+    ("=", Ordering::is_eq),
 ];
 
-/// How a figure is compared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Comparison {
-    Less,
-    AtMost,
-    More,
-    AtLeast,
-    /// Written `=` or `==`.
-    Equal,
-    Different,
-}
-
-impl Comparison {
-    /// Longer ones first, so that `<=` is not read as `<`.
-    const ALL: [(&'static str, Self); 7] = [
-        ("<=", Self::AtMost),
-        (">=", Self::AtLeast),
-        ("!=", Self::Different),
-        ("==", Self::Equal),
-        ("<", Self::Less),
-        (">", Self::More),
-        ("=", Self::Equal),
-    ];
-
-    fn holds(self, value: f64, limit: f64) -> bool {
-        let near = (value - limit).abs() <= f64::EPSILON * limit.abs().max(1.0);
-        match self {
-            Self::Less => value < limit && !near,
-            Self::AtMost => value <= limit || near,
-            Self::More => value > limit && !near,
-            Self::AtLeast => value >= limit || near,
-            Self::Equal => near,
-            Self::Different => !near,
-        }
-    }
-}
-
 /// One demand: a figure, a comparison and a limit.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Assertion {
     text: String,
     /// The figure that it judges.
-    pub figure: Figure,
+    pub figure: &'static Figure,
     comparison: Comparison,
     limit: f64,
 }
@@ -127,10 +35,13 @@ impl fmt::Display for Assertion {
 }
 
 impl Assertion {
-    /// Whether `value` (seconds, bytes or a count) meets the demand.
+    /// Whether `value` (seconds, bytes or a count) meets the demand; one that was not measured does not.
     #[must_use]
-    pub fn holds(&self, value: f64) -> bool {
-        self.comparison.holds(value, self.limit)
+    pub fn holds(&self, value: Option<f64>) -> bool {
+        value.is_some_and(|value| {
+            let near = (value - self.limit).abs() <= f64::EPSILON * self.limit.abs().max(1.0);
+            (self.comparison)(if near { Ordering::Equal } else { value.total_cmp(&self.limit) })
+        })
     }
 
     /// Reads one demand: a figure's name, a comparison, a number with its unit.
@@ -143,15 +54,14 @@ impl Assertion {
             .find(['<', '>', '=', '!'])
             .ok_or_else(|| format!("{text:?} compares nothing; wanted is one such as p99<20ms"))?;
         let (name, rest) = text.split_at(at);
-        let (sign, comparison) = Comparison::ALL
-            .into_iter()
-            .find(|(sign, _)| rest.starts_with(sign))
+        let (rest, comparison) = COMPARISONS
+            .iter()
+            .find_map(|(sign, comparison)| Some((rest.strip_prefix(sign)?, *comparison)))
             .ok_or_else(|| format!("{text:?} has no comparison (one of < <= > >= = !=)"))?;
         let name = name.trim();
         let figure = FIGURES.iter().find(|figure| figure.name == name).ok_or_else(|| unknown(name))?;
-        let limit = quantity(rest.split_at(sign.len()).1.trim(), figure.unit)
-            .map_err(|problem| format!("{text:?}: {problem}"))?;
-        Ok(Self { text: text.to_owned(), figure: *figure, comparison, limit })
+        let limit = quantity(rest.trim(), figure.unit).map_err(|problem| format!("{text:?}: {problem}"))?;
+        Ok(Self { text: text.to_owned(), figure, comparison, limit })
     }
 }
 
@@ -172,32 +82,45 @@ fn unknown(name: &str) -> String {
 
 /// A number with its unit, in seconds, bytes or as it stands.
 fn quantity(text: &str, unit: Unit) -> Result<f64, String> {
-    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let (number, suffix) = text.split_at(end);
-    let number: f64 = number.parse().map_err(|_| format!("{text:?} is not a number"))?;
-    let factors: &[(&str, f64)] = match unit {
-        Unit::Time => &[("ns", 1e-9), ("us", 1e-6), ("µs", 1e-6), ("ms", 1e-3), ("s", 1.0)],
-        Unit::Bytes => &[
-            ("", 1.0),
-            ("B", 1.0),
-            ("KB", 1e3),
-            ("MB", 1e6),
-            ("GB", 1e9),
-            ("KiB", 1024.0),
-            ("MiB", 1_048_576.0),
-            ("GiB", 1_073_741_824.0),
-        ],
-        Unit::Count => &[("", 1.0)],
+    let (factors, wanted): (&[_], _) = match unit {
+        Unit::Time => (TIMES, "a time needs its unit: ns, us, ms or s"),
+        Unit::Bytes => (SIZES, "memory has no unit or one of KB, MB, KiB, MiB"),
+        Unit::Count => (&[("", 1.0)], "a count has no unit"),
     };
-    let suffix = suffix.trim();
-    if let Some((_, factor)) = factors.iter().find(|(name, _)| *name == suffix) {
-        return Ok(number * factor);
-    }
-    Err(match unit {
-        Unit::Time => "a time needs its unit: ns, us, ms or s".to_owned(),
-        Unit::Bytes => format!("{suffix:?} is no unit of memory (KB, MB, KiB, MiB)"),
-        Unit::Count => format!("a count has no unit, but {suffix:?} follows"),
-    })
+    let (number, factor) = scaled(text, factors);
+    number.ok_or_else(|| format!("{text:?} is not a number"))?;
+    number.zip(factor).map(|(number, factor)| number * factor).ok_or_else(|| wanted.to_owned())
+}
+
+/// Units of time, in seconds.
+pub(super) const TIMES: &[(&str, f64)] = &[
+    ("ns", 1e-9),
+    ("us", 1e-6),
+    ("µs", 1e-6),
+    ("ms", 1e-3),
+    ("s", 1.0),
+    ("m", 60.0),
+    ("min", 60.0),
+    ("h", 3600.0),
+];
+/// Units of memory, in bytes.
+const SIZES: &[(&str, f64)] = &[
+    ("", 1.0),
+    ("B", 1.0),
+    ("KB", 1e3),
+    ("MB", 1e6),
+    ("GB", 1e9),
+    ("KiB", 1024.0),
+    ("MiB", 1_048_576.0),
+    ("GiB", 1_073_741_824.0),
+];
+
+/// A number without a sign, and the factor of the unit behind it.
+pub(super) fn scaled(text: &str, units: &[(&str, f64)]) -> (Option<f64>, Option<f64>) {
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    let factor = units.iter().find(|(name, _)| *name == unit.trim()).map(|(_, factor)| *factor);
+    (number.parse().ok(), factor)
 }
 
 #[cfg(test)]
@@ -219,7 +142,8 @@ mod tests {
             ("silence<1.5s", 1.4, 1.5),
         ] {
             let demand = Assertion::parse(text).unwrap();
-            assert!(demand.holds(holds) && !demand.holds(breaks), "{text}");
+            assert!(demand.holds(Some(holds)) && !demand.holds(Some(breaks)), "{text}");
+            assert!(!demand.holds(None), "{text}");
             assert_eq!(demand.to_string(), text);
         }
     }
