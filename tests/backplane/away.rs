@@ -154,6 +154,34 @@ fn what_waits_for_one_lane_is_bounded() {
 }
 
 #[test]
+fn channels_that_wait_take_turns() {
+    run(async {
+        let (world, ann, bob) = (World::standalone().await, user("ann"), user("bob"));
+        let (a, desktop, b, _) = pair(&world, &ann).await;
+        let (other, _) = a.claim(&bob, DESKTOP, None).await;
+        b.claim(&bob, MOBILE, None).await;
+        b.take();
+        world.server().signal("STOP");
+        // Given up without an answer: what follows waits.
+        a.publish(&ann, MOBILE, frame(&desktop, b"first"));
+        sleep(Duration::from_millis(700)).await;
+        for _ in 0..100 {
+            a.publish(&ann, MOBILE, frame(&desktop, &[0x55; 5_000]));
+        }
+        for turn in 0..3 {
+            a.publish(&bob, MOBILE, frame(&other, &[turn]));
+        }
+        let nonce = a.mark(&ann, MOBILE);
+        world.server().signal("CONT");
+        let heard = b.until_marker(nonce).await;
+        let waited = heard.iter().filter(|(_, _, envelope)| *envelope != frame(&desktop, b"first"));
+        let of_bob: Vec<_> =
+            waited.enumerate().filter(|(_, (user, ..))| *user == bob).map(|(place, _)| place).collect();
+        assert_eq!(of_bob, [1, 3, 5], "one of each channel in turn");
+    });
+}
+
+#[test]
 fn volatile_frames_that_waited_too_long_are_not_sent() {
     run(async {
         let (world, ann) = (World::standalone().await, user("ann"));

@@ -209,6 +209,40 @@ async fn the_worst_that_one_connection_can_hold_is_a_formula() {
 }
 
 #[tokio::test]
+async fn fields_that_mean_nothing_cost_what_reading_them_costs() {
+    const ROUNDS: usize = 6;
+    const EACH: usize = 30;
+    let issuer = Issuer::start();
+    let config =
+        Config::new(&issuer).set("DUORELAY_MESSAGES_PER_SECOND", 0).set("DUORELAY_BYTES_PER_SECOND", 0);
+    let relay = config.set("DUORELAY_WORKERS", 1).start().await;
+    let mut client = relay.v1_desktop("ann").await;
+    let letter = |n: u32| char::from(b'a' + (n % 26) as u8);
+    let name = |n: u32| [letter(n / 676), letter(n / 26), letter(n)].iter().collect::<String>();
+    let fields: Vec<String> = (0..7_500).map(|n| format!(r#""{}":1"#, name(n))).collect();
+    let fields = fields.join(",");
+    // Read over as they are, since the value is passed on as it was written; nobody is there to get it.
+    let read = format!(r#"{{"type":"send","id":"read","data":{{{fields}}}}}"#);
+    let unknown = format!(r#"{{"type":"ping","id":"unknown",{fields}}}"#);
+    assert!(unknown.len() > 60_000 && read.len() < 65_536, "{} {}", unknown.len(), read.len());
+    let mut used = [Duration::ZERO; 2];
+    for _ in 0..ROUNDS {
+        for (used, (text, answer)) in used.iter_mut().zip([(&read, "peer_absent"), (&unknown, "pong")]) {
+            let before = relay.cpu();
+            for _ in 0..EACH {
+                client.send_text(text).await;
+                let answered = client.expect_text().await;
+                assert!(answered.contains(answer), "{answered}");
+            }
+            *used += relay.cpu() - before;
+        }
+    }
+    let [read, unknown] = used;
+    println!("reading took {read:?}, unknown fields took {unknown:?}");
+    assert!(unknown < read * 5, "reading took {read:?}, unknown fields took {unknown:?}");
+}
+
+#[tokio::test]
 async fn past_the_byte_rate_volatile_frames_are_dropped_and_the_rest_waits() {
     let issuer = Issuer::start();
     let relay = Config::new(&issuer).set("DUORELAY_BYTES_PER_SECOND", 100_000).start().await;

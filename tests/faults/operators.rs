@@ -29,6 +29,9 @@ async fn every_instance_lists_all_of_them() {
             assert!(Instant::now() < deadline, "{answer}");
         }
     }
+    // Each process listens once, whatever its number of workers.
+    let listening = redis.ask(&["PUBSUB", "NUMSUB", "duo:instances"]).await;
+    assert_eq!(listening[1], 3, "{listening}");
     // One that leaves says so, and then is silent.
     fleet.relays[2].signal("TERM");
     loop {

@@ -17,8 +17,8 @@ fn documented() -> [Vec<&'static str>; 2] {
 }
 
 async fn give(redis: &RedisServer, rights: &[&str], channels: &str) {
-    let mut command =
-        vec!["ACL", "SETUSER", "relay", "reset", "on", ">pw", "~duo:*", "resetchannels", channels];
+    let mut command = vec!["ACL", "SETUSER", "relay", "reset", "on", ">pw", "~duo:*", "resetchannels"];
+    command.extend(channels.split(' '));
     command.extend(rights);
     redis.ask(&command).await;
 }
@@ -41,8 +41,18 @@ async fn the_listed_rights_are_enough_and_each_one_is_missed_by_name() {
         give(&redis, &without(&needed, missing), "&duo:*").await;
         stops_with(&url, missing.trim_start_matches('+')).await;
     }
-    give(&redis, &needed, "&other:*").await;
-    stops_with(&url, "channel").await;
+    for channels in [
+        "&other:*",
+        // Those of instances alone: claims would be carried out, and their channels refused.
+        "&duo:instances &duo:unheard* &duo:*:probe",
+        "&duo:instances &duo:unheard* &duo:*:probe &duo:*:desktop",
+    ] {
+        give(&redis, &needed, channels).await;
+        stops_with(&url, "channel").await;
+    }
+    give(&redis, &needed, "&duo:instances &duo:unheard* &duo:*:probe &duo:*:desktop &duo:*:mobile").await;
+    let relay = Config::new(&issuer).set("REDIS_URL", &url).start().await;
+    v1(&relay, "ann", "desktop").open_v1().await.sync().await;
 }
 
 #[tokio::test]

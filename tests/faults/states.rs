@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::fleet::{Fleet, pair, v1};
-use crate::support::{Cluster, Config, Issuer, LIMIT, RedisServer, Relay};
+use crate::support::{Cluster, Config, Issuer, LIMIT, RedisServer, Relay, within};
 use crate::traffic::Traffic;
 
 /// An instance is not ready within 5 s of a refusal, and ready within 4 s of the cure. A busy machine adds to it.
@@ -240,6 +240,23 @@ async fn fleets_on_two_databases_never_meet() {
     // Neither is replaced, nor hears of the other database's room.
     assert_eq!(mobile.expect_json("peer").await["connection"], again.welcome["connection"]);
     desktop.sync().await;
+    // No frame crosses, and neither instance knows the other.
+    desktop.send_json(json!({"type": "send", "data": 1, "id": "nobody"})).await;
+    assert_eq!(desktop.expect_error("peer_absent").await["id"], "nobody");
+    mobile.sync().await;
+    for (relay, connections) in fleet.relays.iter().zip([1, 2]) {
+        let until = Instant::now() + LIMIT;
+        loop {
+            let answer = relay.operate("GET", "/v1/instances", &json!(null)).await.json();
+            let instances = answer["instances"].as_array().unwrap();
+            assert!(instances.len() <= 1, "{answer}");
+            // It has been announced since both connections were there.
+            if instances.first().is_some_and(|one| one["connections"] == connections) {
+                break;
+            }
+            assert!(Instant::now() < until, "{answer}");
+        }
+    }
 }
 
 #[tokio::test]
@@ -281,6 +298,39 @@ async fn a_rotated_password_is_read_from_its_file() {
     write("new");
     until_ready(&relay, 200).await;
     v1(&relay, "ann", "desktop").open_v1().await.sync().await;
+}
+
+#[tokio::test]
+async fn a_wrong_password_in_a_file_is_waited_for() {
+    const PASSWORD: &str = "a-secret-that-no-log-holds";
+    let (redis, another) = (RedisServer::start().await, RedisServer::start().await);
+    redis.ask(&["ACL", "SETUSER", "relay", "on", &format!(">{PASSWORD}"), "~*", "&*", "+@all"]).await;
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let write = |password: &str, server: &RedisServer| {
+        std::fs::write(file.path(), format!("redis://relay:{password}@{}", server.address())).unwrap();
+    };
+    write("wrong-password", &redis);
+    let issuer = Issuer::start();
+    let config = Config::new(&issuer).set("REDIS_URL_FILE", file.path().display());
+    let relay = config.start_until("/healthz/live").await;
+    relay.wait_for_log("WRONGPASS").await;
+    relay.wait_for_metric("duorelay_backplane_trouble", &["password"], 1.0).await;
+    assert_eq!(relay.get("/healthz/ready").await.status, 503);
+    // The password counts at once. What else changes needs a restart, and one line says so.
+    write(PASSWORD, &another);
+    until_ready(&relay, 200).await;
+    v1(&relay, "ann", "desktop").open_v1().await.sync().await;
+    let ann = v1(&relay, "ann", "desktop");
+    for _ in 0..3 {
+        redis.ask(&["CLIENT", "KILL", "USER", "relay"]).await;
+        let again = async { while ann.send().await.1.status != 101 {} };
+        within(LIMIT, "a handshake over a new connection", again).await;
+    }
+    assert_eq!(another.ask(&["DBSIZE"]).await, 0);
+    let log = relay.log();
+    let changed: Vec<_> = log.lines().filter(|line| line.contains("that needs a restart")).collect();
+    assert!(changed.len() == 1 && changed[0].contains("REDIS_URL_FILE"), "{log}");
+    assert!(!log.contains(PASSWORD) && !log.contains("wrong-password"), "{log}");
 }
 
 #[tokio::test]

@@ -215,6 +215,16 @@ impl Relay {
         line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
     }
 
+    /// What the process has used of the processors so far (`/proc/PID/task/*/schedstat`, sched-stats.rst of Linux).
+    pub fn cpu(&self) -> Duration {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.id())).unwrap();
+        let used = tasks.map(|task| {
+            let stat = std::fs::read_to_string(task.unwrap().path().join("schedstat")).unwrap();
+            Duration::from_nanos(stat.split(' ').next().unwrap().parse().unwrap())
+        });
+        used.sum()
+    }
+
     /// Waits until the process holds at most this; returns what it holds. Its memory goes up and down by some MiB, as the
     /// allocator takes pages and gives back those that are free: within seconds, or later on a busy machine. What is kept
     /// stays.

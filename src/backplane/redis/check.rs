@@ -133,7 +133,8 @@ async fn carry_out(client: &Client, settings: &RedisSettings) -> Result<(), Prob
     let names = Names::new(&settings.prefix, template.database());
     let lease_ms = u64::try_from(settings.lease.as_millis()).unwrap_or(u64::MAX);
     let scripts = Scripts::new(names.clone(), lease_ms, is_cluster);
-    let own = names.probe(&format!("{}:start", settings.instance), 0);
+    let who = format!("{}:start", settings.instance);
+    let own = names.probe(&who, 0);
     let payload = bytes::Bytes::from_static(b"start");
     client.ping::<Value>(None).await.map_err(tried("run the 'ping' command"))?;
     let probed = scripts.probe(client, &own, payload.clone()).await.map_err(tried("run the scripts"))?;
@@ -150,7 +151,10 @@ async fn carry_out(client: &Client, settings: &RedisSettings) -> Result<(), Prob
         let asked = client.custom::<Value, _>(asking, Vec::<Value>::new()).await;
         asked.map_err(tried("run the 'asking' command"))?;
     }
-    publish_and_subscribe(client, &names, settings, &own.channel, payload, is_cluster).await?;
+    let [desktop, mobile] = names.nobodys(&who);
+    let mut channels = vec![own.channel.clone(), desktop, mobile];
+    channels.extend([names.unheard_by(settings.instance), names.instances(), names.unheard()]);
+    publish_and_subscribe(client, channels, &own.channel, payload, is_cluster).await?;
     if !scripts.own(client, &settings.owner).await.map_err(tried("keep the prefix's owner"))? {
         return Err(Problem::Mistake(FOREIGN.to_owned()));
     }
@@ -160,13 +164,11 @@ async fn carry_out(client: &Client, settings: &RedisSettings) -> Result<(), Prob
 /// Publishes and subscribes on channels of each kind: rights may cover some and not others.
 async fn publish_and_subscribe(
     client: &Client,
-    names: &Names,
-    settings: &RedisSettings,
+    channels: Vec<String>,
     own: &str,
     payload: bytes::Bytes,
     is_cluster: bool,
 ) -> Result<(), Problem> {
-    let channels = [own.to_owned(), names.unheard_by(settings.instance), names.instances(), names.unheard()];
     if is_cluster {
         client.spublish::<u64, _, _>(own, payload).await.map_err(tried("run the 'spublish' command"))?;
         for channel in channels {

@@ -105,6 +105,12 @@ impl Names {
         format!("{}:owner", self.prefix)
     }
 
+    /// Channels that are named as those of a user's devices are, and no user's: rights may cover others and not these.
+    #[must_use]
+    pub(super) fn nobodys(&self, who: &str) -> [String; 2] {
+        ["desktop", "mobile"].map(|device| format!("{}:{{!{who}}}:{device}{}", self.prefix, self.database))
+    }
+
     /// What `who` proves a way with. No encoded uid holds a `!`. Different numbers are in different slots of a cluster.
     #[must_use]
     pub(super) fn probe(&self, who: &str, number: u32) -> ProbeNames {

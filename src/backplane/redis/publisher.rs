@@ -273,6 +273,8 @@ impl Publisher {
                     self.release_barriers();
                 }
                 Some((due, gone)) => {
+                    // In turns: a channel with much to send holds up nobody else's.
+                    waiting.order.rotate_left(1);
                     waiting.bytes.set(waiting.bytes.get() - gone);
                     drop(waiting);
                     if due.is_stale(now) {
