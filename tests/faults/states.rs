@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::fleet::{Fleet, pair, v1};
-use crate::support::{Cluster, Config, Issuer, LIMIT, RedisServer, Relay, within};
+use crate::support::{Cluster, Config, Issuer, LIMIT, Proxy, RedisServer, Relay, within};
 use crate::traffic::Traffic;
 
 /// An instance is not ready within 5 s of a refusal, and ready within 4 s of the cure. A busy machine adds to it.
@@ -82,6 +82,44 @@ async fn a_server_that_becomes_a_replica_is_left_until_it_writes_again() {
         &[&["REPLICAOF", "NO", "ONE"]],
     )
     .await;
+}
+
+/// As a managed switch-over does it: the address leads to the new primary, and old connections stay at the old one.
+#[tokio::test]
+async fn a_switch_over_that_keeps_old_connections_is_followed() {
+    let (old, new) = (RedisServer::start().await, RedisServer::start().await);
+    let address = Proxy::start(old.address()).await;
+    let url = format!("redis://{}", address.address());
+    let fleet = Fleet::start(&url).await;
+    let (desktop, mobile) = pair("ann", &fleet.relays[0], &fleet.relays[1]).await;
+    let port = old.address().port().to_string();
+    new.ask(&["REPLICAOF", "127.0.0.1", &port]).await;
+    let follows = async {
+        while !new.ask(&["INFO", "replication"]).await.to_string().contains("master_link_status:up") {}
+    };
+    within(LIMIT, "the new server to follow", follows).await;
+    new.ask(&["REPLICAOF", "NO", "ONE"]).await;
+    address.point_to(new.address());
+    let port = new.address().port().to_string();
+    old.ask(&["REPLICAOF", "127.0.0.1", &port]).await;
+    let switched = Instant::now();
+    let mut traffic = Traffic::new((desktop, mobile));
+    for relay in &fleet.relays {
+        relay.wait_for_log("READONLY").await;
+        traffic.during(until_ready(relay, 200)).await;
+    }
+    traffic.crosses_after(Instant::now(), LIMIT).await;
+    traffic.check_nobody_left(switched);
+    fleet.wait_for_room("ann", &traffic.desktop.client, &traffic.mobile.client).await;
+    assert_eq!(new.ask(&["EXISTS", "duo:{ann}"]).await, 1);
+    // All are at the new one: nobody publishes or hears at the old one.
+    let bob = v1(&fleet.relays[0], "bob", "desktop").open_v1().await;
+    let peer = v1(&fleet.relays[1], "bob", "mobile").open_v1().await;
+    assert_eq!(peer.welcome["peer"], bob.as_peer());
+    assert_eq!(old.ask(&["PUBSUB", "CHANNELS"]).await, json!([]));
+    for relay in &fleet.relays {
+        assert_eq!(lines(relay, "readonly"), (1, 1), "{}", relay.log());
+    }
 }
 
 #[tokio::test]

@@ -25,6 +25,7 @@ enum Line {
 pub struct Proxy {
     address: SocketAddr,
     line: watch::Sender<Line>,
+    server: watch::Sender<SocketAddr>,
     task: JoinHandle<()>,
 }
 
@@ -39,9 +40,10 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (line, state) = watch::channel(Line::Open);
+        let (server, target) = watch::channel(server);
         let task = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                let state = state.clone();
+                let (state, server) = (state.clone(), *target.borrow());
                 tokio::spawn(async move {
                     let mut cut = state.clone();
                     tokio::select! {
@@ -52,12 +54,17 @@ impl Proxy {
                 });
             }
         });
-        Self { address, line, task }
+        Self { address, line, server, task }
     }
 
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// New connections go to another server; those that are there stay.
+    pub fn point_to(&self, server: SocketAddr) {
+        self.server.send_replace(server);
     }
 
     /// Reads nothing more from the server, or goes on.
