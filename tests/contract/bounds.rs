@@ -210,8 +210,7 @@ async fn the_worst_that_one_connection_can_hold_is_a_formula() {
 
 #[tokio::test]
 async fn fields_that_mean_nothing_cost_what_reading_them_costs() {
-    const ROUNDS: usize = 6;
-    const EACH: usize = 30;
+    const EACH: u32 = 20;
     let issuer = Issuer::start();
     let config =
         Config::new(&issuer).set("DUORELAY_MESSAGES_PER_SECOND", 0).set("DUORELAY_BYTES_PER_SECOND", 0);
@@ -220,26 +219,25 @@ async fn fields_that_mean_nothing_cost_what_reading_them_costs() {
     let letter = |n: u32| char::from(b'a' + (n % 26) as u8);
     let name = |n: u32| [letter(n / 676), letter(n / 26), letter(n)].iter().collect::<String>();
     let fields: Vec<String> = (0..7_500).map(|n| format!(r#""{}":1"#, name(n))).collect();
-    let fields = fields.join(",");
-    // Read over as they are, since the value is passed on as it was written; nobody is there to get it.
-    let read = format!(r#"{{"type":"send","id":"read","data":{{{fields}}}}}"#);
-    let unknown = format!(r#"{{"type":"ping","id":"unknown",{fields}}}"#);
-    assert!(unknown.len() > 60_000 && read.len() < 65_536, "{} {}", unknown.len(), read.len());
-    let mut used = [Duration::ZERO; 2];
-    for _ in 0..ROUNDS {
-        for (used, (text, answer)) in used.iter_mut().zip([(&read, "peer_absent"), (&unknown, "pong")]) {
+    let many = format!(r#"{{"type":"ping",{}}}"#, fields.join(","));
+    assert!(many.len() > 60_000 && many.len() < 65_536, "{}", many.len());
+    // As long, of one field: what the socket costs, and to look at each byte.
+    let one = format!(r#"{{"type":"ping","pad":"{}"}}"#, "x".repeat(many.len() - 24));
+    // The least of some rounds: what else runs on the machine only adds to it.
+    let mut least = [Duration::MAX; 2];
+    for _ in 0..8 {
+        for (least, text) in least.iter_mut().zip([&one, &many]) {
             let before = relay.cpu();
             for _ in 0..EACH {
                 client.send_text(text).await;
-                let answered = client.expect_text().await;
-                assert!(answered.contains(answer), "{answered}");
+                client.expect_json("pong").await;
             }
-            *used += relay.cpu() - before;
+            *least = (*least).min((relay.cpu() - before) / EACH);
         }
     }
-    let [read, unknown] = used;
-    println!("reading took {read:?}, unknown fields took {unknown:?}");
-    assert!(unknown < read * 5, "reading took {read:?}, unknown fields took {unknown:?}");
+    let [one, many] = least;
+    println!("{one:?} {many:?}");
+    assert!(many < one * 8, "7,500 fields take {many:?}, one as long {one:?}");
 }
 
 #[tokio::test]
