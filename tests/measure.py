@@ -23,8 +23,10 @@ from pathlib import Path
 
 TOP = Path(__file__).parents[1]
 TARGET = Path(os.environ.get("CARGO_TARGET_DIR", TOP / "target")).resolve()
-PROGRAM = Path(os.environ.get("DUORELAY_BIN", TARGET / "release" / "duorelay"))
-PEERS = TARGET / "release" / "examples" / "loadtest"
+# `debug` measures what the tests have built: for ages and counts, not for CPU.
+BUILT = TARGET / os.environ.get("DUORELAY_PROFILE", "release")
+PROGRAM = Path(os.environ.get("DUORELAY_BIN", BUILT / "duorelay"))
+PEERS = BUILT / "examples" / "loadtest"
 ISSUER, AUDIENCE, KID = "https://securetoken.google.com/measured", "measured", "k1"
 # How long a server may take until it answers.
 START_LIMIT = 30

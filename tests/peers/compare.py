@@ -7,16 +7,17 @@ import argparse
 import contextlib
 import json
 import sys
-import time
+import tempfile
+import textwrap
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import measure
-from measure import TARGET, TOP, Bench, digits, medians, say, table
+from measure import BUILT, TOP, Bench, digits, medians, say, table
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.json"
-FLOOR = TARGET / "release" / "examples" / "floor"
+FLOOR = BUILT / "examples" / "floor"
 
 
 def peer_environment(bench):
@@ -62,6 +63,41 @@ SCENARIOS = {
     "idle": ["idle", "--users=5000", "--connect-rate=1000", "--duration=5s", "--warmup=1s"],
 }
 
+# The same slow receivers behind a balancer, which takes their frames whether they read or not. They stream, too, as a
+# phone does, and their buffer is one that Linux does not close again and again.
+BEHIND = ["slow", "--users=20", "--duration=10s", "--warmup=1s", "--direction=both", "--receive-buffer=4608"]
+
+
+def haproxy(bench, servers):
+    """Settings of k8s/balancers/haproxy.cfg, without what asks a relay for its health."""
+    port, file = measure.free_port(), bench.folder / "haproxy.cfg"
+    lines = "".join(f" server s{index} 127.0.0.1:{server.port}\n" for index, server in enumerate(servers))
+    file.write_text(
+        "defaults\n mode http\n timeout connect 3s\n timeout client 30s\n timeout server 30s\n timeout tunnel 90s\n"
+        f" option forwardfor\n balance leastconn\nlisten peers\n bind 127.0.0.1:{port}\n{lines}"
+    )
+    return bench.start(["haproxy", "-db", "-f", file], port)
+
+
+def nginx(bench, servers):
+    """Settings of k8s/balancers/nginx.conf, without the hash of users."""
+    port, folder = measure.free_port(), Path(bench.enter_context(tempfile.TemporaryDirectory(prefix="duorelay-")))
+    # Its worker drops root's rights.
+    folder.chmod(0o755)
+    lines = " ".join(f"server 127.0.0.1:{server.port};" for server in servers)
+    folders = " ".join(f"{name}_temp_path {name};" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+    (folder / "nginx.conf").write_text(
+        "worker_processes 1; pid nginx.pid; error_log log; events { worker_connections 8192; }\n"
+        f"http {{ access_log off; {folders} upstream peers {{ least_conn; {lines} }}\n"
+        f"server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass http://peers; proxy_http_version 1.1;\n"
+        "proxy_set_header Host $host; proxy_set_header Upgrade $http_upgrade; proxy_set_header Connection upgrade;\n"
+        "proxy_read_timeout 90s; proxy_send_timeout 90s; } } }\n"
+    )
+    return bench.start(["nginx", "-p", folder, "-c", "nginx.conf", "-g", "daemon off;"], port)
+
+
+BALANCERS = {"HAProxy": haproxy, "nginx": nginx}
+
 US, MS, KB = 1e6, 1e3, 1e-3
 # What is read: title, scenario, figure, factor, unit.
 ROWS = [
@@ -81,16 +117,22 @@ ROWS = [
 ]
 
 
-def measure_once(scenario, name):
-    """One run against servers that were started for it."""
+def measure_once(scenario, name, balancer=None):
+    """One run against servers that were started for it, with its receivers behind a balancer if one is named."""
     _, start, needs_redis, flags, path, _ = SERVERS[name]
     with Bench() as bench:
         redis = bench.redis() if needs_redis else None
         servers = start(bench, redis)
         redis_url = redis and f"redis://127.0.0.1:{redis.port}"
-        results = bench.load(*SCENARIOS[scenario][:1], servers, *SCENARIOS[scenario][1:], *flags, path=path, redis_url=redis_url, reads="process")
+        kind, *load = BEHIND if balancer else SCENARIOS[scenario]
+        if balancer:
+            load.append(f"--through=ws://127.0.0.1:{BALANCERS[balancer](bench, servers).port}{path}")
+        results = bench.load(kind, servers, *load, *flags, path=path, redis_url=redis_url, reads="process")
         figures = results["figures"]
-        say(f"  {name}: " + ", ".join(f"{title} {figures[figure] * factor:.3g} {unit}" for title, of, figure, factor, unit in ROWS if of == scenario and figure in figures))
+        if balancer:
+            say(f"  {name}: p99 of the age of frames after 10 s {figures['age_end_p99']:.3g} s")
+        else:
+            say(f"  {name}: " + ", ".join(f"{title} {figures[figure] * factor:.3g} {unit}" for title, of, figure, factor, unit in ROWS if of == scenario and figure in figures))
         for what, counts in results["counts"].items():
             if counts:
                 say(f"    {what}: {counts}")
@@ -109,9 +151,19 @@ def run(scenarios, names, rounds):
             keep(scenario, name, {"rounds": rounds, "figures": medians(runs[name])})
 
 
+def run_behind(names, rounds):
+    """The slow receivers behind each balancer; one instance of the relay says nothing that two do not."""
+    for balancer in BALANCERS:
+        for name in (name for name in names if name != "duorelay-one"):
+            say(f"behind {balancer}: {name}")
+            runs = [measure_once("slow", name, balancer) for _ in range(rounds)]
+            keep(f"behind {balancer}", name, {"machine": measure.machine(), "rounds": rounds, "figures": medians(runs)})
+
+
 def keep(scenario, name, result):
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    results["machine"] = measure.machine()
+    if scenario in SCENARIOS:
+        results["machine"] = measure.machine()
     results.setdefault(scenario, {})[name] = result
     RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
 
@@ -151,21 +203,38 @@ def report(results):
     return table(head, rows)
 
 
+def report_behind(results):
+    """Seconds of age at the end; in brackets, how many times duorelay's."""
+    rows = []
+    for name, (title, *_) in SERVERS.items():
+        ages = [figure(results, f"behind {balancer}", name, "age_end_p99") for balancer in BALANCERS]
+        ours = [figure(results, f"behind {balancer}", "duorelay", "age_end_p99") for balancer in BALANCERS]
+        ratio = lambda age, base: f" ({digits(age / base)})" if base and name != "duorelay" else ""
+        if None not in ages:
+            rows.append([title, *(f"{digits(age)}{ratio(age, base)}" for age, base in zip(ages, ours))])
+    return table(["age of frames after 10 s, p99, s", *(f"behind {balancer}" for balancer in BALANCERS)], rows)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scenario", action="append", choices=SCENARIOS, help="only this one; repeatable")
     parser.add_argument("--server", action="append", choices=SERVERS, help="only this one; repeatable")
-    parser.add_argument("--rounds", type=int, default=3, help="runs of each, of which the median is taken (default 3)")
+    parser.add_argument("--balancers", action="store_true", help="only the slow receivers behind HAProxy and nginx, once each")
+    parser.add_argument("--rounds", type=int, help="runs of each, of which the median is taken (default 3, behind balancers 1)")
     parser.add_argument("--table", action="store_true", help="measure nothing, write the tables from results.json")
     options = parser.parse_args()
-    if not options.table:
-        run(options.scenario or SCENARIOS, options.server or SERVERS, options.rounds)
+    if not options.table and not options.balancers:
+        run(options.scenario or SCENARIOS, options.server or SERVERS, options.rounds or 3)
+    if options.balancers or not (options.table or options.scenario):
+        run_behind(options.server or SERVERS, options.rounds or 1)
     results = json.loads(RESULTS.read_text())
-    text = report(results)
-    print(text)
+    text, behind = report(results), report_behind(results)
+    print(f"{text}\n\n{behind}")
+    if behind_machine := results.get("behind nginx", {}).get("duorelay", {}).get("machine"):
+        measure.fill(TOP / "tests/peers/README.md", "balancers", f"{textwrap.fill(behind_machine, 109)}.\n\n{behind}")
     for page in ("tests/peers/README.md", "tests/README.md"):
         if "<!-- peers -->" in (TOP / page).read_text():
-            measure.fill(TOP / page, "peers", f"{results['machine']}.\n\n{text}")
+            measure.fill(TOP / page, "peers", f"{textwrap.fill(results['machine'], 109)}.\n\n{text}")
 
 
 main()

@@ -216,7 +216,9 @@ fn handshake(head: &[u8]) -> Option<(String, BytesMut)> {
     let head = std::str::from_utf8(head).ok()?;
     let (_, client) = head.split_once("client=")?;
     let (user, _) = client.split_whitespace().next()?.rsplit_once('-')?;
-    let key = head.lines().find_map(|line| line.strip_prefix("Sec-WebSocket-Key: "))?;
+    // A balancer may write the name in lower case.
+    let mut headers = head.lines().filter_map(|line| line.split_once(": "));
+    let (_, key) = headers.find(|(name, _)| name.eq_ignore_ascii_case("sec-websocket-key"))?;
     let accept = tungstenite::handshake::derive_accept_key(key.as_bytes());
     let mut answer =
         BytesMut::from("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n");

@@ -52,7 +52,7 @@ macro_rules! options {
             pub sources_of_figures: Vec<Arc<dyn Source>>,
             /// What the instances speak: the relay's protocol v1, unless the caller chooses another.
             pub dialect: &'static dyn Dialect,
-            $($(#[doc = $help] pub $field: $type,)*)*
+            $($(#[doc = concat!("`--", $name, "`, as its help says.")] pub $field: $type,)*)*
         }
 
         fn read_all(given: &mut Given<'_>) -> LoadOptions {
