@@ -343,14 +343,7 @@ impl Partial {
 fn unmask(payload: &mut [u8], mask: [u8; 4]) {
     let [a, b, c, d] = mask;
     let eight = u64::from_ne_bytes([a, b, c, d, a, b, c, d]);
-    // Four at a time, for which the compiler takes wider registers.
-    let mut wide = payload.chunks_exact_mut(32);
-    for chunk in &mut wide {
-        for part in chunk.as_chunks_mut::<8>().0 {
-            *part = (u64::from_ne_bytes(*part) ^ eight).to_ne_bytes();
-        }
-    }
-    let mut chunks = wide.into_remainder().chunks_exact_mut(8);
+    let mut chunks = payload.chunks_exact_mut(8);
     for chunk in &mut chunks {
         if let Ok(bytes) = <[u8; 8]>::try_from(&*chunk) {
             chunk.copy_from_slice(&(u64::from_ne_bytes(bytes) ^ eight).to_ne_bytes());
