@@ -26,6 +26,8 @@ struct Troubles {
     /// How many workers have this trouble with this node.
     present: HashMap<(u16, Cause), usize>,
     logged: HashSet<(u16, Cause)>,
+    /// Causes of which the log knows by something that failed.
+    noted: HashSet<Cause>,
     last: HashMap<Cause, Instant>,
     /// When the log last said that a node is up.
     up: HashMap<u16, Instant>,
@@ -51,11 +53,15 @@ impl Troubles {
     fn begin(&mut self, node: u16, cause: Cause, now: Instant) -> Line {
         let workers = self.present.entry((node, cause)).or_default();
         *workers += 1;
-        if *workers == 1 && self.may_log(cause, now) {
-            self.logged.insert((node, cause));
-            return Line::Yes;
+        if *workers > 1 {
+            return Line::No;
         }
-        Line::No
+        let may_log = self.may_log(cause, now);
+        // What failed before the trouble was known had its line: that stands for the beginning, and the end gets one.
+        if self.noted.remove(&cause) || may_log {
+            self.logged.insert((node, cause));
+        }
+        if may_log { Line::Yes } else { Line::No }
     }
 
     fn end(&mut self, node: u16, cause: Cause) -> Line {
@@ -74,7 +80,11 @@ impl Troubles {
 
     fn note(&mut self, cause: Cause, now: Instant) -> Line {
         let is_known = self.present.keys().any(|(_, present)| *present == cause);
-        if !is_known && self.may_log(cause, now) { Line::Yes } else { Line::No }
+        let may_log = !is_known && self.may_log(cause, now);
+        if may_log {
+            self.noted.insert(cause);
+        }
+        if may_log { Line::Yes } else { Line::No }
     }
 
     /// How many nodes have this trouble.
@@ -171,6 +181,19 @@ mod tests {
         );
         assert_eq!(troubles.up(0, now + ONCE_IN / 2), Line::No);
         assert_eq!(troubles.up(0, now + ONCE_IN), Line::Yes);
+    }
+
+    #[test]
+    fn a_note_stands_for_the_beginning_that_follows_it() {
+        let (mut troubles, now) = (Troubles::default(), Instant::now());
+        assert_eq!(troubles.note(Cause::Permission, now), Line::Yes);
+        assert_eq!(troubles.begin(0, Cause::Permission, now + ONCE_IN / 2), Line::No);
+        assert_eq!(troubles.end(0, Cause::Permission), Line::Yes);
+        assert_eq!(troubles.begin(0, Cause::Permission, now + ONCE_IN / 2), Line::No, "of a second one");
+        assert_eq!(troubles.end(0, Cause::Permission), Line::No);
+        assert_eq!(troubles.note(Cause::Permission, now + ONCE_IN), Line::Yes);
+        assert_eq!(troubles.begin(0, Cause::Permission, now + 2 * ONCE_IN), Line::Yes);
+        assert_eq!(troubles.end(0, Cause::Permission), Line::Yes);
     }
 
     #[test]

@@ -360,8 +360,8 @@ fn a_worker_starts_without_redis_and_waits() {
         let worker = world.attach_at_once(LEASE);
         let refused = timeout(SLACK, worker.backplane.claim(&ann, worker.claim_of(DESKTOP, None))).await;
         assert_eq!(refused.unwrap(), Err(Unavailable));
-        let start = Instant::now();
         let _server = RedisServer::try_start(address).await.unwrap();
+        let start = Instant::now();
         worker.until(|heard| *heard == Heard::Up).await;
         assert!(start.elapsed() < NOTIFIED_WITHIN + SLACK, "up after {:?}", start.elapsed());
         worker.claim(&ann, DESKTOP, None).await;

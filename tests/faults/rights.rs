@@ -1,8 +1,14 @@
 //! A user of Redis with exactly the rights that the manual lists is enough, and each one is missed by its name.
 
-use crate::fleet::{pair, v1};
-use crate::states::stops_with;
-use crate::support::{Cluster, Config, Issuer, RedisServer};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tokio::time::Instant;
+
+use crate::fleet::{Fleet, pair, v1};
+use crate::states::{is_refused, stops_with, until_ready};
+use crate::support::{Cluster, Config, Issuer, LIMIT, RedisServer};
+use crate::traffic::Traffic;
 
 const MANUAL: &str = include_str!("../../k8s/OPERATING.md");
 /// Without these fred connects all the same, or they are never refused.
@@ -53,6 +59,39 @@ async fn the_listed_rights_are_enough_and_each_one_is_missed_by_name() {
     give(&redis, &needed, "&duo:instances &duo:unheard* &duo:*:probe &duo:*:desktop &duo:*:mobile").await;
     let relay = Config::new(&issuer).set("REDIS_URL", &url).start().await;
     v1(&relay, "ann", "desktop").open_v1().await.sync().await;
+}
+
+#[tokio::test]
+async fn a_right_that_is_taken_away_is_waited_for() {
+    let taken: [(&[&str], &[&str]); 3] =
+        [(&["-hset"], &["+hset"]), (&["-publish"], &["+publish"]), (&["resetchannels"], &["allchannels"])];
+    join_all(taken.map(async |(taken, given)| {
+        let redis = RedisServer::start().await;
+        let set = async |rules: &[&str]| {
+            redis.ask(&[&["ACL", "SETUSER", "relay"], rules].concat()).await;
+        };
+        set(&["on", ">pw", "~*", "&*", "+@all"]).await;
+        let fleet = Fleet::start(&format!("redis://relay:pw@{}", redis.address())).await;
+        let (desktop, mobile) = pair("ann", &fleet.relays[0], &fleet.relays[1]).await;
+        set(taken).await;
+        is_refused(&fleet.relays[0], "noperm", r#""cause":"noperm""#).await;
+        // Longer than any of its own times: it must not write a line for each try.
+        let mut traffic = Traffic::new((desktop, mobile));
+        traffic.run_for(Duration::from_secs(3)).await;
+        set(given).await;
+        for relay in &fleet.relays {
+            traffic.during(until_ready(relay, 200)).await;
+        }
+        v1(&fleet.relays[0], "bob", "desktop").open_v1().await.sync().await;
+        fleet.wait_for_room("ann", &traffic.desktop.client, &traffic.mobile.client).await;
+        traffic.crosses_after(Instant::now(), LIMIT).await;
+        let log = fleet.relays[0].log();
+        let about: Vec<_> = log.lines().filter(|line| line.contains(r#""cause":"noperm""#)).collect();
+        assert_eq!(about.len(), 2, "{taken:?}: {log}");
+        let named = ["NOPERM", "can't run this command"].iter().any(|words| about[0].contains(words));
+        assert!(named && about[1].contains("has ended"), "{taken:?}: {about:?}");
+    }))
+    .await;
 }
 
 #[tokio::test]

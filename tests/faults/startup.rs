@@ -97,8 +97,8 @@ async fn an_instance_waits_for_a_redis_that_is_not_there_yet() {
     let room = relay.operate("GET", "/v1/rooms/ann", &json!(null)).await;
     room.expect_refusal(503, "backplane_unavailable");
     assert_eq!(relay.metric("duorelay_backplane_up", &[]).await, 0.0);
-    let start = Instant::now();
     let _server = RedisServer::try_start(address).await.unwrap();
+    let start = Instant::now();
     let mut pause = tokio::time::interval(Duration::from_millis(20));
     while relay.get("/healthz/ready").await.status != 200 {
         pause.tick().await;

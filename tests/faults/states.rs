@@ -13,7 +13,7 @@ use crate::traffic::Traffic;
 const UNREADY_WITHIN: Duration = Duration::from_secs(6);
 const HEALED_WITHIN: Duration = Duration::from_secs(5);
 
-async fn until_ready(relay: &Relay, status: u16) {
+pub async fn until_ready(relay: &Relay, status: u16) {
     let limit = if status == 200 { HEALED_WITHIN } else { UNREADY_WITHIN };
     let start = Instant::now();
     let mut pause = tokio::time::interval(Duration::from_millis(50));
@@ -56,7 +56,7 @@ async fn refuses_on(redis: &RedisServer, cause: &str, words: &str, commands: &[&
 }
 
 /// Leaves readiness, refuses, and names the cause in its metric and Redis's words in its log.
-async fn is_refused(relay: &Relay, cause: &str, words: &str) {
+pub async fn is_refused(relay: &Relay, cause: &str, words: &str) {
     until_ready(relay, 503).await;
     v1(relay, "bob", "desktop").refused().await.expect_refusal(503, "backplane_unavailable");
     relay.wait_for_metric("duorelay_backplane_trouble", &[cause], 1.0).await;
@@ -105,18 +105,23 @@ async fn a_switch_over_that_keeps_old_connections_is_followed() {
     let switched = Instant::now();
     let mut traffic = Traffic::new((desktop, mobile));
     for relay in &fleet.relays {
-        relay.wait_for_log("READONLY").await;
+        traffic.during(relay.wait_for_log("READONLY")).await;
+    }
+    // Nobody publishes or hears at the old one any more, and all are let in at the new one.
+    let left = async { while old.ask(&["PUBSUB", "CHANNELS"]).await != json!([]) {} };
+    traffic.during(within(LIMIT, "all to leave the old server", left)).await;
+    for relay in &fleet.relays {
+        let let_in = async { while v1(relay, "carol", "desktop").send().await.1.status != 101 {} };
+        traffic.during(within(LIMIT, "a handshake", let_in)).await;
         traffic.during(until_ready(relay, 200)).await;
     }
     traffic.crosses_after(Instant::now(), LIMIT).await;
     traffic.check_nobody_left(switched);
     fleet.wait_for_room("ann", &traffic.desktop.client, &traffic.mobile.client).await;
     assert_eq!(new.ask(&["EXISTS", "duo:{ann}"]).await, 1);
-    // All are at the new one: nobody publishes or hears at the old one.
     let bob = v1(&fleet.relays[0], "bob", "desktop").open_v1().await;
     let peer = v1(&fleet.relays[1], "bob", "mobile").open_v1().await;
     assert_eq!(peer.welcome["peer"], bob.as_peer());
-    assert_eq!(old.ask(&["PUBSUB", "CHANNELS"]).await, json!([]));
     for relay in &fleet.relays {
         assert_eq!(lines(relay, "readonly"), (1, 1), "{}", relay.log());
     }
