@@ -12,6 +12,7 @@ use std::net::SocketAddr;
 use std::process::{Output, Stdio};
 use std::time::Duration;
 
+use fleet::LINUX_KEEPS_OPEN;
 use serde_json::Value;
 use support::{free_address, request, within};
 use tokio::process::{Child, Command};
@@ -160,8 +161,16 @@ async fn a_takeover_is_reported_and_a_race_leaves_exactly_one() {
 #[tokio::test]
 async fn slow_receivers_get_newer_frames_instead_of_old_ones() {
     let demo = Demo::start().await;
-    let (json, code) =
-        demo.figures(&["slow", "--users=2", "--duration=4s", "--warmup=1s", "--assert=age_end_p99<2s"]).await;
+    let (json, code) = demo
+        .figures(&[
+            "slow",
+            "--users=2",
+            "--duration=4s",
+            "--warmup=1s",
+            LINUX_KEEPS_OPEN,
+            "--assert=age_end_p99<2s",
+        ])
+        .await;
     assert_eq!(code, Some(0), "{json}");
     let figures = &json["figures"];
     assert_eq!(figures["sent"], 240.0);
