@@ -1,5 +1,5 @@
-//! `duorelay health`: asks the instance on this machine how it is, for container engines, whose health
-//! checks run inside an image that has no other HTTP client.
+//! `duorelay health`: asks the instance on this machine how it is. Container engines run their health checks
+//! inside an image that has no other HTTP client.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! A private WebSocket relay for two devices of one person: the desktop and the mobile of a signed-in
-//! user stream to each other, through any number of instances.
+//! A private WebSocket relay for two devices of one person. The desktop and the mobile of a signed-in user
+//! stream to each other, through any number of instances.
 //!
 //! ```text
 //! desktop socket -> edge/socket/ -> hub/ -> relay/room.rs: "mobile is at B" -> backplane/ -.

@@ -12,13 +12,14 @@ compile_error!(
     "a relay that echoes is none: only the example `conformance` is built so (tests/autobahn/run)"
 );
 
-/// glibc's allocator keeps what it was once given, so that a relay which had many slow receivers and is empty again would
-/// still be short of memory, and refuse everybody (`tests/contract/memory.rs`). This one gives it back within seconds.
+/// glibc's allocator keeps what it was once given. A relay which had many slow receivers and is empty again
+/// would still be short of memory, and refuse everybody (`tests/contract/memory.rs`). This one gives it back
+/// within seconds.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// jemalloc's settings. It looks for this name when it starts (`MALLOC_CONF` in its manual), so they hold for a program
-/// that `cargo install` builds, too, which reads no `.cargo/config.toml`.
+/// jemalloc's settings. It looks for this name when it starts (`MALLOC_CONF` in its manual). So they hold as
+/// well for a program that `cargo install` builds, which reads no `.cargo/config.toml`.
 ///
 /// Two arenas: threads share them, so that no memory lies idle in those of others. What was freed goes back to the system
 /// within a second: a storm of handshakes would otherwise stay in the process's size. Threads keep pieces of up to 4 KiB.

@@ -372,8 +372,8 @@ async fn backplane(
     Ok((Arc::new(make), readiness, unchecked))
 }
 
-/// A Redis that was not there at the start is checked once it is: a mistake ends the instance, as it would have at the
-/// start. Once an instance was ready, it never ends because of Redis.
+/// Checks a Redis that was not there at the start once it is. A mistake ends the instance, as it would have
+/// at the start. Once an instance was ready, it never ends because of Redis.
 async fn mistake_of(unchecked: Option<RedisSettings>) -> RedisError {
     let mut pauses = tokio::time::interval(RECHECK);
     pauses.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -1,8 +1,8 @@
 //! One worker: a thread with a single-threaded runtime, its share of the hub, the handshakes that it accepts, and
 //! the sockets of its users.
 //!
-//! A user belongs to one worker by a hash of the uid, so that a room's two sockets in a process meet on
-//! one thread: the frame path has no lock and wakes no other thread.
+//! A user belongs to one worker by a hash of the uid, so a room's two sockets in a process meet on one
+//! thread. The frame path has no lock and wakes no other thread.
 
 use std::io;
 use std::net::TcpListener as StdTcpListener;

@@ -1,5 +1,5 @@
-//! The pages of the project: their links lead somewhere, they name actors, README and cells of tables stay short, and the
-//! page of settings is the program's.
+//! The pages and comments of the project: their links lead somewhere, and they name actors. Sentences, README
+//! and cells of tables stay short. The page of settings has the program's flags.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 use std::collections::BTreeSet;
@@ -144,6 +144,60 @@ fn every_page_and_comment_names_its_actors() {
     assert!(hidden.is_empty(), "{hidden:#?}");
 }
 
+/// Words of one sentence. A span of code is one word.
+const SENTENCE: usize = 25;
+
+/// The sentences of a Rust file's comments, each with its first line. A blank line, an item of a list, a heading, a
+/// table and a block of code end one.
+fn sentences(text: &str) -> Vec<(usize, Vec<String>)> {
+    let (mut found, mut open) = (Vec::new(), (0, Vec::new()));
+    let (mut kind, mut is_block, mut is_span) = ("", false, false);
+    for (number, line) in text.lines().enumerate() {
+        let line = line.trim_start();
+        let begin = ["///", "//!", "//"].into_iter().find(|begin| line.starts_with(begin)).unwrap_or("");
+        let comment = line[begin.len()..].trim();
+        let is_fence = !begin.is_empty() && comment.starts_with("```");
+        is_block = (is_block && !begin.is_empty()) != is_fence;
+        let is_skipped = begin.is_empty() || is_block || is_fence || comment.starts_with(['#', '|']);
+        let mark = comment.split(' ').next().unwrap_or_default();
+        let is_item = mark == "-" || mark.strip_suffix('.').is_some_and(|mark| mark.parse::<u32>().is_ok());
+        if is_skipped || begin != kind || comment.is_empty() || is_item {
+            found.push(std::mem::take(&mut open));
+            is_span = false;
+        }
+        kind = begin;
+        for word in comment.split_whitespace().filter(|_| !is_skipped) {
+            if open.1.is_empty() {
+                open.0 = number + 1;
+            }
+            // A word inside a span of code belongs to the one that began it.
+            match open.1.last_mut() {
+                Some(last) if is_span => *last = format!("{last} {word}"),
+                _ => open.1.push(word.to_owned()),
+            }
+            is_span ^= word.matches('`').count() % 2 == 1;
+            if !is_span && word.trim_end_matches(['"', '\'', ')', '*']).ends_with(['.', '!', '?']) {
+                found.push(std::mem::take(&mut open));
+            }
+        }
+    }
+    found.push(open);
+    let is_word = |word: &String| word.chars().any(|c| c.is_alphanumeric() || c == '`');
+    found.iter_mut().for_each(|(_, words)| words.retain(is_word));
+    found
+}
+
+#[test]
+fn no_sentence_of_a_comment_has_more_than_25_words() {
+    let mut long = Vec::new();
+    for file in files("*.rs") {
+        for (line, words) in sentences(&read(&file)).into_iter().filter(|(_, words)| words.len() > SENTENCE) {
+            long.push(format!("{file}:{line}: {} words: {}", words.len(), words.join(" ")));
+        }
+    }
+    assert!(long.is_empty(), "cut these into sentences of at most {SENTENCE} words: {long:#?}");
+}
+
 /// A comment of three words can rarely say more than the name below it: a shape, a unit or a source.
 #[test]
 fn few_comments_have_three_words_or_fewer() {
@@ -171,7 +225,7 @@ fn readme_can_be_read_in_a_few_minutes() {
 }
 
 #[test]
-fn the_page_of_settings_has_the_programs_flags_variables_and_defaults() {
+fn the_page_of_settings_has_the_programs_flags_and_variables() {
     let help = Command::new(env!("CARGO_BIN_EXE_duorelay")).args(["serve", "--help"]).output().unwrap();
     let help = String::from_utf8(help.stdout).unwrap();
     let page = read("src/config/README.md");

@@ -1,10 +1,15 @@
 //! What a token must look like and say. Pure: the clock is passed in, the keys are at hand.
 //!
-//! The first rule that is broken decides the refusal, in this order: the form of the header
-//! (`malformed_token`), `alg` (`bad_signature`), `crit` and `kid` (`malformed_token`), the key
-//! (`unknown_key`), the signature (`bad_signature`), and only then what the payload says: `aud`, `iss`,
-//! `sub`, `exp`, `iat`, `auth_time`, `nbf`. `alg` comes before `kid`, because an unsigned token has no
-//! `kid` and is refused for being unsigned. A signature that is not base64url is one that does not match.
+//! The first rule that is broken decides the refusal. The rules come in this order:
+//! 1. the form of the header (`malformed_token`),
+//! 2. `alg` (`bad_signature`),
+//! 3. `crit` and `kid` (`malformed_token`),
+//! 4. the key (`unknown_key`),
+//! 5. the signature (`bad_signature`),
+//! 6. what the payload says: `aud`, `iss`, `sub`, `exp`, `iat`, `auth_time`, `nbf`.
+//!
+//! `alg` comes before `kid`, because an unsigned token has no `kid` and is refused for being unsigned. A
+//! signature that is not base64url is one that does not match.
 
 use std::fmt;
 
@@ -98,8 +103,8 @@ pub(super) fn decode(part: &str) -> Result<Vec<u8>, Refusal> {
     URL_SAFE_NO_PAD.decode(part).map_err(|_| Refusal::MalformedToken)
 }
 
-/// The header fields that matter. One that appears twice makes the header malformed (RFC 7515 section 4),
-/// and so does a field of another type, except where `Value` leaves that to a later rule.
+/// The header fields that matter. One that appears twice makes the header malformed (RFC 7515 section 4). So
+/// does a field of another type, except where `Value` leaves that to a later rule.
 #[derive(Deserialize)]
 pub(super) struct Header {
     pub(super) alg: String,
@@ -293,8 +298,8 @@ struct Claims {
     firebase: Option<Value>,
 }
 
-/// A `NumericDate` (RFC 7519 section 2): any JSON number. A fraction is cut off, what lies before 1970
-/// becomes 1970, and what lies past the year 9999 becomes its end: expired and in the future as they were.
+/// A `NumericDate` (RFC 7519 section 2): any JSON number. A fraction is cut off. A date before 1970 becomes
+/// 1970, one past the year 9999 becomes its end: they stay expired or in the future.
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,

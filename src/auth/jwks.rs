@@ -56,8 +56,8 @@ struct Jwk {
 }
 
 impl KeySet {
-    /// The keys of a JWK set that verify one of these algorithms. Others are passed over, as RFC 7517
-    /// section 5 asks for; a set without a usable key is an error, so that it never replaces a good one.
+    /// The keys of a JWK set that verify one of these algorithms. Others are passed over, as RFC 7517 section
+    /// 5 asks for. A set without a usable key is an error, so that it never replaces a good one.
     pub(super) fn parse(json: &[u8], allowed: &[Algorithm]) -> Result<Self, KeySetError> {
         let set: JwkSet = serde_json::from_slice(json).map_err(|_| KeySetError::NotASet)?;
         if set.keys.len() > MAX_KEYS {

@@ -168,8 +168,8 @@ impl KeyCache {
             if !seen.may_ask() {
                 return Err(seen.refusal());
             }
-            // Many may ask for one key: the first permit starts the fetch, and the one that those who
-            // come a moment later leave behind is dropped by the task, which then asked just now.
+            // Many may ask for one key. The first permit starts the fetch. Those who come a moment later
+            // leave one more behind, and the task drops it, because it has just asked.
             self.ask.notify_one();
         }
         let fetched = timeout(CALL_TIME + Duration::from_secs(1), async {

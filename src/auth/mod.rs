@@ -1,7 +1,7 @@
 //! Sign-in: the user of a token, and until when.
 //!
-//! [`Verifier`] is built once from [`settings::Settings`]; what a token must say is [`claims`] (pure),
-//! where the keys come from is `keys`, and whether the session still stands is `revocation`.
+//! [`Verifier`] is built once from [`settings::Settings`]. [`claims`] (pure) says what a token must say.
+//! `keys` knows where the keys come from. `revocation` knows whether the session still stands.
 
 mod calls;
 pub mod claims;
@@ -177,8 +177,9 @@ impl Verifier {
 
     /// Returns the user of a token that is good now. `now` is in Unix seconds ([`unix_now`]).
     ///
-    /// Takes about 17 us of CPU (`benches/verify.rs`); waits for the network only when the token names an unknown key
-    /// (at most 3 s) and for the revocation check, where one is configured (at most 3 s).
+    /// Takes about 17 us of CPU (`benches/verify.rs`). It waits for the network only when the token names an
+    /// unknown key (at most 3 s). A revocation check, where one is configured, waits for it as well (at most
+    /// 3 s).
     ///
     /// # Errors
     /// The refusal that the client gets. Nothing in it comes from the token.

@@ -129,8 +129,8 @@ impl Cause {
         CODES.iter().find(|(code, _)| begins(code)).map_or(Self::Other, |(_, cause)| *cause)
     }
 
-    /// True when another connection may reach a server that does not refuse: after a switch-over, the old one stays
-    /// connected as a replica, and what is published there reaches nobody.
+    /// True when another connection may reach a server that does not refuse. After a switch-over, the old
+    /// server keeps its connections as a replica. What is published there reaches nobody.
     #[must_use]
     pub fn is_wrong_server(self) -> bool {
         match self {

@@ -1,5 +1,6 @@
-//! What the log and the metrics say about troubles with Redis: for a whole process, one line when a trouble begins and
-//! one when it ends, whatever number of workers meets it, and at most one beginning a minute for one cause.
+//! What the log and the metrics say about troubles with Redis, for a whole process. A trouble has one line
+//! when it begins and one when it ends, whatever number of workers meets it. One cause begins at most once a
+//! minute.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};

@@ -7,11 +7,11 @@
 //! - **Subscribed before claimed.** When a claim is made, the channel of its device is subscribed already
 //!   (acknowledged, where that takes time). So the claim's answer and what the channel says afterwards
 //!   are everything.
-//! - **One order of a user's channels.** What one instance publishes for a user arrives in the order in which it was
-//!   published, and a subscriber of both channels of a user hears them in one order. `Claimed` and `Released` are
-//!   published on both channels, at the point of the room's order at which they happened: what comes before a
-//!   `Claimed` on a channel belongs to the predecessor, what comes after it to the new holder. (Redis keeps this
-//!   with one subscriber connection for both channels, which share a hash tag.)
+//! - **One order of a user's channels.** An instance's publishes for a user arrive in the order in which it
+//!   published them. A subscriber of both channels of a user hears them in one order. The backplane publishes
+//!   `Claimed` and `Released` on both channels, where they happened in the room's order. On a channel, what
+//!   comes before a `Claimed` belongs to the predecessor, what comes after it to the new holder. (Redis keeps
+//!   this order with one subscriber connection for both channels, which share a hash tag.)
 //! - **A claim's own message first.** A claim is answered after its `Claimed` was handed out, unless that
 //!   message was lost (which is noticed after [`OWN_CLAIM_LIMIT`]).
 //! - **At most once.** A message may be lost, when the backplane fails or restarts; then [`Event::Up`]

@@ -85,8 +85,9 @@ pub(super) fn read(values: &mut Values, machine: Machine) -> Read<Settings> {
     Ok(Settings { issuer, revocation: service.map(|service| Revocation { service, pause }) })
 }
 
-/// The credentials file. It is needed for revocation checks, and for the project where that is not named; otherwise it may
-/// be of any kind, or missing: a platform or a developer's shell may set it for other programs.
+/// The credentials file. The relay needs it for revocation checks, and for the project where no setting names
+/// that. Otherwise the file may be of any kind, or missing: a platform or a developer's shell may set it for
+/// other programs.
 fn credentials_file(values: &mut Values) -> Read<Option<File>> {
     let Some(path) = values.given(&CREDENTIALS).map(str::to_owned) else {
         return Ok(None);

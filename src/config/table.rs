@@ -54,8 +54,8 @@ impl Group {
         }
     }
 
-    /// The demo signs in by its own means and joins others only by a flag, so that no variable of the
-    /// environment makes it touch real users or a real Redis.
+    /// The demo signs in by its own means and joins others only by a flag. So no variable of the environment
+    /// makes it touch real users or a real Redis.
     pub(super) const fn is_for_demo(self) -> bool {
         !matches!(self, Self::SignIn | Self::Backplane)
     }

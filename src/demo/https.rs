@@ -1,7 +1,7 @@
 //! https for phones: browsers give camera and motion to no other page of another machine.
 //!
-//! A small TLS proxy stands before the demo's own relay, on one port with plain http: this computer's browser takes
-//! `http://localhost` for secure, and needs no certificate.
+//! A small TLS proxy stands before the demo's own relay, on one port with plain http. This computer's browser
+//! takes `http://localhost` for secure, and needs no certificate.
 
 use std::fmt::Write as _;
 use std::io;

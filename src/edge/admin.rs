@@ -61,11 +61,11 @@ async fn metrics(State(operator): State<Operator>, headers: HeaderMap) -> Respon
 #[derive(Clone, Copy)]
 struct Reached(usize);
 
-/// Lets a call with the admin token through, and writes the audit line of every call: who (by address), what, about
-/// device of which user, and with what status.
+/// Lets a call with the admin token through, and writes the audit line of every call. The line has the
+/// caller's address, the call, the user's device and the status.
 ///
-/// A uid can be an e-mail address, which no log may hold: the line has a part of its SHA-256 instead
-/// (`printf %s UID | sha256sum | cut -c1-16`), by which calls about one user can be found.
+/// A uid can be an e-mail address, which no log may hold. The line has a part of its SHA-256 instead
+/// (`printf %s UID | sha256sum | cut -c1-16`). An operator finds the calls about one user by it.
 async fn authorize(
     State(operator): State<Operator>,
     path: MatchedPath,
@@ -157,8 +157,8 @@ struct MessageBody<'a> {
     device: Option<Device>,
 }
 
-/// The user of a path segment, which is `UID` or `TENANT/UID`. With `tenant` in the query it is the uid alone, so that
-/// a uid with a slash can be named too; an empty one stands for no tenant.
+/// The user of a path segment, which is `UID` or `TENANT/UID`. With `tenant` in the query the segment is the
+/// uid alone, so that a uid with a slash can be named too. An empty `tenant` stands for no tenant.
 fn user_in(segment: &str, query: &str) -> Result<UserId, Refusal> {
     let mut tenants = form_urlencoded::parse(query.as_bytes()).filter(|(name, _)| name == "tenant");
     let (tenant, uid) = match (tenants.next(), tenants.next()) {

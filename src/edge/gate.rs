@@ -15,8 +15,8 @@ use tracing::warn;
 use crate::relay::address::{Address, Crowd};
 use crate::relay::refusal::Refusal;
 
-/// Addresses are kept in so many maps, each with a lock of its own: all workers look into them, and the sweep, which
-/// may find very many, holds up none of them for long.
+/// The number of maps that keep the addresses, each with a lock of its own. All workers look into them, and a
+/// sweep may find very many. It holds up no worker for long.
 const SHARDS: usize = 64;
 
 /// The door of an instance, for all of its threads.

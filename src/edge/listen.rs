@@ -99,8 +99,8 @@ impl Port {
     }
 }
 
-/// Accepts on this thread and serves here what it accepts, for ever. Several threads may do so, each with a copy of one
-/// listening socket: the kernel's queue is one, so that what one thread has no time for another takes.
+/// Accepts on this thread and serves here what it accepts, for ever. Several threads may do so, each with a
+/// copy of one listening socket. The kernel's queue is one, so another thread takes what one has no time for.
 pub async fn serve(port: Arc<Port>, listener: TcpListener, router: Router) {
     let mut turns = (1..=ACCEPTS_A_TURN).cycle();
     loop {

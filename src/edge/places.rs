@@ -1,5 +1,6 @@
-//! How many connections may speak HTTP, and for how long: a fixed number of places, a share of them for each
-//! address, and those that have been idle longest go first. Decides, with the time as an argument; `listen.rs` acts.
+//! How many connections may speak HTTP, and for how long. There is a fixed number of places, and each address
+//! may have a share of them. Those that have been idle longest go first. Decides, with the time as an
+//! argument; `listen.rs` acts.
 
 use std::collections::HashMap;
 use std::net::IpAddr;

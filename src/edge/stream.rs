@@ -13,8 +13,8 @@ use tokio::net::TcpStream;
 
 use super::places::Tunnel;
 
-/// Unsent bytes above which the kernel takes no more: frames that cannot leave wait in the outbox, where
-/// newer ones replace them, and not in the kernel (`TCP_NOTSENT_LOWAT`, tcp(7)).
+/// Unsent bytes above which the kernel takes no more (`TCP_NOTSENT_LOWAT`, tcp(7)). Frames that cannot leave
+/// wait in the outbox, where newer ones replace them, and not in the kernel.
 const NOTSENT_LOWAT: u32 = 1;
 
 /// A stream on its way to its user's worker.

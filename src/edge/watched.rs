@@ -14,8 +14,8 @@ use tokio::net::TcpStream;
 
 use super::places::{Asking, Connection};
 
-/// An answer is handed to hyper in such pieces, so that one that is not taken shows inside HTTP/2 as well, where a
-/// client's window ends before the kernel's buffer.
+/// The size of the pieces of an answer that hyper gets. In HTTP/2 a client's window ends before the kernel's
+/// buffer. In pieces, an answer that the client does not take shows there as well.
 const PIECE: usize = 16 * 1024;
 
 /// A TCP connection of which it is known whether it takes what is written.

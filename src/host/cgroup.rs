@@ -1,5 +1,5 @@
-//! Rejects new handshakes when the control group is near its memory limit, so that open connections do not
-//! suffer: the kernel would end the whole process.
+//! Rejects new handshakes when the control group is near its memory limit. The kernel would end the whole
+//! process, and open connections would suffer.
 
 use std::fs::read_to_string;
 use std::path::{Path, PathBuf};

@@ -268,8 +268,8 @@ impl Hub {
         seat.renew_at.set(seat.renew_at.get().min(Instant::now() + pause));
     }
 
-    /// After a break, or when Redis has lost its data, the other slot may only not have been renewed yet:
-    /// the hub believes that it is free once its holder has had the time, two thirds of a lease.
+    /// After a break, or when Redis has lost its data, the other slot may only not have been renewed yet. The
+    /// hub believes that it is free once its holder has had the time, two thirds of a lease.
     fn may_come_back(&self, seat: &Seat, renewed: &Renewed) -> bool {
         let is_missing = matches!(renewed, Renewed::Kept { other: None })
             && seat.room.borrow().visible(seat.device.other()).is_some();

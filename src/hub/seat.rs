@@ -128,8 +128,8 @@ impl Seat {
         }
     }
 
-    /// So many bytes are encoded and wait for the kernel, and so many have come and wait for the rest of their message
-    /// or for their turn.
+    /// Notes two numbers of bytes. `unsent` ones are encoded and wait for the kernel. `incoming` ones have
+    /// come and wait for the rest of their message or for their turn.
     pub fn note_buffered(&self, unsent: usize, incoming: usize) {
         self.buffered.set([unsent, incoming].map(|bytes| u32::try_from(bytes).unwrap_or(u32::MAX)));
         self.account(self.outbox.borrow().waiting_bytes());

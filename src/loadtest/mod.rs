@@ -1,8 +1,8 @@
 //! `duorelay loadtest`: measures running instances from outside.
 //!
-//! It is an open loop: frames leave by the clock, whatever became of the ones before, and latency counts
-//! from the instant at which a frame was due. A generator that cannot keep up so shows in its own figure,
-//! `lag_p99`, and is not taken for a fast relay (Gil Tene's "coordinated omission").
+//! It is an open loop: frames leave by the clock, whatever became of the ones before. Latency counts from the
+//! instant at which a frame was due. A generator that cannot keep up so shows in its own figure, `lag_p99`,
+//! and is not taken for a fast relay (Gil Tene's "coordinated omission").
 //!
 //! One thread plays all users unless more are asked for: the generator shares the machine with what it
 //! measures. Its pacer writes straight to the sockets; a task for each socket only reads.

@@ -133,8 +133,9 @@ impl Results {
         (0..self.before.instances.len()).filter_map(of).reduce(|sum, cpu| sum + cpu)
     }
 
-    /// The last reading may come when the connections of a run that has ended are closed already, so the last one that
-    /// still sees them counts. A process that does not report its connections has at least those opened here.
+    /// The last reading may come when the connections of a run that has ended are closed already. So the last
+    /// one that still sees them counts. A process that does not report its connections has at least those
+    /// opened here.
     pub(super) fn rss_per_connection(&self) -> Option<f64> {
         self.readings.iter().rev().find_map(|reading| {
             let grown = reading.sum(|instance| instance.rss)? - self.before.sum(|instance| instance.rss)?;

@@ -70,8 +70,8 @@ impl AsyncRead for Link {
 impl AsyncWrite for Link {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let tcp = self.get_mut().tcp.get_mut();
-        // Not through the runtime's budget: the pacer writes to many sockets in one turn, and a budget that is used up
-        // would look like a full socket.
+        // Not through the runtime's budget. The pacer writes to many sockets in one turn, and a budget that
+        // is used up would look like a full socket.
         match tcp.try_write(bytes) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Pin::new(tcp).poll_write(cx, bytes),
             result => Poll::Ready(result),

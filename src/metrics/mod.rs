@@ -1,7 +1,7 @@
 //! What this process counts, in Prometheus's text formats.
 //!
-//! No label holds a uid, a token or an address, and every label has few values, all of them known here: a series that
-//! has not counted yet is 0, not absent, so that dashboards and alerts see it from the start.
+//! No label holds a uid, a token or an address. Every label has few values, all of them known here. A series
+//! that has not counted yet is 0, not absent, so that dashboards and alerts see it from the start.
 
 mod durations;
 mod labels;

@@ -78,8 +78,8 @@ fn cpu_seconds() -> f64 {
     spent.tv_sec as f64 + spent.tv_nsec as f64 / 1e9
 }
 
-/// The size of `/proc/self/fd`: since Linux 6.2 the number of open files, and 0 before, where they are counted, some
-/// 50 ms for 100,000 of them.
+/// The size of `/proc/self/fd`. Since Linux 6.2 that is the number of open files. Before, it is 0, and the
+/// files are counted, which takes some 50 ms for 100,000 of them.
 fn open_files() -> Option<u64> {
     match std::fs::metadata("/proc/self/fd").ok()?.len() {
         0 => Some(std::fs::read_dir("/proc/self/fd").ok()?.count() as u64),

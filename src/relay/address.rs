@@ -140,8 +140,9 @@ pub struct Crowd {
 }
 
 impl Crowd {
-    /// One more handshake. True when most of the minute's come "from" this address, which `is_public`: then it is more
-    /// likely one more balancer, missing among the trusted ones, whose clients share one limit. Now and then only.
+    /// Counts one more handshake. True when most of the minute's come "from" this address, which `is_public`.
+    /// Then it is more likely one more balancer, missing among the trusted ones, whose clients share one
+    /// limit. It is true now and then only.
     #[must_use]
     pub fn on_handshake(&mut self, address: &mut Address, is_public: bool, now: Instant) -> bool {
         if self.since.is_none_or(|since| now.duration_since(since) >= MINUTE) {

@@ -1,5 +1,5 @@
-//! One budget for all queues of a process: what waits for sockets, what is half written, what is half read, and what
-//! waits for the backplane. Workers share it.
+//! One budget for all queues of a process. It counts what waits for sockets, what is half written, what is
+//! half read, and what waits for the backplane. Workers share it.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -31,8 +31,9 @@ impl Budget {
         Self(Arc::new(Total { limit, held: AtomicUsize::new(0) }))
     }
 
-    /// What may wait for the backplane on one of so many workers: together a quarter of the budget, so that a backplane
-    /// that stands still leaves room for who is here. Room for a few messages there is always.
+    /// The bytes that may wait for the backplane on one of so many workers. Together that is a quarter of the
+    /// budget. So a backplane that stands still leaves room for who is here. There is always room for a few
+    /// messages.
     #[must_use]
     pub fn backplane_bytes(&self, workers: usize) -> usize {
         (self.0.limit / 4 / workers.max(1)).clamp(BACKPLANE_LEAST, BACKPLANE_MOST)

@@ -1,5 +1,5 @@
-//! What one connection's `signal`s show of a direct path: with whom it was arranged, and, as an estimate, the volatile
-//! frames that the relay no longer sees because of it.
+//! What one connection's `signal`s show of a direct path. They say with whom it was arranged. They also give
+//! an estimate of the volatile frames that the relay no longer sees because of it.
 //!
 //! Only a connection that has got a `signal` has a [`Direct`], so that every other frame pays one comparison.
 

@@ -1,5 +1,5 @@
-//! What instances say to each other on a channel: a short MessagePack header, and the payload behind it as
-//! it is, so that it is neither copied nor parsed on its way.
+//! What instances say to each other on a channel. It is a short MessagePack header, and the payload behind it
+//! as it is. No instance copies or parses the payload on its way.
 
 use std::borrow::Cow;
 use std::io::Cursor;
@@ -100,9 +100,9 @@ enum Header<'a> {
     Undelivered(ConnectionId, Undelivered, Option<String>),
 }
 
-/// Behind the data of a `send`: its sender waits for an `ack`. White space is no part of a JSON value (RFC 8259 section 2),
-/// and data that a client wrote never has any at its end. So an older instance, which knows no `ack`, reads and delivers the
-/// same `send` as ever, and the wish cannot be lost apart from its message.
+/// Behind the data of a `send`: its sender waits for an `ack`. White space is no part of a JSON value (RFC
+/// 8259 section 2), and data that a client wrote never has any at its end. So an older instance, which knows
+/// no `ack`, reads and delivers the same `send` as ever. The wish cannot be lost apart from its message.
 const ACK_WANTED: u8 = b'\n';
 
 impl Header<'_> {

@@ -1,7 +1,8 @@
 //! What one connection knows of its path: how much may leave on it, and what its client is to hear of the other way.
 //!
-//! It holds both sides of the freshness law ([`super::pacing`]): 64 bytes for each connection, and 512 more from the
-//! first message that leaves to a client that reports until half a minute after the last.
+//! It holds both sides of the freshness law ([`super::pacing`]), in 64 bytes for each connection. 512 more
+//! begin with the first message that leaves to a client that reports. They end half a minute after the last
+//! one.
 
 use super::pacing::{BadReport, Kind, Pacing, Reporter, SLOW_PACE};
 

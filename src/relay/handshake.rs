@@ -35,7 +35,7 @@ pub struct Handshake {
     pub selected: Option<HeaderValue>,
 }
 
-/// Reads a handshake: `GET` with `Upgrade: websocket` (RFC 6455 section 4.2.1), or with `tunnel` the
+/// Reads a handshake: `GET` with `Upgrade: websocket` (RFC 6455 section 4.2.1). With `tunnel` it is the
 /// extended CONNECT of HTTP/2 (RFC 8441 section 5), which has neither upgrade nor key.
 ///
 /// # Errors

@@ -158,8 +158,8 @@ impl InstanceId {
     pub const UNKNOWN: Self = Self(Uuid::nil());
 }
 
-/// A number that a connection gets when it claims its slot: it grows with every claim of the
-/// room, stays below 2^53 (so that JSON and Lua keep it exactly), and the highest one holds the slot.
+/// A number that a connection gets when it claims its slot. It grows with every claim of the room, and the
+/// highest one holds the slot. It stays below 2^53, so that JSON and Lua keep it exactly.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Generation(pub u64);
@@ -219,8 +219,9 @@ impl Member {
     pub const NONE: Self = Self { connection: ConnectionId::NONE, generation: Generation::NONE };
 }
 
-/// A number that a client raises with each of its attempts to connect (`?attempt=`): a handshake that it gave up, and that
-/// is carried out late, does not throw out its successor. Below 2^53, so that JSON and Lua keep it exactly.
+/// A number that a client raises with each of its attempts to connect (`?attempt=`). Redis may carry out a
+/// handshake late that the client gave up. Such a handshake does not throw out its successor. Below 2^53, so
+/// that JSON and Lua keep it exactly.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(transparent)]
 pub struct Attempt(u64);

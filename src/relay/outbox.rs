@@ -1,8 +1,8 @@
-//! What waits for one socket, in three lanes: control first, then the reliable queue (bounded by
-//! bytes) and the latest frame of each volatile stream in turn.
+//! What waits for one socket, in three lanes. Control goes first. Then the reliable queue (bounded by bytes)
+//! and the latest frame of each volatile stream go in turn.
 //!
-//! Face data is worth its newest frame: a volatile frame that still waits is replaced by the next one
-//! of its stream, so a slow receiver sees fewer frames, not older ones.
+//! Face data is worth its newest frame: the next frame of a stream replaces a volatile one that still waits.
+//! So a slow receiver sees fewer frames, not older ones.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -159,8 +159,9 @@ impl Outbox {
         Ok(())
     }
 
-    /// What has become of the reliable queue since this was last asked: above half of `limit` it is long, and below a
-    /// quarter it is short again. In between nothing changes, so that a queue about a bound is not reported each time.
+    /// The change of the reliable queue since this was last asked. Above half of `limit` it is long, and
+    /// below a quarter it is short again. In between nothing changes, so that a queue about a bound is not
+    /// reported each time.
     pub fn pressure_change(&mut self, limit: usize) -> Option<PressureState> {
         let is_pressed =
             if self.pressed { self.reliable_bytes >= limit / 4 } else { self.reliable_bytes > limit / 2 };

@@ -124,8 +124,8 @@ enum Op {
 }
 
 proptest! {
-    /// Against a model: each stream's frames come out in order, reliable ones all of them, and
-    /// the last volatile frame of each stream is never lost.
+    /// Against a model: each stream's frames come out in order, reliable ones all of them. The last volatile
+    /// frame of each stream is never lost.
     #[test]
     fn order_and_freshness_hold(ops in prop::collection::vec(prop_oneof![
         Just(Op::Control),

@@ -4,7 +4,8 @@
 //! milliseconds of a monotonic clock, and count messages and bytes of one connection from its start. The
 //! browser client and the Dart client hold the same law; `tests/vectors/pacing.json` binds all three.
 //!
-//! Longer than most files: the law stands here in words and in code.
+//! Longer than most files: the law stands here in words and in code, and the clients carry the same one, part by
+//! part.
 //!
 //! # Why one way
 //! A round trip does not show which direction is slow: holding frames for it starves the direction that is
@@ -22,20 +23,23 @@
 //! | `gap` | the longest pause between reports lately: `max(pause, 0.9 gap + 0.1 pause)`, at most 5 s; 500 ms at first |
 //!
 //! # A message leaves (`on_sent`)
-//! 1. It joins the last entry (which then takes its number, bytes and time) if that is not the anchor and, with it,
-//!    covers at most `stride` messages or began less than 4 ms ago. Else it is a new entry. A full log first drops
-//!    every second entry (1, 3, 5 ..., but never the last) and doubles `stride`.
+//! 1. It joins the last entry (which then takes its number, bytes and time) if that is not the anchor and the
+//!    entry is still *small*. With the message, a small entry covers at most `stride` messages or began less
+//!    than 4 ms ago. Else it is a new entry. A full log first drops every second entry (1, 3, 5 ..., but
+//!    never the last) and doubles `stride`.
 //! 2. `finish = max(finish, now) + bytes / rate`.
 //! 3. Unless its kind is quiet: `due` is its number, and `waiting` is `now` if it was infinite. If it is reliable and
 //!    over half of `window` is unreported, the path carries a *bulk* until that message is reported.
-//! 4. If it is volatile or reliable: `probe` doubles up to 2 s if the path is silent, and the first one is the `proof`
-//!    that ends the silence; `left_at` is `now`; a drain ends, the next one is due in 20 s.
+//! 4. If it is volatile or reliable, `left_at` is `now`. A drain ends, and the next one is due in 20 s. If
+//!    the path is silent, `probe` doubles up to 2 s, and the first such message is the `proof` that ends the
+//!    silence.
 //!
 //! # May one leave (`may_leave_at`)
 //! Answers a time: it may leave when that is not after `now`. It is asked again then, and after each report.
-//! 1. The path is *silent* from `waiting + 2 gap + 300` on, where the other end reports at all. Then: `left_at + probe`.
-//!    After a silence it is so until a report covers the proof, or at least 4 messages without a queue, or the path is
-//!    limited: a report may say no more than that the path lives, while what left before the silence still fills it.
+//! 1. The path is *silent* from `waiting + 2 gap + 300` on, where the other end reports at all. Then:
+//!    `left_at + probe`. After a silence it is so until a report covers the proof, or at least 4 messages
+//!    without a queue, or the path is limited. A report may say no more than that the path lives, while what
+//!    left before the silence still fills it.
 //! 2. While clear: `now`; a reliable message waits while `window` bytes are unreported (until silence, or
 //!    `left_at + probe` if that is later).
 //! 3. Else `finish - 80`: 80 ms of queue keep the link busy while a report is under way. During a drain and
@@ -50,47 +54,48 @@
 //! 1. Bytes are interpolated between `p` and `e`; `size` is the mean size of a message of `e`. `e.time` is the
 //!    latest time at which it can have left, `p.time` (`e.time` if exact) the earliest.
 //! 2. `gap` and `waiting` as above; `probe = 250` unless the path is still probed.
-//! 3. The way. `delay = read_at - latest`, `longest = read_at - earliest`, `trip = now - latest`. `trip_least` is the least
-//!    `trip` seen; `sure` counts reports without a queue within 20 ms of it (a fall by more than 20 ms counts anew).
-//!    The first of these that holds:
+//! 3. The way. `delay = read_at - latest`, `longest = read_at - earliest`, `trip = now - latest`.
+//!    `trip_least` is the least `trip` seen. `sure` counts reports without a queue within 20 ms of it (a fall
+//!    by more than 20 ms counts anew). The first of these that holds:
 //!    - `longest < floor`: that is the floor, without extra.
-//!    - a jump of the receiver's clock, `delay - floor - extra` above what the round trip leaves room for (`trip`;
-//!      `trip - trip_least + 20` once `sure` is 8): the floor rises by the difference. While limited, a jump by more
-//!      than 80 ms raises it until the queue is what the last report showed.
-//!    - limited, and nothing of ours was before the message on the path (*lone*): `longest - size / rate - floor` is the new
-//!      extra. It lowers the floor if negative after 5 reports with a queue; counts as 0 up to 30 ms; and a rise
-//!      by more than 30 ms must be seen by two lone messages in a row (a second drain is due at once).
+//!    - a jump of the receiver's clock: `delay - floor - extra` is above what the round trip leaves room for.
+//!      That room is `trip`, and `trip - trip_least + 20` once `sure` is 8. The floor rises by the
+//!      difference. While limited, a jump by more than 80 ms raises it until the queue is what the last
+//!      report showed.
+//!    - limited, and nothing of ours was before the message on the path (*lone*):
+//!      `longest - size / rate - floor` is the new extra. If it is negative after 5 reports with a queue, it
+//!      lowers the floor. Up to 30 ms it counts as 0. Two lone messages in a row must see a rise by more than
+//!      30 ms (a second drain is due at once).
 //!    - `longest < floor + extra`: the extra is the difference to the floor.
 //!
 //!    `queue = delay - floor - extra`.
-//! 4. The rate. `busy` is how long the path carried these bytes: from the last report's `read_at`, or from when the first of
-//!    them can have arrived if that is later, to `read_at`.
+//! 4. The rate. `busy` is how long the path carried these bytes. It ends at `read_at`. It begins at the last
+//!    report's `read_at`, or when the first of them can have arrived if that is later.
 //!    - clear, and the queue is above 80 ms: limited to `bytes / busy`. Drain in 1 s.
 //!    - limited, and the receiver's clock went back: as it was.
-//!    - limited, and the fifth report in a row has a queue: the floor was measured with a message's own time on the
-//!      link in it. `floor` and `trip_least` lose `floor_bytes / max(peak, rate)`, once, and at most `trip_least`. A
-//!      first report must not do that: a message that a busy machine delays looks like a very thin link, and a
-//!      floor that is too low makes every later message look queued.
+//!    - limited, and the fifth report in a row has a queue: the floor was measured with a message's own time
+//!      on the link in it. `floor` and `trip_least` lose `floor_bytes / max(peak, rate)`, once, and at most
+//!      `trip_least`. A first report must not do that: a message that a busy machine delays looks like a very
+//!      thin link. A floor that is too low makes every later message look queued.
 //!    - limited, queue above 30 ms: `rate = (200 rate + bytes) / (200 + busy)`, where the old rate counts as at most
 //!      four times `bytes / busy` if the queue is above 80 ms.
-//!    - limited, no queue, and something was held since the last growth, which this message has felt: the same,
-//!      but 1.25 to 2 times the old rate, and at least what arrived by the receiver's clock (over 50 ms or more).
+//!    - limited, no queue, and something was held since the last growth, which this message has felt. The
+//!      same, but 1.25 to 2 times the old rate, and at least what arrived by the receiver's clock (over 50 ms
+//!      or more).
 //!    - limited, queue at most 80 ms, nothing held for 500 ms: clear again. `window` is `200 rate`, 32 KiB to 1 MiB.
 //!    - clear, and over half of `window` was unreported: the window doubles, up to 1 MiB.
 //! 5. `finish` starts at `read_at - floor - extra` and takes each entry that is left as in `on_sent`. `stride` halves
 //!    when less than half of the log is left. The anchor is the reported message, with the earliest time.
 //!
 //! # The pace of reports (`pace`)
-//! 100 ms while limited or with a bulk, else 500. Volatile frames that are unreported for long ask for no more: their
-//! reports are late because the other way is thin, and more of them would fill it.
+//! 100 ms while limited or with a bulk, else 500. Volatile frames that are unreported for long ask for no
+//! more. Their reports are late because the other way is thin, and more of them would fill it.
 //!
 //! # The receiver
-//! A report is due with the first unreported message that makes one due, but not before `pace` after the last report. A
-//! message that comes more than 150 ms after the one before shows that a queue may be forming: for one second the
-//! pace is at most 100 ms. A receiver may send a report up to an eighth of the pace before its time, with something that
-//! leaves in any case.
-//!
-//! Longer than most files: it is one law, and the clients carry the same one, part by part.
+//! A report is due with the first unreported message that makes one due, but not before `pace` after the last
+//! report. A message that comes more than 150 ms after the one before shows that a queue may be forming. For
+//! one second the pace is then at most 100 ms. A receiver may send a report up to an eighth of the pace
+//! before its time, with something that leaves in any case.
 
 use std::fmt;
 

@@ -108,8 +108,8 @@ pub const EVICTION_WINDOW_MS: u64 = 10_000;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 struct Slot {
     lease: Option<Lease>,
-    /// The last member that the slot had, also when it is free: a connection that was overwritten by
-    /// one that has left since must not get the slot back.
+    /// The last member that the slot had, also when it is free. A newer connection may have overwritten an
+    /// older one and left since. The older one must not get the slot back.
     newest: Option<Member>,
     /// When the slot was evicted lately, oldest first.
     evictions: Vec<u64>,
@@ -144,9 +144,9 @@ impl Record {
         self.slot(device).lease.as_ref().filter(|lease| lease.ends > now)
     }
 
-    /// Gives the slot to a new connection, under the next generation: above the last one, above every
-    /// one that the claimer knows, and not below the clock in microseconds, so that it grows even after
-    /// the record was lost.
+    /// Gives the slot to a new connection, under the next generation. That is above the last one, and above
+    /// every one that the claimer knows. It is not below the clock in microseconds, so that it grows even
+    /// after the record was lost.
     pub fn claim(&mut self, now_us: u64, lease_ms: u64, claim: Claim) -> ClaimOutcome {
         let now = now_us / 1000;
         let lease = self.holder(claim.device, now);

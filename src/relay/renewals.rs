@@ -16,17 +16,18 @@ pub fn turn(lease: Duration, jitter: f64) -> Duration {
     (lease / 3).mul_f64(0.8 + 0.2 * jitter)
 }
 
-/// Over how long so many slots of a worker are renewed after a break: the more there are, the longer, up to the time in
-/// which they are renewed anyway.
+/// The time over which a worker renews so many slots after a break. It grows with their number, up to the
+/// time in which the worker renews them anyway.
 #[must_use]
 pub fn spread(slots: usize, lease: Duration) -> Duration {
     let at_the_pace = Duration::from_secs(1) / PER_SECOND * u32::try_from(slots).unwrap_or(u32::MAX);
     SOON.max(at_the_pace).min(lease / 3)
 }
 
-/// When a renewal that got no answer so often is tried again: before its next turn, so that what one lost answer costs is
-/// seconds of the lease and not a third of it. Each further failure doubles the pause, since Redis may refuse for hours.
-/// `failed` slots have failed together, and part at the same pace as after a break.
+/// The time after which the worker tries a renewal again that got no answer so often. It is before the slot's
+/// next turn: a lost answer costs seconds of the lease and not a third of it. Each further failure doubles
+/// the pause, since Redis may refuse for hours. `failed` slots have failed together, and part at the same
+/// pace as after a break.
 #[must_use]
 pub fn again(failures: u8, failed: usize, lease: Duration, jitter: f64) -> Duration {
     let doubled = AGAIN.saturating_mul(1 << failures.saturating_sub(1).min(16));

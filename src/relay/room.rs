@@ -244,8 +244,8 @@ impl<L: Clone> Room<L> {
     /// the two comes first counts, the second changes nothing, and an older one than what is known
     /// changes nothing either.
     ///
-    /// The position of this message among the others of the channel is what decides which of two sockets
-    /// gets a frame: what comes before it is the predecessor's, what comes after it the new holder's.
+    /// The position of this message among the others of the channel decides which of two sockets gets a
+    /// frame. What comes before it is the predecessor's, what comes after it the new holder's.
     pub fn on_claimed(&mut self, device: Device, holder: Holder, effects: &mut Vec<Effect<L>>) {
         let slot = self.slot_mut(device);
         let local = slot.waiting.iter().position(|waiting| waiting.connection == holder.member.connection);
@@ -329,8 +329,8 @@ impl<L: Clone> Room<L> {
             }
             // Older than a release or a claim that the channel has delivered since.
             Some(_) if slot.here.is_some() || slot.newest.generation > asked => {}
-            // The record never goes back by itself: it was lost, and an older holder that never heard of the
-            // newer one has put its slot back. The newer one will do the same, if it still lives.
+            // The record never goes back by itself: Redis has lost it. An older holder that never heard of
+            // the newer one has put its slot back. The newer one will do the same, if it still lives.
             Some(_) if slot.visible().is_some() => {
                 slot.holder = None;
                 self.notify(device.other(), effects);
@@ -344,8 +344,8 @@ impl<L: Clone> Room<L> {
                 // A holder that is here knows best, and a claim made after the question is not in its answer.
                 if slot.here.is_none() && slot.newest.generation <= asked {
                     slot.holder = None;
-                    // If its instance comes back and renews, it is not silent; that it was heard again
-                    // meanwhile has not been noticed of a slot without a holder.
+                    // If its instance comes back and renews, it is not silent. A slot without a holder does
+                    // not notice that its instance was heard again meanwhile.
                     slot.silent = false;
                     self.notify(device.other(), effects);
                 }
@@ -369,8 +369,8 @@ impl<L: Clone> Room<L> {
         self.on_seen(device, member, effects);
         let slot = self.slot_mut(device);
         slot.released = slot.released.max(member.generation);
-        // Compared with the member, so that the end of an old connection never frees a newer one's slot;
-        // and what is here is released here, not by an echo.
+        // The comparison is with the member, so that the end of an old connection never frees a newer one's
+        // slot. What is here is released here, not by an echo.
         if slot.here.is_none() && slot.holder.as_ref().is_some_and(|holder| holder.member == member) {
             slot.holder = None;
             self.notify(device.other(), effects);
@@ -523,8 +523,8 @@ impl<L: Clone> Room<L> {
         Route::Away(member)
     }
 
-    /// The peer of `device`'s member is here now. What the member sent through the backplane may still be
-    /// on its way, and what it sends next must not overtake it: it waits for a marker that follows.
+    /// The peer of `device`'s member is here now. What the member sent through the backplane may still be on
+    /// its way, and what it sends next must not overtake it. So it waits for a marker that follows.
     fn enter_short_cut(&mut self, device: Device, effects: &mut Vec<Effect<L>>) {
         let nonce = self.markers + 1;
         let slot = self.slot_mut(device);
@@ -555,7 +555,7 @@ impl<L: Clone> Room<L> {
         }
     }
 
-    /// The marker that `device`'s member waits for did not come back in time: it was lost, and with it
+    /// The marker that `device`'s member waits for did not come back in time. It was lost, and with it
     /// everything before it that has not arrived.
     pub fn on_marker_overdue(&mut self, device: Device, effects: &mut Vec<Effect<L>>) {
         self.slot_mut(device).sent_away = false;

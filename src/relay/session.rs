@@ -20,8 +20,8 @@ pub const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 pub const STALL_LIMIT: Duration = Duration::from_secs(60);
 /// `expiring` is sent this long before the token expires.
 pub const EXPIRING_AHEAD: Duration = Duration::from_secs(300);
-/// A client that has not answered is listened to for so long before it is dropped: perhaps it was this process that
-/// stood still, and epoll has to report first that something has come.
+/// The session listens to a client that has not answered for so long before it drops it. Perhaps it was this
+/// process that stood still, and epoll has to report first that something has come.
 pub const LAST_LOOK: Duration = Duration::from_millis(100);
 
 /// What all sessions of a process have in common.

@@ -12,8 +12,8 @@ mod claims;
 mod record;
 mod world;
 
-/// Runs each of these functions as a test of its own on each backplane; those of the second list on each that can lose
-/// what it knows, which memory cannot while its process lives.
+/// Runs each of these functions as a test of its own on each backplane. Those of the second list run only on
+/// a backplane that can lose what it knows. Memory cannot while its process lives.
 macro_rules! suite {
     (every { $($every:tt)+ } that_loses { $($loses:tt)+ }) => {
         suite!(memory, World::memory(); $($every)+);

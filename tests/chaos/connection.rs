@@ -105,8 +105,8 @@ impl Connection {
     /// Lives until the connection has ended.
     pub async fn live(mut self) {
         if let Some(generation) = self.client.welcome["peer"]["generation"].as_u64() {
-            // The `welcome` goes before everything: what an older peer has sent reliably, since this connection's claim and
-            // before its own end, may still come behind it.
+            // The `welcome` goes before everything. An older peer may have sent reliably since this
+            // connection's claim and before its own end. That may still come behind the `welcome`.
             self.state.floors[1] = generation;
         }
         let start = Instant::now() + self.turn.mul_f64(f64::from(self.number % 64) / 64.0);

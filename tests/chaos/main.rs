@@ -1,7 +1,7 @@
-//! Chaos: four real instances on a real Redis, many users with two devices each that come, stream, roam, vanish and
-//! take over, while instances are killed, stopped, drained and cut off, and Redis is frozen, killed and emptied.
-//! Every client looks at each message that it reads; at the end the troubles end, everything settles, all devices
-//! move once more, and then the books have to balance.
+//! Chaos: four real instances on a real Redis, and many users with two devices each. The devices come,
+//! stream, roam, vanish and take over. Meanwhile the test kills, stops, drains and cuts off instances, and
+//! freezes, kills and empties Redis. Every client looks at each message that it reads. At the end the
+//! troubles end, everything settles, and all devices move once more. Then the books have to balance.
 //!
 //! The short form runs with the other tests. A long one, and a seed that failed once again:
 //!
@@ -40,8 +40,8 @@ use crate::support::Token;
 /// What a process may hold more than at the beginning: what the allocator keeps of the worst moment.
 const KEPT: u64 = 32 << 20;
 
-/// How long it takes until all is in order again: leases, heartbeats of who has vanished, the goodbye of who does not
-/// listen, and everybody's coming back.
+/// The time limit until all is in order again. It covers leases, heartbeats of clients that have vanished,
+/// the goodbye of those that do not listen, and everybody's coming back.
 const SETTLES_WITHIN: Duration = Duration::from_secs(20);
 
 /// The short form, which runs with the other tests.

@@ -277,8 +277,9 @@ impl Record {
         }
     }
 
-    /// Each frame goes to exactly one of a device's sockets, and in order: what an older connection received of a
-    /// sender stands before what a newer one did. Where a line was broken the older one's instance may not know yet.
+    /// Each frame goes to exactly one of a device's sockets, and in order. What an older connection received
+    /// of a sender stands before what a newer one did. Where a line was broken the older one's instance may
+    /// not know yet.
     pub fn check_takeovers(&self) {
         let all = self.all();
         let mut devices: BTreeMap<_, Vec<&Known>> = BTreeMap::new();

@@ -169,8 +169,9 @@ async fn the_worst_that_one_connection_can_hold_is_a_formula() {
     const QUEUE: u64 = 2 * MIB;
     const MESSAGE: u64 = 64 * 1024;
     const PAIRS: u64 = 4;
-    /// Three lanes of the outbox; half a message that has come and one that waits for its turn; a batch and a message
-    /// on their way to the kernel, another batch's worth that has been read; and the connection itself.
+    /// Three lanes of the outbox. Half a message that has come and one that waits for its turn. A batch and a
+    /// message on their way to the kernel, and another batch's worth that has been read. The connection
+    /// itself.
     const WORST: u64 = 3 * QUEUE + 3 * MESSAGE + (16 * 1024 + MESSAGE) + 16 * 1024 + 5 * 1024;
     let issuer = Issuer::start();
     let config =

@@ -61,8 +61,8 @@ const DEFAULTS: &[(&str, &str)] = &[
     ("DUORELAY_MAX_LIFETIME_SECONDS", "2700"),
 ];
 
-/// Runs the program to its end. It must end by itself: a relay that started instead would hang the test,
-/// so it gets ports of its own and is stopped by the time limit of `timeout`.
+/// Runs the program to its end. It must end by itself, because a relay that started instead would hang the
+/// test. So it gets ports of its own, and the time limit of `timeout` stops it.
 fn run(args: &[&str], env: &[(&str, &str)]) -> Output {
     Command::new("timeout")
         .arg("10")

@@ -1,5 +1,5 @@
-//! Section 6, as far as it goes: in a control group whose memory ends, nobody new comes in, and who is here goes on;
-//! and all queues together have a budget.
+//! Section 6, as far as it goes. In a control group whose memory ends, nobody new comes in, and those who are
+//! here go on. All queues together have a budget.
 
 use std::fs;
 use std::io::Write as _;

@@ -132,8 +132,8 @@ async fn a_stalled_receiver_gets_the_latest_of_each_volatile_stream() {
             other => panic!("{other:?}"),
         }
     }
-    // The sockets were full long before half of it: of the rest what waits last is left, one a stream,
-    // and what a window probe of the kernel took meanwhile. A queue would hold a thousand.
+    // The sockets were full long before half of it. Of the rest what waits last is left, one a stream, and
+    // what a window probe of the kernel took meanwhile. A queue would hold a thousand.
     assert!(late < 50, "{late} stale frames were queued");
 }
 

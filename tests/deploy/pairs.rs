@@ -141,8 +141,8 @@ async fn welcomed(mut client: Client) -> Client {
     client
 }
 
-/// Pairs meet at first, when the fleet has grown, when it has shrunk again, and after a rolling restart, each time
-/// once every socket has reconnected.
+/// Pairs meet at first, when the fleet has grown, when it has shrunk again, and after a rolling restart. Each
+/// time the test waits until every socket has reconnected.
 async fn pairs_meet(kind: Kind) {
     let mut place = Place::start(kind).await;
     let open = place.connect().await;
@@ -189,8 +189,8 @@ async fn others_spread(kind: Kind) {
     assert!(spread.len() == 3 && spread.values().all(|sockets| *sockets >= least), "{spread:?}");
 }
 
-/// One of three relays is full and one leaves: everybody gets in by the attempts that a library makes, two with the
-/// parameter and then without it.
+/// One of three relays is full and one leaves. Everybody gets in by the attempts that a library makes, two
+/// with the parameter and then without it.
 async fn all_get_in(kind: Kind) {
     let (issuer, redis) = (Issuer::start(), RedisServer::start().await);
     let balancer = Balancer::start(kind, 3).await;

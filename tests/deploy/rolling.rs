@@ -188,8 +188,8 @@ async fn classic_clients_come_back_one_by_one_through_a_rolling_restart() {
             })
             .collect();
         let count = places.len();
-        // The test of Kolmogorov and Smirnov at 0.1 %. Departures that are spread evenly are nearer than chance would
-        // have them; a herd, or half of all within a quarter of the time, is further away.
+        // The test of Kolmogorov and Smirnov at 0.1 %. Departures that are spread evenly are nearer than
+        // chance would have them. A herd, or half of all within a quarter of the time, is further away.
         let (distance, limit) = (distance_from_uniform(places), 1.95 / (count as f64).sqrt());
         eprintln!("relay {number}: {count} departures, {distance:.3} from even (limit {limit:.3})");
         assert!(count >= USERS / 2 && distance < limit, "relay {number}: {count} departures, {distance}");

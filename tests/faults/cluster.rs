@@ -30,8 +30,8 @@ const HEARD_ELSEWHERE: Duration = Duration::from_millis(4500);
 const WORKERS: usize = 4;
 /// So many users leave the node that is killed.
 const LEAVERS: usize = 12;
-/// What one process may ask a cluster after a change: soon, and five times more in half seconds, since what one node
-/// knows is news to another for a while.
+/// The questions that one process may ask a cluster after a change. It asks soon, and five times more in half
+/// seconds, since what one node knows is news to another for a while.
 const LOOKS: u64 = 10;
 
 /// Two devices on two instances.
@@ -151,8 +151,8 @@ impl Scene {
         missed.max().unwrap_or_default().saturating_sub(TURN)
     }
 
-    /// True for what a machine this late explains: an error for a publish that was not answered in its time, 500 ms; and
-    /// beyond 2.3 s without a probe, `down` and `up`.
+    /// True for what a machine this late explains. After 500 ms that is an error for a publish that was not
+    /// answered in its time. Beyond 2.3 s without a probe it is `down` and `up`.
     fn is_excused(&self, since: Instant, notice: &serde_json::Value) -> bool {
         let late = CHANCE * self.lateness(since);
         if is_reported_error(notice) {
@@ -162,8 +162,8 @@ impl Scene {
         }
     }
 
-    /// The frames of those whom it does not concern went on; nobody is notified that a peer has left, and nobody but those
-    /// is notified anything at all.
+    /// The frames of users outside of the fault went on. The relay notifies nobody that a peer has left. It
+    /// notifies only the users of the fault of anything at all.
     fn check_others(&self, what: &str, since: Instant, is_concerned: impl Fn(&Pair) -> bool) {
         let now = Instant::now();
         let lateness = self.lateness(since);
@@ -273,8 +273,8 @@ async fn a_clusters_nodes_fail_one_by_one_and_the_others_users_notice_nothing() 
     a_node_is_killed(&mut scene).await;
 }
 
-/// The users of the slot lose nothing either, and no process asks for the cluster's slots more than once with each of
-/// its looks, whatever its number of workers.
+/// The users of the slot lose nothing either. No process asks for the cluster's slots more than once with
+/// each of its looks, whatever its number of workers.
 async fn a_slot_migrates(scene: &mut Scene) {
     let (from, to) = (scene.killed, scene.frozen);
     let moving = scene.pairs.iter().position(|pair| pair.node == from).unwrap();

@@ -17,8 +17,8 @@ async fn start() -> (RedisServer, Fleet, Traffic) {
     (redis, fleet, traffic)
 }
 
-/// After a fault: both slots are held by the same two connections, and a newer one takes its slot from either
-/// instance, and the older one gets `overwritten`. Exactly the newest remain.
+/// After a fault the same two connections hold both slots. A newer one takes its slot from either instance,
+/// and the older one gets `overwritten`. Exactly the newest remain.
 async fn check_newest_remain(fleet: &Fleet, uid: &str, mut traffic: Traffic) {
     fleet.wait_for_room(uid, &traffic.desktop.client, &traffic.mobile.client).await;
     traffic.crosses_after(Instant::now(), WITHIN).await;

@@ -145,8 +145,8 @@ async fn stalled_receivers_take_no_more_memory_than_their_queues() {
         let figures = fleet.figures(&[&stalled[..], &[streams]].concat()).await;
         let (sent, grown) =
             (number(&figures, "sent") * 30_000.0, number(&figures, "rss_per_connection") * 2.0 * USERS);
-        // Both halves of each queue, and what instances, sockets and Redis's answers need beside them: each instance goes
-        // up and down by 12 MiB, as its allocator takes and gives back.
+        // Both halves of each queue, and what instances, sockets and Redis's answers need beside them. Each
+        // instance goes up and down by 12 MiB, as its allocator takes and gives back.
         let bound = USERS * 2.0 * QUEUE + 40e6;
         assert!(sent > 5.0 * bound, "{sent} {bound}");
         assert!(grown < bound, "grew by {grown}, sent {sent}, {streams}");

@@ -181,8 +181,8 @@ fn no_gap(world: &World) -> Result<(), String> {
     Ok(())
 }
 
-/// Searches everything that can happen in a world; says how many states that were, and that they were
-/// at least `floor`, so that no mistake in the model makes the proof empty.
+/// Searches everything that can happen in a world. It prints the number of states. That must be at least
+/// `floor`, so that no mistake in the model makes the proof empty.
 pub(crate) fn explore(floor: usize, setup: Setup) {
     let began = std::time::Instant::now();
     let checker = setup.checker().threads(2).finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();

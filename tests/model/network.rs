@@ -1,5 +1,5 @@
-//! Redis and the network as the simulation has them: calls, answers and channel messages that take their
-//! time, one after the other on each connection, and that an outage, a pause or a crash catches on the way.
+//! Redis and the network as the simulation has them. Calls, answers and channel messages take their time, one
+//! after the other on each connection. An outage, a pause or a crash catches them on the way.
 
 use std::cell::{Cell, RefCell};
 use std::cmp::Reverse;

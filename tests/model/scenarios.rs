@@ -11,8 +11,8 @@ fn is_deep() -> bool {
     !cfg!(debug_assertions) || std::env::var_os("DUORELAY_DEEP").is_some()
 }
 
-/// A phone on the first instance, and two desktops of which one is beside it and one is elsewhere: they
-/// come in any order, so that every way of taking over, and of entering and leaving the short cut, is there.
+/// A phone on the first instance, and two desktops: one beside it, and one elsewhere. They come in any order.
+/// So every way of taking over is there, and every way into and out of the short cut.
 fn three() -> Setup {
     Setup { seats: vec![(Mobile, 0), (Desktop, 0), (Desktop, 1)], ..Setup::default() }
 }

@@ -1,9 +1,11 @@
-//! The floor: the same frames with as little work as a program can do, so that the relay's cost can be given as a multiple of it.
+//! The floor: the same frames with as little work as a program can do. It gives the relay's cost as a
+//! multiple.
 //!
-//! Frames go TCP -> Redis PUBLISH -> TCP on one single-threaded process for each `PORT`. There is one channel for each user,
-//! which both of its devices' processes hear. Nobody signs in, and there are no rooms, no fencing, no limits, no heartbeats
-//! and no queues with a policy. Of WebSocket there is just what the load generator needs: it gets the right
-//! answer to its handshake, messages are whole frames, and `?client=load-USER-DEVICE` names the caller.
+//! Frames go TCP -> Redis PUBLISH -> TCP on one single-threaded process for each `PORT`. There is one channel
+//! for each user, which both of its devices' processes hear. Nobody signs in, and there are no rooms, no
+//! fencing, no limits, no heartbeats and no queues with a policy. Of WebSocket there is just what the load
+//! generator needs. It gets the right answer to its handshake, messages are whole frames, and
+//! `?client=load-USER-DEVICE` names the caller.
 //!
 //! `floor PORT REDIS_PORT`
 #![allow(clippy::print_stderr, reason = "a program for measurements")]

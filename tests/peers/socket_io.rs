@@ -1,9 +1,9 @@
 //! Socket.IO, so that the same generator measures a Socket.IO server beside the relay.
 //!
-//! Of Socket.IO (protocol 5 over Engine.IO 4, <https://socket.io/docs/v4/engine-io-protocol/> and
-//! <https://socket.io/docs/v4/socket-io-protocol/>) it is what a pair of devices needs, over WebSocket from the start: the
-//! event `f` with one binary argument is a frame in both directions, `ping` is answered with `pong`, and `overwritten` is
-//! heard.
+//! Of Socket.IO (protocol 5 over Engine.IO 4) it is what a pair of devices needs, over WebSocket from the
+//! start. <https://socket.io/docs/v4/engine-io-protocol/> and <https://socket.io/docs/v4/socket-io-protocol/>
+//! describe it. The event `f` with one binary argument is a frame in both directions. The relay answers
+//! `ping` with `pong`, and the client hears `overwritten`.
 
 use duorelay::loadtest::dialect::{Caller, Dialect, Heard};
 use serde::Deserialize;

@@ -192,7 +192,7 @@ impl Client {
         assert_eq!(self.next().await, Event::End);
     }
 
-    /// Sends a v1 ping and waits for its pong, which must be the next message: nothing else was waiting,
+    /// Sends a v1 ping and waits for its pong, which must be the next message. Then nothing else was waiting,
     /// and the relay has handled everything that was sent before.
     pub async fn sync(&mut self) {
         self.send_json(json!({"type": "ping", "id": "sync"})).await;

@@ -1,7 +1,7 @@
 //! An issuer of ID tokens: keys, tokens with any header and claims, and a JWK set over HTTP.
 //!
-//! Tokens are put together and signed here without a JWT library, so that the tests do not share
-//! the relay's idea of what a token is.
+//! The tests put tokens together and sign them here without a JWT library. So they do not share the relay's
+//! idea of what a token is.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};

@@ -57,9 +57,9 @@ pub fn since_epoch() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap()
 }
 
-/// A free port of 127.0.0.1, below the range from which the kernel takes the ports of outgoing
-/// connections: another test's client cannot take it before its server listens. Another process
-/// still can, so whoever listens on it must be ready to try again.
+/// A free port of 127.0.0.1, below the range from which the kernel takes the ports of outgoing connections.
+/// So another test's client cannot take it before its server listens. Another process still can, so whoever
+/// listens on it must be ready to try again.
 pub fn free_port() -> u16 {
     const FIRST: u32 = 12_000;
     const PORTS: u32 = 20_000;

@@ -225,9 +225,9 @@ impl Relay {
         used.sum()
     }
 
-    /// Waits until the process holds at most this; returns what it holds. Its memory goes up and down by some MiB, as the
-    /// allocator takes pages and gives back those that are free: within seconds, or later on a busy machine. What is kept
-    /// stays.
+    /// Waits until the process holds at most this; returns what it holds. Its memory goes up and down by some
+    /// MiB, as the allocator takes pages and gives back free ones. It does so within seconds, or later on a
+    /// busy machine. What is kept stays.
     pub async fn wait_for_resident(&self, most: u64) -> u64 {
         let deadline = Instant::now() + 2 * LIMIT;
         let mut pause = tokio::time::interval(Duration::from_millis(50));

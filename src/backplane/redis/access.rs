@@ -136,8 +136,8 @@ fn credentials(url: &str) -> (Option<String>, Option<String>) {
     (part(url.username()), url.password().and_then(part))
 }
 
-/// An argument of an inline command, which is how fred sends HELLO: quoted where it is not plain, so that white space,
-/// quotes, line feeds and every other byte reach Redis (`sdssplitargs` of Redis reads it).
+/// An argument of an inline command, which is how fred sends HELLO. It is quoted where it is not plain: white
+/// space, quotes, line feeds and every other byte reach Redis. Redis reads it with `sdssplitargs`.
 fn inline(argument: &[u8]) -> String {
     let is_plain = |byte: u8| byte.is_ascii_graphic() && !b"\"'\\".contains(&byte);
     if argument.iter().copied().all(is_plain) {

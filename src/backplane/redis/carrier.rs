@@ -17,8 +17,8 @@ use crate::metrics::Dropped;
 
 /// The pause between two tries of one publish.
 const AGAIN: Duration = Duration::from_millis(50);
-/// Before anything leaves for another node: what the one before has delivered is on its way on another connection, and
-/// a receiver that reads both must read it first.
+/// The pause before anything leaves for another node. What the node before has delivered is on its way on
+/// another connection. A receiver that reads both must read it first.
 const SETTLES: Duration = Duration::from_millis(20);
 /// A node that cannot be reached yet is looked at again after this time.
 const LOOKS: Duration = Duration::from_secs(1);

@@ -71,8 +71,9 @@ impl Template {
         self.0.config.server.hosts()
     }
 
-    /// A client that connects once, with the user and the password as they are now, and ends at its first error: to one
-    /// node of a cluster, or to the server that the URL names. `hears` says whether it is subscribed to much.
+    /// A client of one node of a cluster, or of the server that the URL names. It connects once, with the
+    /// user and the password as they are now, and ends at its first error. `hears` says whether it is
+    /// subscribed to much.
     ///
     /// # Errors
     /// When the file with the URL cannot be read, or fred does not accept it.

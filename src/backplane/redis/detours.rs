@@ -1,6 +1,6 @@
-//! Channels whose slot changes its node. For a while their publishes leave one by one, each when the one before has been
-//! answered for: one that a node has refused, or that nobody has heard yet, is tried again, and nothing overtakes it.
-//! `carrier.rs` carries this out.
+//! Channels whose slot changes its node. For a while their publishes leave one by one, each when the node has
+//! answered for the one before. The relay tries one again that a node has refused, or that nobody has heard
+//! yet. Nothing overtakes it. `carrier.rs` carries this out.
 //!
 //! Longer than most files: its tests stand below it, and each reads like one detour.
 
@@ -205,8 +205,8 @@ impl Detours {
         published
     }
 
-    /// A node has refused a publish. It is kept for another try, in its order; or handed back when it cannot be: the
-    /// time is over, or what came behind it has left already.
+    /// A node has refused a publish. The detour keeps it for another try, in its order. It hands it back when
+    /// the time is over, or when what came behind it has left already.
     pub(super) fn refuse(
         &self,
         slot: u16,

@@ -1,6 +1,6 @@
-//! One connection to one server, and the next one after it. fred restores nothing by itself that would be worth it, and
-//! its own way to reconnect waits for servers that are gone: so each connection is a client of its own, with the user
-//! and the password of its time, and ends at its first error.
+//! One connection to one server, and the next one after it. fred restores nothing by itself that would be
+//! worth it, and its own way to reconnect waits for servers that are gone. So each connection is a client of
+//! its own, with the user and the password of its time. It ends at its first error.
 
 use std::cell::{Cell, RefCell};
 

@@ -1,7 +1,8 @@
 //! The backplane of many instances: one Redis (alone, with Sentinel, or a cluster) that they all share.
 //!
-//! Each worker has one connection for everything, so that what it publishes, claims and subscribes has one order; to a
-//! cluster's nodes it has two each, and the nodes fail one by one. `src/README.md` says how a room lives in Redis.
+//! Each worker has one connection for everything, so that what it publishes, claims and subscribes has one
+//! order. To a cluster it has two for each node, and the nodes fail one by one. `src/README.md` says how a
+//! room lives in Redis.
 
 mod access;
 mod carrier;

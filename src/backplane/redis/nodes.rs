@@ -232,8 +232,8 @@ impl Nodes {
         gone
     }
 
-    /// Slots have another node than this one from now on. It comes at once with the change: what is published next
-    /// must not overtake what the old node has not answered for, or what waits for it.
+    /// Slots have another node than this one from now on. This is called at once with the change. What is
+    /// published next must not overtake what the old node has not answered for, or what waits for it.
     fn on_left(&self, number: u16, slots: &[u16]) {
         if let Some(node) = self.numbered(number) {
             self.detours.on_moved(slots, &node.publisher, Instant::now());

@@ -31,8 +31,8 @@ pub(super) fn announce(info: &InstanceInfo) -> Bytes {
 struct Seen {
     info: Option<InstanceInfo>,
     last: Instant,
-    /// It may announce itself on the common channel alone, as instances of the first version do, while that cannot be
-    /// heard: it does not become silent.
+    /// It may announce itself on the common channel alone, as instances of the first version do. While this
+    /// worker cannot hear that channel, the instance does not count as silent.
     is_excused: bool,
 }
 

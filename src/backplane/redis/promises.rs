@@ -32,8 +32,9 @@ impl Redis {
             node.filter(|_| !self.settings.readiness.is_foreign()).ok_or(Unavailable)
         };
         let node = claimable()?;
-        // A claim that Redis carries out after its client has given up costs as much as one that counts, and the client
-        // comes again: a Redis that is behind would never catch up. A claim that waits here costs Redis nothing.
+        // A claim that Redis carries out after its client has given up costs as much as one that counts. The
+        // client comes again, and a Redis that is behind would never catch up. A claim that waits here costs
+        // Redis nothing.
         let Ok(Ok(turn)) = timeout(TURN_LIMIT, node.claims.acquire()).await else {
             return Err(Unavailable);
         };

@@ -28,8 +28,8 @@ use crate::relay::ids::{Device, StreamId, UserId};
 const IN_FLIGHT: usize = 2048;
 /// Bytes that are under way at the same time.
 const IN_FLIGHT_BYTES: usize = 8 * 1024 * 1024;
-/// A publish without an answer for this long: Redis stands still, and what follows waits here, where newer
-/// frames replace older ones, and not in the kernel.
+/// A publish without an answer for this long means that Redis stands still. What follows waits here, where
+/// newer frames replace older ones, and not in the kernel.
 const STALLED: Duration = Duration::from_millis(200);
 
 /// Channels that wait for Redis, each with what waits.
@@ -159,8 +159,9 @@ impl Publisher {
         published
     }
 
-    /// A barrier behind what was published on this channel. What has left is counted for the whole worker: its answers
-    /// come in order, so that waiting for other channels' as well costs at most one round trip.
+    /// A barrier behind what was published on this channel. The publisher counts what has left for the whole
+    /// worker. Its answers come in order, so to wait for other channels' as well costs at most one round
+    /// trip.
     pub(super) fn barrier(&self, channel: &str) -> Option<Barrier> {
         let mut waiting = self.waiting.borrow_mut();
         if let Some((channel, _)) = waiting.channels.get_key_value(channel) {
@@ -290,8 +291,8 @@ impl Publisher {
     fn send(self: &Rc<Self>, departed: Departed) {
         let number = self.left(&departed);
         let publisher = Rc::clone(self);
-        // Tasks of this thread begin in the order in which they were spawned, and a command takes its place in
-        // fred's queue when it is first polled: the order of a channel is kept.
+        // Tasks of this thread begin in the order in which they were spawned. A command takes its place in
+        // fred's queue when it is first polled. So the order of a channel is kept.
         tokio::task::spawn_local(async move {
             let (bytes, answer) = (departed.envelope.len(), publisher.ask(&departed).await);
             (publisher.on_answer)(&publisher, departed, answer);

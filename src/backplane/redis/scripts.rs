@@ -24,8 +24,8 @@ const PROBE_LIVES_MS: u32 = 60_000;
 /// What a script has done.
 pub(super) struct Done<T> {
     pub(super) outcome: T,
-    /// What it has published at a node where its subscribers may not be: while a slot moves, they are at the node that
-    /// it leaves, and a moment later some of them still are.
+    /// What the script has published at a node where its subscribers may not be. While a slot moves, they are
+    /// at the node that it leaves. A moment later some of them still are.
     pub(super) unheard: Option<Envelope>,
 }
 
@@ -287,16 +287,16 @@ fn number_or_nothing(attempt: Option<Attempt>) -> Value {
     attempt.map_or_else(String::new, |attempt| attempt.to_string()).into()
 }
 
-/// `connection attempt`: the connection stands beside the number, because an older instance, which knows no attempts,
-/// leaves the field as it is when it gives the slot to another connection.
+/// `connection attempt`. The connection stands beside the number, because an older instance knows no
+/// attempts. It leaves the field as it is when it gives the slot to another connection.
 fn attempt_of(connection: ConnectionId, field: &Value) -> Option<Attempt> {
     let (owner, attempt) =
         field.as_str()?.split_once(' ').map(|(owner, it)| (owner.to_owned(), Attempt::parse(it)))?;
     attempt.filter(|_| owner == connection.to_string())
 }
 
-/// Calls a script by its SHA. A server that does not know it (it has restarted, or its scripts were flushed) gets its
-/// text, in one step: between loading and calling it could be flushed again.
+/// Calls a script by its SHA. A server may not know it, after a restart or a flush of its scripts. It then
+/// gets the text in one step: between loading and calling, the script could be flushed again.
 pub(super) async fn call(
     client: &Client,
     script: &Script,

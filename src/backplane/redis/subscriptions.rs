@@ -21,8 +21,8 @@ use crate::relay::ids::{Device, UserId};
 
 /// Channels in one SUBSCRIBE.
 const CHUNK: usize = 512;
-/// Sharded subscriptions that are under way at the same time: each is a command of its own, because fred takes
-/// the answers to one with several channels for the answers to other commands.
+/// Sharded subscriptions that are under way at the same time. Each is a command of its own: fred takes the
+/// answers to one with several channels for the answers to other commands.
 pub const SHARDED_AT_ONCE: usize = 64;
 /// Between two tries to subscribe again.
 pub(super) const RETRY: Duration = Duration::from_millis(200);
@@ -160,10 +160,11 @@ impl Subscriptions {
                     continue;
                 };
                 let present = self.nodes.of_slot(subscription.slot).map(|node| present(&node));
-                // On a cluster, a node that the slot has left has ended the subscription itself, as has a connection
-                // that is gone; and a refusal would be taken for the answer to another command. Without an
-                // acknowledgement the SUBSCRIBE may still be on its way: whoever asked for it has given up, and Redis
-                // would hear the channel for ever. A single server refuses no UNSUBSCRIBE, so it always gets one.
+                // On a cluster, a node that the slot has left has ended the subscription itself. So has a
+                // connection that is gone. fred would take a refusal for the answer to another command.
+                // Without an acknowledgement the SUBSCRIBE may still be on its way. Its caller has given up,
+                // and Redis would hear the channel for ever. A single server refuses no UNSUBSCRIBE, so it
+                // always gets one.
                 let is_there = subscription.acknowledged.is_none_or(|at| present == Some(at));
                 match present {
                     Some(at) if is_there || !self.nodes.is_cluster() => at.0,
@@ -211,8 +212,8 @@ impl Subscriptions {
                 continue;
             }
             let gone: Vec<String> = kept.iter().map(|(channel, _)| channel.clone()).collect();
-            // Nothing is awaited between the removal above and the first poll below, in which the command takes
-            // its place in fred's queue: a SUBSCRIBE of the same channel can only come behind it.
+            // Nothing is awaited between the removal above and the first poll below. In that poll the command
+            // takes its place in fred's queue. So a SUBSCRIBE of the same channel can only come behind it.
             let given_back = if self.nodes.is_cluster() {
                 followed_by_ping(node, &client, client.sunsubscribe(gone)).await
             } else {
@@ -273,8 +274,9 @@ fn present(node: &Node) -> Acknowledged {
     (node.number, node.subscriber.epoch())
 }
 
-/// A command to which fred expects no answer, and a PING behind it. If Redis refuses the command, fred takes the refusal
-/// for the answer to the PING, and every later answer for the one before: the connection is of no use any more.
+/// A command to which fred expects no answer, and a PING behind it. If Redis refuses the command, fred takes
+/// the refusal for the answer to the PING. It then takes every later answer for the one before, and the
+/// connection is of no use any more.
 async fn followed_by_ping(
     node: &Node,
     client: &Client,

@@ -100,9 +100,9 @@ impl Topology {
         self.0.map.subscribe()
     }
 
-    /// Follows the cluster, for all workers of the process: by this worker's connections, and by new ones to the
-    /// addresses that were ever known while none of them answers.
-    /// `connected` names those connections, and is `None` once the worker has ended.
+    /// Follows the cluster, for all workers of the process. It asks by this worker's connections. While none
+    /// of them answers, it asks by new ones to the addresses that were ever known. `connected` names those
+    /// connections, and is `None` once the worker has ended.
     pub(super) async fn follow(
         self,
         template: Template,

@@ -1,5 +1,6 @@
-//! Publishes that nobody has heard. Either the peer has just left, or its instance has lost the subscription without
-//! knowing, as it does when a cluster's slot moves: then that instance learns of it, and subscribes again.
+//! Publishes that nobody has heard. The peer may just have left. Or its instance has lost the subscription
+//! without knowing, as it does when a cluster's slot moves. Then that instance learns of it, and subscribes
+//! again.
 
 use std::collections::{HashMap, HashSet};
 

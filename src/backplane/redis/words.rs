@@ -23,8 +23,9 @@ pub(super) fn cause_of(error: &Error) -> (Cause, String) {
     (cause, words(error))
 }
 
-/// True when a handshake of TLS fails because of a certificate or a root, which no waiting mends. A certificate that is
-/// too old or too new is a state, as the clock may be wrong or its server renew it; so is a handshake that was cut.
+/// True when a handshake of TLS fails because of a certificate or a root, which no waiting mends. A
+/// certificate that is too old or too new is a state: the clock may be wrong, or its server may renew it. A
+/// handshake that was cut is a state as well.
 pub(super) fn is_mistake_of_certificates(error: &Error) -> bool {
     const STATES: [&str; 2] = ["Expired", "NotValidYet"];
     // What a server says of the certificate that it was shown, or was not.

@@ -53,8 +53,8 @@ pub(super) enum Broken {
 
 /// Reads frames out of the bytes of one client.
 ///
-/// While its socket is read it works in a buffer that all sockets of a worker share ([`Self::lend`]); between two reads
-/// it keeps only what is not decoded yet ([`Self::reclaim`]).
+/// While its socket is read it works in a buffer that all sockets of a worker share ([`Self::lend`]). Between
+/// two reads it keeps only what is not decoded yet ([`Self::reclaim`]).
 #[derive(Default)]
 pub(super) struct Decoder {
     buffer: Vec<u8>,

@@ -166,10 +166,10 @@ impl Socket {
                 }
             }
             Ok(ClientMessage::Ping { id }) => {
-                // A client that moves sends what is reliable no more, pings, and opens its next socket after the
-                // pong. Without the barrier its last PUBLISH here and the claim there, which travel to Redis on two
-                // instances' connections, would race, and what arrives behind the claim is fenced off as an
-                // overwritten connection's.
+                // A client that moves sends no more reliable messages, pings, and opens its next socket after
+                // the pong. Its last PUBLISH here and the claim there travel to Redis on two instances'
+                // connections. Without the barrier they would race. What arrives behind the claim is fenced
+                // off as an overwritten connection's.
                 match self.hub.barrier(&self.seat) {
                     None if self.pings.is_empty() => self.pong(id.as_deref()),
                     barrier => {

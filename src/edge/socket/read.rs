@@ -119,8 +119,8 @@ impl Socket {
             self.seat.with_outbox(|outbox| outbox.forget_waiting());
             self.close_behind_unsent(cx, now, close)?;
         }
-        // Its bytes are read on: closing a TCP socket with unread bytes would reset it, and the close frame
-        // with the reason could be lost (RFC 1122 section 4.2.2.13).
+        // The session reads its bytes on. To close a TCP socket with unread bytes would reset it, and the
+        // close frame with the reason could be lost (RFC 1122 section 4.2.2.13).
         self.session.on_broken(now);
         Ok(true)
     }

@@ -213,8 +213,9 @@ impl Member {
                         while let Next::Move { .. } = member.read(&peer, &socket).await {}
                     });
                     sleep(at.saturating_duration_since(Instant::now())).await;
-                    // From here on reliable frames wait. What the old relay publishes after the claim of the new socket
-                    // is dropped, and so would be what is on its way by then: the pong shows that nothing is.
+                    // From here on reliable frames wait. What the old relay publishes after the claim of the
+                    // new socket is dropped. So would be what is on its way by then, and the pong shows that
+                    // nothing is.
                     self.moving.set(true);
                     let ponged = self.ponged.notified();
                     if socket.ping().is_ok() {

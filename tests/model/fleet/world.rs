@@ -49,8 +49,8 @@ enum Step {
     Renew(Renewing),
 }
 
-/// A worker's renewals on one node after it came back: how many it has asked for, and of those since the last tick, how
-/// many have not left yet.
+/// A worker's renewals on one node after it came back. The worker has asked for `asked` of them. Of those that it has
+/// asked for since the last tick, `left` have not left yet.
 #[derive(Debug, Clone, Copy)]
 struct Renewing {
     node: u16,

@@ -25,8 +25,8 @@ const END: End = End {
 };
 const BOTH: [End; 2] = [END, End { clock: |now| now - 5_000.0, ..END }];
 
-/// What must hold: the age (p99, beyond half of the round trip) and the use of the first way, and what arrives of the
-/// other way's frames.
+/// What must hold for the first way: the age (p99, beyond half of the round trip) and the use. And what must
+/// arrive of the other way's frames.
 #[derive(Clone, Copy)]
 struct Demand {
     age: f64,

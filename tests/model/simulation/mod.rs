@@ -1,8 +1,8 @@
-//! Long random histories of several users on several instances: the relay's own [`Hub`]s over a simulated
-//! Redis ([`crate::network`]), with delays, losses, outages, crashes, stopped processes, and a Redis that
-//! loses its data. Time is paused and moves from happening to happening.
+//! Long random histories of several users on several instances. The relay's own [`Hub`]s run over a simulated
+//! Redis ([`crate::network`]). There are delays, losses, outages, crashes, stopped processes, and a Redis
+//! that loses its data. Time is paused and moves from happening to happening.
 //!
-//! What every client reads is checked as it reads it; at the end the troubles end, two leases go by, and
+//! Every client checks what it reads as it reads it. At the end the troubles end, and two leases go by. Then
 //! exactly the newest connection of each device is left, knows its peer and reaches it.
 //!
 //! A seed that fails is named; `DUORELAY_SIMULATION_SEED=N` replays it alone, and
