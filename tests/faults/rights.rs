@@ -88,7 +88,9 @@ async fn a_right_that_is_taken_away_is_waited_for() {
         let log = fleet.relays[0].log();
         let about: Vec<_> = log.lines().filter(|line| line.contains(r#""cause":"noperm""#)).collect();
         assert_eq!(about.len(), 2, "{taken:?}: {log}");
-        let named = ["NOPERM", "can't run this command"].iter().any(|words| about[0].contains(words));
+        let named = ["NOPERM", "can't run this command", "no permissions"]
+            .iter()
+            .any(|words| about[0].contains(words));
         assert!(named && about[1].contains("has ended"), "{taken:?}: {about:?}");
     }))
     .await;
