@@ -47,7 +47,7 @@ impl Group {
             Self::Ports => "Ports",
             Self::SignIn => "Sign-in (Firebase, its emulator, or any OpenID Connect issuer)",
             Self::Backplane => "Backplane (what joins instances)",
-            Self::Clients => "Who may connect",
+            Self::Clients => "Access",
             Self::Limits => "Limits",
             Self::Times => "Times",
             Self::Process => "Process and logs",
