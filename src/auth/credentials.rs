@@ -135,7 +135,6 @@ impl Problems {
         checked.map_err(|problem| self.0.push(problem)).ok()
     }
 
-    /// A field that is needed.
     fn field(&mut self, name: &str, value: Option<&String>) -> Option<String> {
         let value = value.filter(|value| !value.is_empty()).cloned();
         self.take(value.ok_or_else(|| format!("the file has no {name}, which DUORELAY_CHECK_REVOKED needs")))

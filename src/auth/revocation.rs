@@ -144,7 +144,6 @@ fn account_in(answer: &[u8], uid: &str) -> Result<Option<Account>, CallError> {
     Ok(found.users.into_iter().find(|account| account.local_id == uid))
 }
 
-/// The verdict in an answer.
 #[cfg(fuzzing)]
 pub(super) fn read(answer: &[u8], identity: &Identity) -> Result<(), Refusal> {
     let account = account_in(answer, identity.user.uid()).map_err(|_| Refusal::KeysUnavailable)?;

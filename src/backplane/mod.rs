@@ -54,7 +54,7 @@ pub enum Event<'a> {
     Envelope {
         /// The user whose channel it is.
         user: &'a UserId,
-        /// Which of the two.
+        /// The device that hears the channel.
         channel: Device,
         /// The decoded message of that channel.
         envelope: Envelope,

@@ -67,7 +67,6 @@ pub(super) fn flags(given: &ArgMatches) -> Flags {
     ALL.iter().filter_map(of).collect()
 }
 
-/// The whole command line.
 fn program(of_demo: Vec<Arg>) -> clap::Command {
     let styles = Styles::styled()
         .header(AnsiColor::Green.on_default().bold())

@@ -33,7 +33,7 @@ impl Hub {
         connection: ConnectionId,
     ) -> Result<Rc<Seat>, Refusal> {
         if !self.backplane.may_claim(&joining.user) {
-            // Nothing was asked for, so that there is nothing to give back: while Redis is away each release would wait.
+            // Nothing was asked for, so that there is nothing to release: while Redis is away each release would wait.
             self.metrics.claimed(ClaimResult::BackplaneUnavailable);
             return Err(Refusal::BackplaneUnavailable);
         }
@@ -163,8 +163,8 @@ impl Hub {
         match left {
             Left::Overwritten => self.release_unused(seat),
             Left::Current | Left::Claiming => {
-                // The room's channel stays subscribed for another connection of this device; the slow work
-                // of telling other instances goes on beside.
+                // The room's channel stays subscribed for another connection of this device. The slow
+                // release, which notifies other instances, goes on beside.
                 self.release_unused(seat);
                 let (hub, seat) = (Rc::clone(self), Rc::clone(seat));
                 tokio::task::spawn_local(async move {
@@ -177,10 +177,10 @@ impl Hub {
         }
     }
 
-    /// Gives back channels and rooms that nobody here needs any more.
+    /// Drops the room and unsubscribes its channels when nobody here needs them any more.
     pub(super) fn release_unused(&self, seat: &Seat) {
         // A connection that has joined since may have made the room anew: its channels are not this seat's to
-        // give back.
+        // unsubscribe.
         let known = self.room(&seat.user);
         if !known.is_some_and(|room| Rc::ptr_eq(&room, &seat.room)) {
             return;

@@ -42,9 +42,9 @@ async fn what_all_receive_is_encoded_once() {
     let seats = [join(&hub, "ann").await, join(&hub, "bob").await];
     let before = Instant::now();
     hub.on_event(Event::Up(Users::All));
-    let told = seats.each_ref().map(|seat| seat.with_outbox(Outbox::pop).unwrap().bytes);
-    assert_eq!(told[0], r#"{"type":"backplane","state":"up"}"#);
-    assert_eq!(told[0].as_ptr(), told[1].as_ptr(), "the same bytes");
+    let notices = seats.each_ref().map(|seat| seat.with_outbox(Outbox::pop).unwrap().bytes);
+    assert_eq!(notices[0], r#"{"type":"backplane","state":"up"}"#);
+    assert_eq!(notices[0].as_ptr(), notices[1].as_ptr(), "the same bytes");
     for seat in seats {
         assert!(seat.renew_at.get() <= before + Duration::from_secs(3), "renewed soon");
     }

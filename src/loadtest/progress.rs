@@ -39,7 +39,6 @@ impl Progress {
         self.start(what, "{pos}/{len} {elapsed}", count as u64);
     }
 
-    /// How many there are.
     pub(super) fn at(&self, count: usize) {
         self.bar.set_position(count as u64);
     }

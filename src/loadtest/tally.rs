@@ -21,7 +21,6 @@ impl Times {
         self.0.iter_mut().for_each(|histogram| histogram.saturating_record(us));
     }
 
-    /// Adds another one's counts.
     pub(super) fn add(&mut self, other: &Self) {
         match (&mut self.0, &other.0) {
             // Bounds are the same everywhere, so that nothing is out of range.
@@ -31,7 +30,6 @@ impl Times {
         }
     }
 
-    /// How many were counted.
     pub(super) fn count(&self) -> u64 {
         self.0.as_ref().map_or(0, |histogram| histogram.len())
     }
@@ -64,7 +62,6 @@ macro_rules! tally {
         }
 
         impl Tally {
-            /// Adds another one's counts.
             pub(super) fn add(&mut self, other: &Self) {
                 $(self.$number += other.$number;)*
                 $(other.$map.iter().for_each(|(key, count)| *self.$map.entry(key.clone()).or_default() += count);)*

@@ -163,7 +163,6 @@ impl<L: Label> By<L> {
         Self { counters: L::ALL.iter().copied().map(counter).collect(), label: std::marker::PhantomData }
     }
 
-    /// The counter of a value.
     pub(super) fn of(&self, value: L) -> &Counter {
         &self.counters[value.place()]
     }
@@ -186,7 +185,6 @@ impl ByCode {
         Self { known, other: counter("other") }
     }
 
-    /// The counter of a code.
     pub(super) fn of(&self, code: &str) -> &Counter {
         self.known.iter().find(|(known, _)| *known == code).map_or(&self.other, |(_, counter)| counter)
     }

@@ -35,7 +35,7 @@ impl Bucket {
         self.full_at = Some(self.full_at.map_or(now, |at| at.max(now)) + one);
     }
 
-    fn give_back(&mut self, one: Duration) {
+    fn refund(&mut self, one: Duration) {
         self.full_at = self.full_at.and_then(|at| at.checked_sub(one));
     }
 
@@ -88,7 +88,7 @@ impl Address {
 
     /// A handshake's token is good, or it was refused for no fault of its own.
     pub fn on_proven(&mut self, per_second: u32) {
-        self.unproven.give_back(Self::ones(per_second)[1]);
+        self.unproven.refund(Self::ones(per_second)[1]);
     }
 
     /// Spends a token for a handshake whose ID token was good, and which the relay refuses after all.

@@ -87,7 +87,7 @@ impl Redis {
         let asked = node.and_then(|node| node.server.as_ref());
         match redirection.map(|redirection| redirection.seen_from(asked)) {
             Some(Redirection::Moved(server)) => self.nodes.learn(slot, &server),
-            Some(Redirection::Ask(_) | Redirection::TryAgain) | None => self.settings.shared.look(),
+            Some(Redirection::Ask(_) | Redirection::TryAgain) | None => self.settings.shared.refresh(),
         }
     }
 

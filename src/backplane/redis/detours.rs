@@ -190,7 +190,6 @@ impl Detours {
         Some(self.begin(slot, queue(), Vec::new(), before, until))
     }
 
-    /// Lets something wait on a detour.
     pub(super) fn publish(
         &self,
         detour: &Detour,

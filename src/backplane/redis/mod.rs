@@ -327,7 +327,7 @@ impl Redis {
             match answer {
                 Ok(Ok(Ok(()))) => node.health.borrow_mut().on_written(now),
                 Ok(Ok(Err(words))) => node.health.borrow_mut().on_refused(now, Cause::of(&words), &words),
-                Ok(Err(error)) if Redirection::of(&error).is_some() => me.settings.shared.look(),
+                Ok(Err(error)) if Redirection::of(&error).is_some() => me.settings.shared.refresh(),
                 Ok(Err(error)) => match cause_of(&error) {
                     (Cause::Silent | Cause::Unreachable, _) => {}
                     (cause, words) => node.health.borrow_mut().on_refused(now, cause, &words),

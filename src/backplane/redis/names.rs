@@ -37,13 +37,11 @@ impl Names {
         Self { prefix: prefix.to_owned(), database }
     }
 
-    /// The hash of a room.
     #[must_use]
     pub(super) fn room(&self, user: &UserId) -> String {
         self.with(user, "", "")
     }
 
-    /// The channel of a device.
     #[must_use]
     pub(super) fn channel(&self, user: &UserId, device: Device) -> String {
         let end = match device {

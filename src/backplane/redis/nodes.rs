@@ -51,7 +51,7 @@ pub(super) struct Node {
     pub(super) lost: Notify,
     /// At most so many claims are under way to this node.
     pub(super) claims: Semaphore,
-    /// Idle channels are being given back.
+    /// A task unsubscribes idle channels of this node.
     pub(super) is_unsubscribing: Cell<bool>,
     /// A probe is under way.
     pub(super) is_probing: Cell<bool>,
@@ -69,7 +69,6 @@ impl Drop for AbortOnDrop {
 }
 
 impl Node {
-    /// A node without connections.
     pub(super) fn new(
         number: u16,
         server: Option<Server>,
@@ -152,12 +151,10 @@ impl Nodes {
         if self.is_cluster() { redis_keyslot(name.as_bytes()) } else { 0 }
     }
 
-    /// How many slots there are.
     pub(super) fn slots(&self) -> usize {
         if self.is_cluster() { SLOTS } else { 1 }
     }
 
-    /// The node that serves a slot.
     pub(super) fn of_slot(&self, slot: u16) -> Option<Rc<Node>> {
         let list = self.list.borrow();
         if !self.is_cluster() {
@@ -192,7 +189,6 @@ impl Nodes {
         self.list.borrow().clone()
     }
 
-    /// The node of this number.
     pub(super) fn numbered(&self, number: u16) -> Option<Rc<Node>> {
         self.list.borrow().iter().find(|node| node.number == number).cloned()
     }
@@ -253,7 +249,7 @@ impl Nodes {
         if let Some(before) = before {
             self.on_left(before, &[slot]);
         }
-        topology.look();
+        topology.refresh();
     }
 
     /// Asks the node of a slot, and again while the cluster answers that the slot is elsewhere, for a limited time. With

@@ -20,7 +20,6 @@ const FORGET_AFTER: Duration = Duration::from_secs(300);
 #[derive(Serialize, Deserialize)]
 struct Announcement(Uuid, u64, String, u64, bool);
 
-/// The bytes of an announcement.
 #[must_use]
 pub(super) fn announce(info: &InstanceInfo) -> Bytes {
     let announcement =
@@ -105,7 +104,6 @@ impl Presence {
         }
     }
 
-    /// The instances that are silent.
     pub(super) fn silent(&mut self, now: Instant) -> &HashSet<InstanceId> {
         if self.hears() {
             self.sweep(now);
@@ -113,7 +111,6 @@ impl Presence {
         &self.silent
     }
 
-    /// Those that are there.
     pub(super) fn list(&self) -> Vec<InstanceInfo> {
         let there = self.seen.iter().filter(|(instance, _)| !self.silent.contains(instance));
         there.filter_map(|(_, seen)| seen.info.clone()).collect()

@@ -73,7 +73,6 @@ pub(super) struct Departed {
     pub(super) user: UserId,
     /// The device that receives it.
     pub(super) device: Device,
-    /// The channel of that device.
     pub(super) channel: Str,
     /// The bytes, as they were published.
     pub(super) envelope: Bytes,
@@ -97,7 +96,6 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    /// Nothing waits for this channel.
     pub(super) fn new(user: UserId, device: Device, channel: Str) -> Self {
         Self { user, device, channel, outbox: Outbox::default() }
     }
@@ -140,7 +138,6 @@ impl Queue {
         std::mem::replace(self, Self::new(user, device, channel))
     }
 
-    /// The channel of that device.
     pub(super) fn channel(&self) -> &Str {
         &self.channel
     }

@@ -39,7 +39,6 @@ impl Shared {
         }))
     }
 
-    /// Which instances are there.
     pub(super) fn presence(&self) -> MutexGuard<'_, Presence> {
         locked(&self.0.presence)
     }
@@ -49,10 +48,10 @@ impl Shared {
         self.0.topology.clone()
     }
 
-    /// The cluster may have changed.
-    pub(super) fn look(&self) {
+    /// The cluster may have changed: the process reads it soon.
+    pub(super) fn refresh(&self) {
         if let Some(topology) = &self.0.topology {
-            topology.look();
+            topology.refresh();
         }
     }
 

@@ -48,7 +48,6 @@ pub(super) struct Subscriptions {
 }
 
 impl Subscriptions {
-    /// Starts without a channel.
     pub(super) fn new(nodes: Rc<Nodes>) -> Self {
         Self { nodes, channels: RefCell::default(), unwanted: RefCell::default() }
     }
@@ -138,7 +137,7 @@ impl Subscriptions {
         }
     }
 
-    /// No socket here needs a channel any more. It is given back a little later: clients that roam come back soon.
+    /// No socket here needs a channel any more. The worker unsubscribes it a little later: clients that roam come back soon.
     pub(super) fn unsubscribe(&self, channel: String) {
         if let Some(subscription) = self.channels.borrow_mut().get_mut(&channel)
             && subscription.wanted
@@ -148,7 +147,7 @@ impl Subscriptions {
         }
     }
 
-    /// Gives back the channels that are still not wanted. What calls this does not wait: a node that stands still delays
+    /// Unsubscribes the channels that are still not wanted. What calls this does not wait: a node that stands still delays
     /// no other node's channels, and nothing else.
     pub(super) fn unsubscribe_idle(self: &Rc<Self>) {
         let mut by_node: HashMap<u16, Vec<String>> = HashMap::new();
@@ -182,7 +181,7 @@ impl Subscriptions {
                 Some(node) => {
                     let me = Rc::clone(self);
                     tokio::task::spawn_local(async move {
-                        me.give_back(&node, channels).await;
+                        me.unsubscribe_at(&node, channels).await;
                         node.is_unsubscribing.set(false);
                     });
                 }
@@ -192,7 +191,7 @@ impl Subscriptions {
         }
     }
 
-    async fn give_back(&self, node: &Node, channels: Vec<String>) {
+    async fn unsubscribe_at(&self, node: &Node, channels: Vec<String>) {
         let Some(client) = node.subscriber.client() else {
             return self.unwanted.borrow_mut().extend(channels);
         };
@@ -214,14 +213,14 @@ impl Subscriptions {
             let gone: Vec<String> = kept.iter().map(|(channel, _)| channel.clone()).collect();
             // Nothing is awaited between the removal above and the first poll below. In that poll the command
             // takes its place in fred's queue. So a SUBSCRIBE of the same channel can only come behind it.
-            let given_back = if self.nodes.is_cluster() {
+            let unsubscribed = if self.nodes.is_cluster() {
                 followed_by_ping(node, &client, client.sunsubscribe(gone)).await
             } else {
                 followed_by_ping(node, &client, client.unsubscribe(gone)).await
             };
-            if let Err(error) = given_back {
+            if let Err(error) = unsubscribed {
                 // Redis may not have heard of it: it is said again, unless a socket needs the channel by now.
-                debug!(error = words(&error), "channels could not be given back");
+                debug!(error = words(&error), "channels could not be unsubscribed");
                 for (channel, subscription) in kept {
                     if let Entry::Vacant(vacant) = self.channels.borrow_mut().entry(channel.clone()) {
                         vacant.insert(subscription);
@@ -269,7 +268,6 @@ impl Subscriptions {
     }
 }
 
-/// The present connection of a node.
 fn present(node: &Node) -> Acknowledged {
     (node.number, node.subscriber.epoch())
 }

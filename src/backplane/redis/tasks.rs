@@ -33,7 +33,6 @@ const LAST_PAUSE: Duration = Duration::from_secs(1);
 const HELD: Duration = Duration::from_secs(2);
 
 impl Redis {
-    /// Starts all tasks of this worker.
     pub(super) fn spawn(&self) {
         let me = &self.me;
         let mut tasks = vec![spawn(tick(me.clone()))];
@@ -92,7 +91,7 @@ impl Redis {
             None => node.health.borrow_mut().on_closed(),
         }
         // Another node may have taken over.
-        self.settings.shared.look();
+        self.settings.shared.refresh();
         self.act(node, now);
     }
 

@@ -90,8 +90,8 @@ impl Topology {
         Self(Arc::new(Inner { map: watch::Sender::new(Arc::default()), look: Notify::new() }))
     }
 
-    /// The cluster may have changed: it is read soon.
-    pub(super) fn look(&self) {
+    /// The cluster may have changed: the process reads it soon.
+    pub(super) fn refresh(&self) {
         self.0.look.notify_one();
     }
 

@@ -104,7 +104,6 @@ async fn notified(socket: &Socket, limit: Duration) -> Option<Instant> {
     timeout(limit, hearing).await.ok()
 }
 
-/// Whether the relay answers a ping.
 async fn answers(socket: &Socket) -> bool {
     if socket.ping().is_err() {
         return false;

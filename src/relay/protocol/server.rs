@@ -159,7 +159,7 @@ pub enum ServerMessage<'a> {
     },
     /// The reliable queue of the other device's connection has become long, or is short again.
     Pressure {
-        /// Which of the two.
+        /// `high` above half of the queue's limit, `low` below a quarter again.
         state: PressureState,
         /// The receiver's connection: its queue is long, or short again.
         connection: ConnectionId,
@@ -193,7 +193,7 @@ pub enum ServerMessage<'a> {
     },
     /// The relay lost, or has again, its way to other instances.
     Backplane {
-        /// Which of the two.
+        /// `down` or `up`.
         state: BackplaneState,
     },
     /// This socket will end: connect again first.
