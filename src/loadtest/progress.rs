@@ -21,8 +21,7 @@ impl Progress {
     pub(super) fn new(options: &LoadOptions) -> Self {
         let shown = options.progress.unwrap_or_else(|| std::io::stderr().is_terminal());
         let target = if shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-        let bar = ProgressBar::with_draw_target(None, target);
-        Self { bar, duration: options.duration }
+        Self { bar: ProgressBar::with_draw_target(None, target), duration: options.duration }
     }
 
     fn start(&self, what: &'static str, numbers: &str, length: u64) {

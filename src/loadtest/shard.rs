@@ -182,8 +182,7 @@ impl Shard {
     /// Closes a socket, and reads it to its end.
     pub(super) async fn goodbye(&self, socket: &Socket) {
         socket.close();
-        let ending = async { while socket.receive().await.is_ok() {} };
-        let _ = timeout(CLOSE_LIMIT, ending).await;
+        let _ = timeout(CLOSE_LIMIT, async { while socket.receive().await.is_ok() {} }).await;
         self.ended(None);
     }
 

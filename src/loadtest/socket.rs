@@ -11,59 +11,67 @@ use bytes::Bytes;
 use futures_util::{Sink as _, Stream as _};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf, Take};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, Interval, MissedTickBehavior, Sleep, interval, sleep};
+use tokio::time::{Instant, Sleep, sleep};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 use tungstenite::protocol::CloseFrame;
 use tungstenite::protocol::frame::coding::CloseCode;
 use tungstenite::{Error, Message};
 
 use super::dialect::{Dialect, Heard};
+use super::result::count;
 use crate::relay::pacing::Reporter;
 
-/// What a thin link lets through at a time: a small packet, or what a wider one carries in 5 ms.
-const PACKET: u64 = 256;
+/// The small packet that a thin link lets through at a time, in bytes.
+const PACKET: f64 = 256.0;
+/// What a reader that comes late may take at once. What is not used by then is gone, as on a link.
+const BURST: Duration = Duration::from_millis(50);
 
 /// The bytes under a WebSocket, which a thin link lets through no faster than it can.
 #[derive(Debug)]
 pub(super) struct Link {
     tcp: Take<TcpStream>,
-    /// When the next packet comes; never on a link that stands still.
-    packets: Option<Interval>,
-    packet: u64,
+    thin: Option<Thin>,
+}
+
+#[derive(Debug)]
+struct Thin {
+    bytes_per_second: f64,
+    packet: Duration,
+    filled: Instant,
+    next: Pin<Box<Sleep>>,
 }
 
 impl Link {
     /// A link without a limit.
     pub(super) fn new(tcp: TcpStream) -> Self {
-        Self { tcp: tcp.take(u64::MAX), packets: None, packet: 0 }
+        Self { tcp: tcp.take(u64::MAX), thin: None }
     }
 
-    #[expect(clippy::cast_precision_loss, reason = "a rate")]
     fn throttle(&mut self, bytes_per_second: usize) {
-        self.packet = PACKET.max(bytes_per_second as u64 / 200);
-        self.packets = (bytes_per_second > 0).then(|| {
-            let mut packets = interval(Duration::from_secs_f64(self.packet as f64 / bytes_per_second as f64));
-            // What is not used in time is gone, as on a link.
-            packets.set_missed_tick_behavior(MissedTickBehavior::Skip);
-            packets
-        });
+        // A link that stands still would carry its first packet in years.
+        let bytes_per_second = count(bytes_per_second as u64).max(1e-6);
+        let packet = Duration::from_secs_f64(PACKET / bytes_per_second);
+        let next = Box::pin(sleep(packet));
+        self.thin = Some(Thin { bytes_per_second, packet, filled: Instant::now(), next });
         self.tcp.set_limit(0);
     }
 }
 
 impl AsyncRead for Link {
     fn poll_read(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.tcp.limit() == 0 {
-            let Some(packets) = &mut self.packets else { return Poll::Pending };
-            ready!(packets.poll_tick(cx));
-            let packet = self.packet;
-            self.tcp.set_limit(packet);
+        let Self { tcp, thin } = self.get_mut();
+        while let Some(thin) = thin.as_mut().filter(|_| tcp.limit() == 0) {
+            ready!(thin.next.as_mut().poll(cx));
+            let earned = thin.filled.elapsed().min(thin.packet.max(BURST)).as_secs_f64();
+            tcp.set_limit((earned * thin.bytes_per_second) as u64);
+            thin.filled = Instant::now();
+            thin.next.as_mut().reset(thin.filled + thin.packet);
         }
-        Pin::new(&mut self.tcp).poll_read(cx, buffer)
+        Pin::new(tcp).poll_read(cx, buffer)
     }
 }
 

@@ -37,19 +37,16 @@ pub(super) fn start(
         LocalSet::new().block_on(&runtime, async {
             let reporting = shard.clone();
             let reporting = tokio::task::spawn_local(async move { reporting.report_every_second().await });
-            run(&shard).await;
+            match shard.options().scenario {
+                Scenario::Storm => storm::run(&shard).await,
+                Scenario::Overwrite => overwrite::run(&shard).await,
+                Scenario::Stream | Scenario::Idle | Scenario::Slow | Scenario::Rolling => {
+                    stream::run(&shard).await;
+                }
+            }
             reporting.abort();
             // The second in which everything ended.
             shard.report(shard.second(Instant::now())).await;
         });
     })
-}
-
-/// Runs this thread's share of the scenario to its end, or until the run is stopped.
-async fn run(shard: &Rc<Shard>) {
-    match shard.options().scenario {
-        Scenario::Stream | Scenario::Idle | Scenario::Slow | Scenario::Rolling => stream::run(shard).await,
-        Scenario::Storm => storm::run(shard).await,
-        Scenario::Overwrite => overwrite::run(shard).await,
-    }
 }
