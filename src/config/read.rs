@@ -17,6 +17,9 @@ use crate::telemetry::{LogFormat, Settings, TraceSettings, check_filter, collect
 /// Where demos keep what they share, so that a real relay on the same Redis never meets them.
 const DEMO_PREFIX: &str = "duo-demo";
 
+/// Workers by default, at most. Each costs memory and connections to Redis, and a node without a limit may have 64 cores.
+const MOST_WORKERS: usize = 4;
+
 const TWO_URLS: &str = "must not be set beside REDIS_URL: one of them names the server";
 const NO_REDIS: &str = "has no use without a Redis (REDIS_URL), as every certificate for it";
 
@@ -134,7 +137,7 @@ fn instance(
         trusted_proxies: values.value_or(&table::TRUSTED_PROXIES, Vec::new(), |text| list(text, network)),
         features: Features::read(values),
         limits: limits(values),
-        workers: values.value_or(&table::WORKERS, machine.cores.max(1), number(1..=1024)),
+        workers: values.value_or(&table::WORKERS, machine.cores.clamp(1, MOST_WORKERS), number(1..=1024)),
         times: Times::read(values),
         telemetry: telemetry(values, machine),
     })

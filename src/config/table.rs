@@ -117,7 +117,7 @@ settings! {
     DRAIN_SECONDS = (Times, "DUORELAY_DRAIN_SECONDS", "drain-seconds", "SECONDS", Value("20"), "Over which connections move away");
     MAX_LIFETIME_SECONDS = (Times, "DUORELAY_MAX_LIFETIME_SECONDS", "max-lifetime-seconds", "SECONDS", Value("2700"), "When a socket must move; 0: never");
 
-    WORKERS = (Process, "DUORELAY_WORKERS", "workers", "N", Words("the usable cores"), "Worker threads");
+    WORKERS = (Process, "DUORELAY_WORKERS", "workers", "N", Words("the usable cores, at most 4"), "Worker threads");
     LOG_FORMAT = (Process, "LOG_FORMAT", "log-format", "FORMAT", Words("pretty on a terminal, else json"), "pretty, json or gcp");
     RUST_LOG = (Process, "RUST_LOG", "rust-log", "FILTER", Value("info"), "Levels, such as info,duorelay=debug");
     GOOGLE_CLOUD_PROJECT = (Process, "GOOGLE_CLOUD_PROJECT", "google-cloud-project", "ID", Words("Firebase's"), "Project of traces in gcp logs");

@@ -125,7 +125,7 @@ fn defaults_are_those_of_the_contract() {
             handshakes_per_second_per_ip: Some(20),
         }
     );
-    assert_eq!(config.instance.workers, 6);
+    assert_eq!(config.instance.workers, 4, "of 6 cores");
     assert_eq!(
         config.instance.times,
         Times {
