@@ -252,7 +252,10 @@ fn killed_connections_lose_no_lane() {
         let (a, _, b, _) = pair(&world, &ann).await;
         // More channels than fit into one SUBSCRIBE.
         let users: Vec<_> = (0..1200).map(|n| user(&format!("user{n}"))).collect();
-        join_all(users.iter().map(|user| b.claim(user, MOBILE, None))).await;
+        // A claim waits for its turn for a second, in which a busy machine does not carry out all of them.
+        for some in users.chunks(100) {
+            join_all(some.iter().map(|user| b.claim(user, MOBILE, None))).await;
+        }
         for kind in ["pubsub", "normal"] {
             world.server().ask(&["CLIENT", "KILL", "TYPE", kind]).await;
             assert!(crosses(&a, &ann, MOBILE, &b).await < NOTIFIED_WITHIN, "{kind}");
