@@ -100,6 +100,8 @@ class Bench(contextlib.ExitStack):
         subprocess.run(["openssl", "rsa", "-in", self.key, "-pubout", "-out", self.public_key], check=True, capture_output=True)
         self.jwks_url = self._serve_keys()
         self._servers = 0
+        # Cores of servers and Redis, and of the generator, as `taskset` names them; none: all.
+        self.cores = None
         return self
 
     def _serve_keys(self):
@@ -126,13 +128,16 @@ class Bench(contextlib.ExitStack):
         self.callback(server.shutdown)
         return f"http://127.0.0.1:{server.server_port}/keys"
 
+    def _pinned(self, command, which):
+        return ["taskset", "--cpu-list", str(self.cores[which]), *command] if self.cores else command
+
     def start(self, command, port, environment=(), admin=None, answers=None):
         """Starts a process and waits until its port takes connections, or until `answers()`."""
         self._servers += 1
         log = self.folder / f"{self._servers}.log"
         with log.open("wb") as out:
             process = subprocess.Popen(
-                [str(part) for part in command],
+                self._pinned([str(part) for part in command], 0),
                 env={"PATH": os.environ["PATH"], **dict(environment)},
                 stdout=out,
                 stderr=subprocess.STDOUT,
@@ -209,7 +214,7 @@ class Bench(contextlib.ExitStack):
                 command += ["--process", server.pid]
         if redis_url:
             command += ["--redis-url", redis_url]
-        command = [str(part) for part in [*command, *flags]]
+        command = self._pinned([str(part) for part in [*command, *flags]], 1)
         seconds = [float(flag.partition("=")[2].rstrip("s")) for flag in command if flag.startswith(("--duration=", "--warmup="))]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         try:

@@ -105,6 +105,47 @@ def claims(rounds):
     return medians(taken)
 
 
+# Handshakes a second of two workers' storm.
+STORM_RATE = 1500
+
+
+def workers(rounds):
+    """What a handshake and goodbye cost in a storm, for each number of workers."""
+
+    def run(count):
+        with Bench() as bench:
+            fleet = Fleet(bench, 1, 1, DUORELAY_WORKERS=count)
+            return fleet.load("storm", "--users=2000", f"--rate={STORM_RATE}", "--duration=6s", "--warmup=1s")["figures"]
+
+    taken = {count: [] for count in (1, 2)}
+    for turn in range(rounds):
+        for count in taken:
+            figures = run(count)
+            taken[count].append(figures)
+            say(f"workers {count}, round {turn + 1}: {figures['cpu_per_handshake'] * US:.0f} us, p99 {figures['handshake_p99'] * MS:.1f} ms")
+    return {str(count): medians(runs) for count, runs in taken.items()}
+
+
+def one_core(rounds):
+    """Servers and Redis on one core, the generator on another: how many frames a second they carry."""
+
+    def run(key):
+        rate, place = key.split()
+        with Bench() as bench:
+            bench.cores = (0, 1)
+            fleet = Fleet(bench, 2, 1, DUORELAY_MESSAGES_PER_SECOND=0, DUORELAY_BYTES_PER_SECOND=0)
+            flags = [f"--users={int(rate) // 60}", "--fps=30", "--duration=8s", "--warmup=2s", f"--placement={place}"]
+            figures = dict(fleet.load("stream", *flags)["figures"])
+            say(f"  missing: {figures.get('vanished')}, superseded: {figures.get('superseded')}")
+            return figures
+
+    return rounds_of(rounds, "one core", [f"{rate} {place}" for place, rates in ONE_CORE.items() for rate in rates], run)
+
+
+# Frames a second by where a pair's devices are.
+ONE_CORE = {"cross": (30_000, 36_000, 40_000, 44_000, 50_000), "same": (60_000,)}
+
+
 def used_memory(redis):
     """In bytes."""
     command = ["redis-cli", "-p", str(redis.port), "info", "memory"]
@@ -313,7 +354,7 @@ def storms(rounds):
     return found
 
 
-PARTS = {part.__name__: part for part in (users, frames, instances, backplane, claims, idle, stalled, storms, silence, batches, used)}
+PARTS = {part.__name__: part for part in (users, frames, instances, backplane, claims, workers, one_core, idle, stalled, storms, silence, batches, used)}
 
 
 # Measured on another day than the others.
@@ -411,6 +452,15 @@ def report(results):
         fill("capacity", capacity(results))
     if "plan_machine" in results:
         fill("plan machine", textwrap.fill(results["plan_machine"] + ".", 110))
+    if "workers" in done:
+        rows = [[count, digits(run["cpu_per_handshake"] * US), digits(run["handshake_p50"] * MS), digits(run["handshake_p99"] * MS)] for count, run in results["workers"].items()]
+        fill("workers", table(["workers", "CPU of a handshake and goodbye, us", "p50, ms", "p99, ms"], rows))
+    if "one_core" in done:
+        rows = [
+            [f"{int(rate):,}", "apart" if place == "cross" else "together", *row[1:]]
+            for key, row in zip(results["one_core"], cost_rows(results, "one_core")) for rate, place in [key.split()]
+        ]
+        fill("one core", table(["frames/s", "pairs", *COST], rows))
     if "silence" in done:
         rows = [
             [*key.split(), digits(found["commands"]), digits(found["redis_cpu"] * MS), digits(found["instance_cpu"] * MS), f"{found['rss'] / 1e6:,.0f} MB"]
