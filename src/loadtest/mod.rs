@@ -231,8 +231,10 @@ impl Run {
                 () = sleep_until(due.unwrap_or(end)), if due.is_some() => {
                     let at = due.unwrap_or(end);
                     let watch = watch.clone();
+                    let is_edge = at == begin || at == end;
                     asking.spawn(async move {
-                        Reading { at: since_begin(at).as_secs_f64(), ..watch.read().await }
+                        let reading = if is_edge { watch.read_whole().await } else { watch.read().await };
+                        Reading { at: since_begin(at).as_secs_f64(), ..reading }
                     });
                     due = (at < end).then(|| end.min(at + Duration::from_secs(1)));
                     if let Some(command) = rolling.take() {
@@ -263,7 +265,7 @@ impl Run {
 
     async fn read_last(&mut self, watch: &Watch, at: Duration) {
         if !at.is_zero() {
-            let reading = Reading { at: at.as_secs_f64(), ..watch.read_last().await };
+            let reading = Reading { at: at.as_secs_f64(), ..watch.read_whole().await };
             self.results.readings.push(reading);
         }
     }

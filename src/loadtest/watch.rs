@@ -18,8 +18,8 @@ use super::source::{Instance, Reading, RedisState, Source};
 /// How long one reading may take.
 const LIMIT: Duration = Duration::from_millis(900);
 
-/// How often the last reading is tried: a run's figures rest on it.
-const LAST_TRIES: usize = 5;
+/// How often a run's first and last reading are tried: its figures rest on them.
+const TRIES: usize = 5;
 
 impl Instance {
     /// Reads Prometheus's text format, as far as it is needed.
@@ -108,14 +108,14 @@ impl Watch {
         Reading { at: 0.0, instances, redis }
     }
 
-    /// The reading at the end of a run. A busy machine may miss [`LIMIT`] once, so whatever has not answered is asked
+    /// The reading at either end of a run. A busy machine may miss [`LIMIT`] once, so whatever has not answered is asked
     /// again; an instance that has ended refuses at once.
-    pub(super) async fn read_last(&self) -> Reading {
+    pub(super) async fn read_whole(&self) -> Reading {
         let mut reading = self.read().await;
         let is_whole = |reading: &Reading| {
             (self.redis.is_none() || reading.redis.is_some()) && reading.instances.iter().all(Option::is_some)
         };
-        for _ in 1..LAST_TRIES {
+        for _ in 1..TRIES {
             if !is_whole(&reading) {
                 reading = self.read().await;
             }
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_last_reading_asks_again_where_nobody_answered() {
+    async fn a_whole_reading_asks_again_where_nobody_answered() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = Url::parse(&format!("http://{}/metrics", listener.local_addr().unwrap())).unwrap();
         let server = tokio::spawn(async move {
@@ -193,7 +193,7 @@ mod tests {
         });
         let http = reqwest::Client::builder().timeout(LIMIT).build().unwrap();
         let watch = Watch { http, metrics: vec![url], sources: Vec::new(), redis: None };
-        let reading = timeout(Duration::from_secs(10), watch.read_last()).await.unwrap();
+        let reading = timeout(Duration::from_secs(10), watch.read_whole()).await.unwrap();
         assert_eq!(reading.sum(|instance| instance.rss), Some(7.0));
         server.await.unwrap();
     }
