@@ -231,11 +231,8 @@ impl Run {
                 () = sleep_until(due.unwrap_or(end)), if due.is_some() => {
                     let at = due.unwrap_or(end);
                     let watch = watch.clone();
-                    let is_edge = at == begin || at == end;
-                    asking.spawn(async move {
-                        let reading = if is_edge { watch.read_whole().await } else { watch.read().await };
-                        Reading { at: since_begin(at).as_secs_f64(), ..reading }
-                    });
+                    let tries = if at == begin || at == end { watch::TRIES } else { 1 };
+                    asking.spawn(async move { watch.read(since_begin(at), tries).await });
                     due = (at < end).then(|| end.min(at + Duration::from_secs(1)));
                     if let Some(command) = rolling.take() {
                         roll(command);
@@ -265,8 +262,7 @@ impl Run {
 
     async fn read_last(&mut self, watch: &Watch, at: Duration) {
         if !at.is_zero() {
-            let reading = Reading { at: at.as_secs_f64(), ..watch.read_whole().await };
-            self.results.readings.push(reading);
+            self.results.readings.push(watch.read(at, watch::TRIES).await);
         }
     }
 

@@ -19,7 +19,7 @@ use super::source::{Instance, Reading, RedisState, Source};
 const LIMIT: Duration = Duration::from_millis(900);
 
 /// How often a run's first and last reading are tried: its figures rest on them.
-const TRIES: usize = 5;
+pub(super) const TRIES: usize = 5;
 
 impl Instance {
     /// Reads Prometheus's text format, as far as it is needed.
@@ -89,7 +89,7 @@ impl Watch {
         };
         let (metrics, sources) = (options.metrics.clone(), options.sources_of_figures.clone());
         let watch = Self { http, metrics, sources, redis };
-        let first = watch.read().await;
+        let first = watch.read(Duration::ZERO, TRIES).await;
         let mut watched = options.watched().into_iter().zip(&first.instances);
         if let Some((name, _)) = watched.find(|(_, instance)| instance.is_none()) {
             return Err(format!("{name}: no figures there (--metrics)").into());
@@ -100,27 +100,26 @@ impl Watch {
         Ok((watch, first))
     }
 
-    /// Asks all at once.
-    pub(super) async fn read(&self) -> Reading {
-        let asking = futures_util::future::join_all(self.metrics.iter().map(|url| self.ask(url)));
-        let (mut instances, redis) = tokio::join!(asking, self.ask_redis());
-        instances.extend(self.sources.iter().map(|source| source.read()));
-        Reading { at: 0.0, instances, redis }
-    }
-
-    /// The reading at either end of a run. A busy machine may miss [`LIMIT`] once, so whatever has not answered is asked
-    /// again; an instance that has ended refuses at once.
-    pub(super) async fn read_whole(&self) -> Reading {
-        let mut reading = self.read().await;
+    /// Asks all at once, and again where somebody has not answered: so often at most. A busy machine may miss [`LIMIT`]
+    /// once; an instance that has ended refuses at once. `at` is the time since the measuring began.
+    pub(super) async fn read(&self, at: Duration, tries: usize) -> Reading {
         let is_whole = |reading: &Reading| {
             (self.redis.is_none() || reading.redis.is_some()) && reading.instances.iter().all(Option::is_some)
         };
-        for _ in 1..TRIES {
+        let mut reading = self.ask_all(at).await;
+        for _ in 1..tries {
             if !is_whole(&reading) {
-                reading = self.read().await;
+                reading = self.ask_all(at).await;
             }
         }
         reading
+    }
+
+    async fn ask_all(&self, at: Duration) -> Reading {
+        let asking = futures_util::future::join_all(self.metrics.iter().map(|url| self.ask(url)));
+        let (mut instances, redis) = tokio::join!(asking, self.ask_redis());
+        instances.extend(self.sources.iter().map(|source| source.read()));
+        Reading { at: at.as_secs_f64(), instances, redis }
     }
 
     async fn ask(&self, url: &Url) -> Option<Instance> {
@@ -193,7 +192,7 @@ mod tests {
         });
         let http = reqwest::Client::builder().timeout(LIMIT).build().unwrap();
         let watch = Watch { http, metrics: vec![url], sources: Vec::new(), redis: None };
-        let reading = timeout(Duration::from_secs(10), watch.read_whole()).await.unwrap();
+        let reading = timeout(Duration::from_secs(10), watch.read(Duration::ZERO, TRIES)).await.unwrap();
         assert_eq!(reading.sum(|instance| instance.rss), Some(7.0));
         server.await.unwrap();
     }
