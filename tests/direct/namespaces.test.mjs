@@ -1,4 +1,6 @@
 // The direct path between two hosts: two network namespaces with addresses of their own, and the relay in a third place.
+// The switch between them has a namespace of its own. In the host's, a firewall that forwards nothing, as container
+// engines leave it, would also filter what a bridge passes on (`bridge-nf-call-iptables`).
 // Needs root and `ip netns`; tests/direct/run says so where they are missing.
 
 import assert from 'node:assert/strict'
@@ -11,37 +13,42 @@ import { both, onDirect, Page, WEBRTC } from './pages.mjs'
 // Documentation addresses (RFC 5737, TEST-NET-3).
 const NET = '203.0.113'
 const RELAY = `${NET}.1`
-const BRIDGE = 'duorelay0'
+const UPLINK = 'duorelay0'
+const SWITCH = 'duorelay-switch'
 const places = [
   { name: 'duorelay-desk', address: `${NET}.2`, link: 'duorelay1' },
   { name: 'duorelay-phone', address: `${NET}.3`, link: 'duorelay2' },
 ]
 const ip = (...words) => execFileSync('ip', words, { stdio: ['ignore', 'pipe', 'pipe'] })
-const inside = (place, ...words) => ip('netns', 'exec', place.name, 'ip', ...words)
+const inside = (place, ...words) => ip('-netns', place.name, ...words)
+const atSwitch = (...words) => inside({ name: SWITCH }, ...words)
 
 let demo
 const browsers = []
 
 function takeAway() {
-  for (const { name } of places) {
+  // The link goes first, and takes its other end along: a namespace is cleared some time after its name is gone.
+  const left = [['link', 'del', UPLINK], ...[...places.map(({ name }) => name), SWITCH].map((name) => ['netns', 'del', name])]
+  for (const words of left) {
     try {
-      ip('netns', 'del', name)
+      ip(...words)
     } catch {} // it was not there
   }
-  try {
-    ip('link', 'del', BRIDGE)
-  } catch {}
 }
 
 before(async () => {
   takeAway() // what a run that was killed left behind
-  ip('link', 'add', BRIDGE, 'type', 'bridge')
-  ip('addr', 'add', `${RELAY}/24`, 'dev', BRIDGE)
-  ip('link', 'set', BRIDGE, 'up')
+  ip('netns', 'add', SWITCH)
+  atSwitch('link', 'add', 'bridge', 'type', 'bridge')
+  atSwitch('link', 'set', 'bridge', 'up')
+  ip('link', 'add', UPLINK, 'type', 'veth', 'peer', 'name', 'relay', 'netns', SWITCH)
+  atSwitch('link', 'set', 'relay', 'master', 'bridge', 'up')
+  ip('addr', 'add', `${RELAY}/24`, 'dev', UPLINK)
+  ip('link', 'set', UPLINK, 'up')
   for (const place of places) {
     ip('netns', 'add', place.name)
-    ip('link', 'add', place.link, 'type', 'veth', 'peer', 'name', 'eth0', 'netns', place.name)
-    ip('link', 'set', place.link, 'master', BRIDGE, 'up')
+    atSwitch('link', 'add', place.link, 'type', 'veth', 'peer', 'name', 'eth0', 'netns', place.name)
+    atSwitch('link', 'set', place.link, 'master', 'bridge', 'up')
     inside(place, 'addr', 'add', `${place.address}/24`, 'dev', 'eth0')
     inside(place, 'link', 'set', 'eth0', 'up')
     inside(place, 'link', 'set', 'lo', 'up')
