@@ -32,8 +32,8 @@ impl Budget {
     }
 
     /// The bytes that may wait for the backplane on one of so many workers. Together that is a quarter of the
-    /// budget. So a backplane that stands still leaves room for who is here. There is always room for a few
-    /// messages.
+    /// budget. So a backplane that stands still leaves room for the connections that are open. A worker always has
+    /// room for a few messages.
     #[must_use]
     pub fn backplane_bytes(&self, workers: usize) -> usize {
         (self.0.limit / 4 / workers.max(1)).clamp(BACKPLANE_LEAST, BACKPLANE_MOST)

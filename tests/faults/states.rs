@@ -293,7 +293,7 @@ async fn fleets_on_two_databases_never_meet() {
             let answer = relay.operate("GET", "/v1/instances", &json!(null)).await.json();
             let instances = answer["instances"].as_array().unwrap();
             assert!(instances.len() <= 1, "{answer}");
-            // It has been announced since both connections were there.
+            // The instance has announced itself since both connections came.
             if instances.first().is_some_and(|one| one["connections"] == connections) {
                 break;
             }
